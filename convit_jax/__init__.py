@@ -1,0 +1,24 @@
+"""ConViT (d'Ascoli et al., ICML 2021) in JAX and Flax.
+
+The public names are imported on first use: reading and augmenting images, in worker processes of
+their own, then needs no Flax.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {"create_model": "convit_jax.models", "list_models": "convit_jax.models"}
+
+__all__ = ["create_model", "list_models"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'convit_jax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

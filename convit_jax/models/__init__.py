@@ -1,0 +1,16 @@
+"""ConViT and DeiT, from the paper's layer up to the named models."""
+
+from convit_jax.models.architecture import Architecture
+from convit_jax.models.gpsa import GPSA
+from convit_jax.models.vit import VisionTransformer
+from convit_jax.models.zoo import architecture, build, create_model, list_models
+
+__all__ = [
+    "GPSA",
+    "Architecture",
+    "VisionTransformer",
+    "architecture",
+    "build",
+    "create_model",
+    "list_models",
+]

@@ -1,0 +1,186 @@
+"""Gated positional self-attention: the layer that makes a ConViT (d'Ascoli et al. 2021, §3).
+
+A head of this layer attends by content, by position, or by a mixture that it learns. It starts
+as one tap of a convolution and is free to leave it.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convit_jax import kernels
+from convit_jax.errors import InputError
+
+# Standard deviation of the linear layers of a vision transformer at initialisation. PyTorch's
+# truncation at ±2 lies 100 deviations out, so a plain normal is the same distribution.
+LINEAR_STD = 0.02
+
+
+def relative_positions(grid: tuple[int, int]) -> jax.Array:
+    """r_ij = (dx, dy, |d|²), the offset of key patch j from query patch i (paper Eq. 5).
+
+    The order of the three channels is that of the released weights; the paper's is (|d|², d1, d2).
+
+    Args:
+        grid: (rows, columns) of patches.
+
+    Returns:
+        float32 [N, N, 3] with N = rows · columns, patches in row-major order, unit: patches.
+    """
+    y, x = jnp.divmod(jnp.arange(grid[0] * grid[1]), grid[1])
+    dx = (x[None, :] - x[:, None]).astype(jnp.float32)
+    dy = (y[None, :] - y[:, None]).astype(jnp.float32)
+    return jnp.stack([dx, dy, dx**2 + dy**2], axis=-1)
+
+
+def attention_centres(num_heads: int) -> np.ndarray:
+    """Δ of each head: the offset that its convolutional initialisation attends to (paper Eq. 5).
+
+    The heads form the taps of a √H x √H convolution kernel, one patch apart and centred on the
+    query: {-1, 0, 1}² for nine heads, ±½ for four. With an even kernel no tap falls on a patch.
+
+    Args:
+        num_heads: H, a perfect square.
+
+    Returns:
+        float32 [H, 2], (x, y) of each head, x slowest.
+
+    Raises:
+        InputError: `num_heads` is not a perfect square.
+    """
+    side = math.isqrt(num_heads)
+    if side**2 != num_heads:
+        raise InputError(
+            f"num_heads={num_heads} is not a perfect square, so the heads cannot form the taps of "
+            f"a square convolution kernel: use {side**2} or {(side + 1) ** 2} heads, or "
+            "conv_init=False"
+        )
+    tap = np.arange(side, dtype=np.float32) - (side - 1) / 2
+    x, y = np.meshgrid(tap, tap, indexing="ij")
+    return np.stack([x.ravel(), y.ravel()], axis=-1)
+
+
+def convolutional_positions(num_heads: int, locality_strength: float) -> np.ndarray:
+    """v_pos = -α (1, -2Δ1, -2Δ2) of every head (paper Eq. 5).
+
+    v_pos · r_ij = -α |d - Δ|² + α |Δ|², a Gaussian around Δ once the softmax is taken: attention
+    tends to a one-hot at Δ, and the layer to a convolution, as α grows.
+
+    Args:
+        num_heads: H, a perfect square.
+        locality_strength: α, in 1/patches²: how sharply each head looks at its centre.
+
+    Returns:
+        float32 [3, H] in the channel order of `relative_positions`.
+    """
+    centres = attention_centres(num_heads)
+    squared_distance = -np.ones(num_heads, np.float32)
+    v_pos = np.stack([2 * centres[:, 0], 2 * centres[:, 1], squared_distance])
+    return np.float32(locality_strength) * v_pos
+
+
+def _identity(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
+    """W_val = I, so that the layer starts as a pure convolution (paper Eq. 5)."""
+    del key
+    return jnp.eye(*shape, dtype=dtype)
+
+
+class GPSA(nnx.Module):
+    """Gated positional self-attention (paper Eq. 6 and 7).
+
+    Attributes:
+        qk: queries and keys from one projection, queries first.
+        v: values; the identity at a convolutional initialisation.
+        pos_proj: v_pos of each head; its bias, there in the released weights, cancels in softmax.
+        gating: λ of each head, or None where the mixture is fixed at one half (`use_gating` off).
+        proj: output projection.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        *,
+        qkv_bias: bool = False,
+        locality_strength: float = 1.0,
+        conv_init: bool = True,
+        use_gating: bool = True,
+        drop_rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Makes the layer.
+
+        Args:
+            num_heads: H; a perfect square if `conv_init`.
+            head_dim: channels of a head.
+            qkv_bias: whether queries, keys and values have biases.
+            locality_strength: α of the convolutional initialisation.
+            conv_init: start as a convolution; otherwise from small random values.
+            use_gating: learn λ, from 1; otherwise σ(λ) stays one half.
+            drop_rate: dropout of the output.
+            dtype: type of the arithmetic; parameters are float32.
+            rngs: random streams for the parameters.
+        """
+        width = num_heads * head_dim
+        normal = nnx.initializers.normal(LINEAR_STD)
+
+        def linear(inputs: int, outputs: int, **options: Any) -> nnx.Linear:
+            options = {"kernel_init": normal, "dtype": dtype} | options
+            return nnx.Linear(inputs, outputs, rngs=rngs, **options)
+
+        self.num_heads = num_heads
+        self.qk = linear(width, 2 * width, use_bias=qkv_bias)
+        self.v = linear(
+            width, width, use_bias=qkv_bias, kernel_init=_identity if conv_init else normal
+        )
+        # Positions are integers up to hundreds, squared: their arithmetic stays in float32.
+        self.pos_proj = linear(3, num_heads, dtype=jnp.float32)
+        if conv_init:
+            self.pos_proj.kernel[...] = convolutional_positions(num_heads, locality_strength)
+        self.gating = nnx.Param(jnp.ones(num_heads)) if use_gating else None
+        self.proj = linear(width, width)
+        self.dropout = nnx.Dropout(drop_rate)
+
+    def gate(self) -> jax.Array:
+        """σ(λ): float32 [H], the share of attention that each head gives to position."""
+        if self.gating is None:
+            return jnp.full((self.num_heads,), 0.5)
+        return jax.nn.sigmoid(self.gating[...])
+
+    def positional_attention(self, grid: tuple[int, int]) -> jax.Array:
+        """softmax(v_pos · r): float32 [H, N, N], the same for every image (paper Eq. 7)."""
+        scores = self.pos_proj(relative_positions(grid)).transpose(2, 0, 1)
+        return jax.nn.softmax(scores, axis=-1)
+
+    def _queries_keys(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        qk = self.qk(x).reshape(*x.shape[:2], 2, self.num_heads, -1)
+        return qk[:, :, 0], qk[:, :, 1]
+
+    def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """A, the mixture itself (paper Eq. 7): [B, N, C] → float32 [B, H, N, N]."""
+        gate = self.gate()[:, None, None]
+        by_content = kernels.attention_map(*self._queries_keys(x))
+        return (1 - gate) * by_content + gate * self.positional_attention(grid)
+
+    def __call__(
+        self, x: jax.Array, grid: tuple[int, int], *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """concat_h(A_h X W_val) W_out (paper Eq. 6 and 2).
+
+        Args:
+            x: tokens, [B, N, C]; patches only, N = rows · columns of `grid`.
+            grid: (rows, columns) of patches.
+            key: randomness of dropout, or None for none.
+
+        Returns:
+            [B, N, C].
+        """
+        q, k = self._queries_keys(x)
+        v = self.v(x).reshape(q.shape)
+        heads = kernels.gated_attention(q, k, v, self.positional_attention(grid), self.gate())
+        return self.dropout(self.proj(heads.reshape(x.shape)), deterministic=key is None, rngs=key)

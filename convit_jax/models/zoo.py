@@ -1,0 +1,105 @@
+"""The models by name: the sizes of the paper's Table 1."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+
+from convit_jax.errors import InputError, nearest
+from convit_jax.models.architecture import GPSA_FIELDS, Architecture, as_image_size
+from convit_jax.models.vit import VisionTransformer
+
+_CONVIT = Architecture(num_heads=4)
+# Touvron et al. 2021: biases in the attention, the class token among the patches from the start.
+_DEIT = Architecture(
+    num_heads=3, head_dim=64, gpsa_layers=0, qkv_bias=True, class_token_position=True
+)
+
+_replace = dataclasses.replace
+_ZOO = {
+    "convit_tiny": _replace(_CONVIT, num_heads=4),
+    "convit_tiny_plus": _replace(_CONVIT, num_heads=4, head_dim=64),
+    "convit_small": _replace(_CONVIT, num_heads=9),
+    "convit_small_plus": _replace(_CONVIT, num_heads=9, head_dim=64),
+    "convit_base": _replace(_CONVIT, num_heads=16),
+    "convit_base_plus": _replace(_CONVIT, num_heads=16, head_dim=64),
+    "deit_tiny": _replace(_DEIT, num_heads=3),
+    "deit_tiny_plus": _replace(_DEIT, num_heads=4),
+    "deit_small": _replace(_DEIT, num_heads=6),
+    "deit_small_plus": _replace(_DEIT, num_heads=9),
+    "deit_base": _replace(_DEIT, num_heads=12),
+    "deit_base_plus": _replace(_DEIT, num_heads=16),
+}
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` takes."""
+    return list(_ZOO)
+
+
+def architecture(name: str, **overrides: Any) -> Architecture:
+    """The named model's architecture with some fields replaced.
+
+    Args:
+        name: one of `list_models()`.
+        **overrides: fields of `Architecture`; `image_size` may be one side.
+
+    Raises:
+        InputError: an unknown name or field, a value out of range, or a field that the model
+            would not read (a GPSA field for a model without GPSA layers).
+    """
+    if name not in _ZOO:
+        raise InputError(f"no model is called '{name}': {nearest(name, _ZOO)}")
+    known = {field.name for field in dataclasses.fields(Architecture)}
+    for field in overrides:
+        if field not in known:
+            raise InputError(f"models have no field '{field}': {nearest(field, known)}")
+    if "image_size" in overrides:
+        overrides["image_size"] = as_image_size(overrides["image_size"])
+    base = _ZOO[name]
+    if overrides.get("gpsa_layers") and base.class_token_position:
+        raise InputError(
+            f"{name} has no GPSA layers (gpsa_layers={overrides['gpsa_layers']}): "
+            f"use {name.replace('deit', 'convit')}"
+        )
+    made = _replace(base, **overrides)
+    unread = [field for field in GPSA_FIELDS if field in overrides and made.gpsa_layers == 0]
+    if not made.conv_init and "locality_strength" in overrides:
+        unread.append("locality_strength")
+    if unread:
+        reason = "conv_init is off" if made.gpsa_layers else "it has no GPSA layers"
+        raise InputError(f"{name} would not read {', '.join(unread)}: {reason}")
+    return made
+
+
+def build(made: Architecture, seed: int = 0) -> VisionTransformer:
+    """A model of the given architecture with fresh float32 parameters, a function of `seed`."""
+    return VisionTransformer(made, rngs=nnx.Rngs(params=jax.random.key(seed)))
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] = 224,
+    seed: int = 0,
+    **overrides: Any,
+) -> VisionTransformer:
+    """Makes a model with fresh parameters.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: length of the logits.
+        image_size: side, or (height, width), in pixels.
+        seed: seed of the parameters.
+        **overrides: other fields of `Architecture`.
+
+    Returns:
+        A model that maps normalised float images [B, H, W, channels] to float32 logits
+        [B, num_classes].
+
+    Raises:
+        InputError: an unknown name or field, or a value out of range.
+    """
+    made = architecture(name, num_classes=num_classes, image_size=image_size, **overrides)
+    return build(made, seed)

@@ -1,0 +1,217 @@
+"""Saving and finding the state of a run, by Orbax.
+
+A checkpoint holds the state and the config that it belongs to, so that it can be understood
+without the run around it.
+"""
+
+import dataclasses
+import json
+import logging
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from convit_jax.config import CheckpointConfig, Config, differences, resolve
+from convit_jax.errors import InputError, RunError
+from convit_jax.training.step import TrainState
+
+_STATE, _CONFIG = "state", "config"
+_BEST_METRIC = "accuracy"
+_DAMAGED_SUFFIX = ".damaged"
+
+log = logging.getLogger(__name__)
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics[_BEST_METRIC]
+
+
+def open_checkpoints(directory: epath.Path, keep: CheckpointConfig) -> ocp.CheckpointManager:
+    """The checkpoints in a directory, kept by recency and by evaluation accuracy."""
+    policies: list[checkpoint_managers.PreservationPolicy] = [
+        checkpoint_managers.LatestN(keep.keep_latest)
+    ]
+    if keep.keep_best:
+        policies.append(
+            checkpoint_managers.BestN(
+                get_metric_fn=_score, n=keep.keep_best, keep_checkpoints_without_metrics=False
+            )
+        )
+    _set_aside_unranked(directory)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        best_fn=_score,
+        cleanup_tmp_directories=True,
+    )
+    return ocp.CheckpointManager(directory, options=options)
+
+
+def save(
+    checkpoints: ocp.CheckpointManager,
+    state: TrainState,
+    step: int,
+    config: Config,
+    accuracy: float | None,
+) -> None:
+    """Saves the state after `step` steps; the writing goes on in the background.
+
+    Args:
+        checkpoints: where to.
+        state: what to save; its buffers may be given away once this returns.
+        step: steps done.
+        config: the run's configuration, saved beside the state.
+        accuracy: the state's evaluation accuracy, if it was evaluated.
+
+    Raises:
+        RunError: this checkpoint or the one before could not be written.
+    """
+    try:
+        checkpoints.save(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    _STATE: ocp.args.StandardSave(state),
+                    _CONFIG: ocp.args.JsonSave(dataclasses.asdict(config)),
+                }
+            ),
+            metrics=None if accuracy is None else {_BEST_METRIC: accuracy},
+        )
+    except (OSError, ValueError) as error:
+        raise _unwritten(checkpoints, error) from error
+
+
+def is_best(checkpoints: ocp.CheckpointManager, accuracy: float | None) -> bool:
+    """Whether an evaluation is worth a checkpoint: the best are kept and this beats them."""
+    if accuracy is None:
+        return False
+    best = checkpoints.best_step()
+    return best is None or accuracy > _score(checkpoints.metrics(best))
+
+
+def finish_saving(checkpoints: ocp.CheckpointManager) -> None:
+    """Waits for what is being written.
+
+    Raises:
+        RunError: it could not be written.
+    """
+    try:
+        checkpoints.wait_until_finished()
+    except (OSError, ValueError) as error:
+        raise _unwritten(checkpoints, error) from error
+
+
+def _unwritten(checkpoints: ocp.CheckpointManager, error: Exception) -> RunError:
+    kept = sorted(checkpoints.all_steps(read=True))
+    return RunError(
+        f"a checkpoint could not be written to {checkpoints.directory} ({_first_line(error)}); "
+        f"kept: {', '.join(f'step {step}' for step in kept) or 'none'}. Free some space and start "
+        "again with the same --workdir"
+    )
+
+
+def check_same_run(checkpoints: ocp.CheckpointManager, config: Config) -> None:
+    """Refuses a config that contradicts the newest readable checkpoint's.
+
+    Keys that do not change what the state means may differ; they are logged.
+
+    Raises:
+        InputError: a key that is fixed for a run differs.
+    """
+    for step in sorted(checkpoints.all_steps(), reverse=True):
+        try:
+            args = ocp.args.Composite(**{_CONFIG: ocp.args.JsonRestore()})
+            saved = resolve(checkpoints.restore(step, args=args)[_CONFIG])
+            break
+        except _DAMAGE as error:
+            log.debug("config of checkpoint %d: %s", step, error)
+    else:
+        return
+    changed = list(differences(saved, config))
+    contradictions = [
+        f"{key} ({old!r} there, {new!r} here)" for key, old, new, fixed in changed if fixed
+    ]
+    if contradictions:
+        raise InputError(
+            f"the run in {checkpoints.directory.parent} was started with another configuration: "
+            f"{'; '.join(contradictions)}. Use another --workdir, or that configuration"
+        )
+    for key, old, new, _ in changed:
+        log.info("config.%s was %r until step %d, is now %r", key, old, step, new)
+
+
+# What Orbax and TensorStore raise for files that are missing, short or garbled.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)
+
+
+def restore_newest(
+    checkpoints: ocp.CheckpointManager, abstract_state: TrainState, sharding: Any
+) -> TrainState | None:
+    """The state of the newest checkpoint that can be read, or None where there is none.
+
+    A damaged one is set aside under another name, saying so, and the one before is tried.
+
+    Args:
+        checkpoints: where from.
+        abstract_state: shapes and types of the state.
+        sharding: how each array is to lie on the devices; a tree like the state or one for all.
+
+    Raises:
+        RunError: there are checkpoints, and none can be read.
+    """
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state
+    )
+    steps = sorted(checkpoints.all_steps(), reverse=True)
+    for step in steps:
+        try:
+            args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
+            return checkpoints.restore(step, args=args)[_STATE]
+        except _DAMAGE as error:
+            aside = _set_aside(checkpoints.directory / str(step))
+            checkpoints.reload()
+            log.warning(
+                "the checkpoint of step %d is damaged (%s): kept as %s, trying the one before",
+                step,
+                _first_line(error),
+                aside.name,
+            )
+    if steps:
+        raise RunError(
+            f"none of the {len(steps)} checkpoints in {checkpoints.directory} can be read; they "
+            "are kept there under other names. Start again to train from the beginning"
+        )
+    return None
+
+
+def _set_aside_unranked(directory: epath.Path) -> None:
+    """Sets aside checkpoints whose metrics are garbled, at which Orbax would refuse them all."""
+    for metrics in directory.glob("*/metrics/metrics"):
+        checkpoint = metrics.parent.parent
+        if not checkpoint.name.isdigit():
+            continue
+        try:
+            json.loads(metrics.read_text())
+        except ValueError:
+            aside = _set_aside(checkpoint)
+            log.warning(
+                "the checkpoint of step %s is damaged (its metrics cannot be read): kept as %s",
+                checkpoint.name,
+                aside.name,
+            )
+
+
+def _set_aside(checkpoint: epath.Path) -> epath.Path:
+    """Renames a damaged checkpoint, so that its step can be saved again and nothing is lost."""
+    aside = checkpoint.parent / (checkpoint.name + _DAMAGED_SUFFIX)
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = checkpoint.parent / f"{checkpoint.name}{_DAMAGED_SUFFIX}{number}"
+    return checkpoint.rename(aside)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,102 @@
+"""A config put together: the model, the optimizer and the steps that train it.
+
+Everything here is shapes and functions: nothing is read and no array is made, so the same
+experiment can be run, planned for another machine, or timed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+
+from convit_jax import models
+from convit_jax.config import Config, architecture, duration_in_steps
+from convit_jax.data import EpochOrder
+from convit_jax.training.optimizer import learning_rate, make_optimizer
+from convit_jax.training.step import (
+    Metrics,
+    StepConfig,
+    TrainState,
+    make_eval_step,
+    make_train_step,
+    new_state,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a run is made of.
+
+    Attributes:
+        config: the configuration it was made from.
+        architecture: the model's.
+        order: which example stands where.
+        total_steps: length of the run.
+        eval_every, checkpoint_every, log_every: in steps.
+        init_state: () → state before the first step; a function of the seed, for `jax.jit`.
+        train_step: (state, batch) → (state, metrics).
+        eval_step: (params, batch) → sums of metrics.
+    """
+
+    config: Config
+    architecture: models.Architecture
+    order: EpochOrder
+    total_steps: int
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+    init_state: Callable[[], TrainState]
+    train_step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]
+    eval_step: Callable[[Any, dict[str, jax.Array]], Metrics]
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and types of the state."""
+        return jax.eval_shape(self.init_state)
+
+
+def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> Experiment:
+    """Puts a config together for a dataset of the given size.
+
+    Raises:
+        InputError: the config asks for something that does not fit together.
+    """
+    made = architecture(config, num_classes)
+    order = EpochOrder(num_examples, config.batch_size, config.seed)
+
+    def steps(key: str) -> int:
+        return duration_in_steps(config, key, order.steps_per_epoch)
+
+    total_steps = steps("train_for")
+
+    def make_model() -> models.VisionTransformer:
+        return models.build(made, config.seed)
+
+    graph, abstract_params = nnx.split(nnx.eval_shape(make_model))
+    schedule = learning_rate(config, total_steps, steps("optimizer.warmup"))
+    optimizer: optax.GradientTransformation = make_optimizer(
+        config.optimizer, schedule, nnx.to_pure_dict(abstract_params)
+    )
+    step_config = StepConfig(
+        seed=config.seed,
+        num_classes=num_classes,
+        mean=config.data.mean,
+        std=config.data.std,
+        label_smoothing=config.label_smoothing,
+        accumulate=config.optimizer.accumulate,
+        ema_decay=config.ema_decay,
+    )
+    return Experiment(
+        config=config,
+        architecture=made,
+        order=order,
+        total_steps=total_steps,
+        eval_every=steps("eval_every"),
+        checkpoint_every=steps("checkpoint.every"),
+        log_every=steps("log_every"),
+        init_state=lambda: new_state(make_model(), optimizer, ema=bool(config.ema_decay)),
+        train_step=make_train_step(graph, optimizer, schedule, step_config),
+        eval_step=make_eval_step(graph, step_config),
+    )

@@ -1,0 +1,283 @@
+"""The run: from a config and a workdir to a trained model, resuming what was begun."""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from clu import metric_writers, periodic_actions
+from etils import epath
+
+from convit_jax import data
+from convit_jax.config import Config
+from convit_jax.errors import InputError, RunError
+from convit_jax.training import checkpoints as saving
+from convit_jax.training import mesh as meshes
+from convit_jax.training import workdir as workdirs
+from convit_jax.training.clock import Clock
+from convit_jax.training.evaluation import evaluate
+from convit_jax.training.experiment import Experiment, make_experiment
+from convit_jax.training.reporting import Screen, duration_in_words, make_writer
+from convit_jax.training.signals import StopRequest, stop_on_signals
+from convit_jax.training.step import Metrics, TrainState
+from convit_jax.training.window import MetricsWindow, NotFiniteError
+
+log = logging.getLogger(__name__)
+
+# Steps that may be in flight before the host waits: enough to keep the devices busy, few enough
+# that the batches waiting on them do not fill their memory.
+STEPS_IN_FLIGHT = 2
+PROFILED_STEPS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: steps done.
+        stopped_by: number of the signal that ended it early, or None.
+        evaluation: the last evaluation's metrics, if there was one.
+    """
+
+    step: int
+    stopped_by: int | None
+    evaluation: dict[str, float] | None
+
+
+def train(config: Config, workdir: str) -> Outcome:
+    """Trains, evaluates and checkpoints, from the workdir's newest checkpoint if it has one.
+
+    Args:
+        config: the experiment.
+        workdir: directory for the run, made if it is not there; `gs://` is fine.
+
+    Returns:
+        How it ended: at its last step, or earlier by SIGTERM or Ctrl-C with the state saved.
+
+    Raises:
+        InputError: the config, the data, the devices or the workdir do not fit together.
+        RunError: the loss is no longer a number, or a checkpoint cannot be written or read.
+    """
+    with contextlib.ExitStack() as stack:
+        screen = stack.enter_context(Screen())
+        stop = stack.enter_context(stop_on_signals())
+        directory = workdirs.open_workdir(workdir)
+        examples, eval_examples = _open_examples(config)
+        experiment = make_experiment(
+            config, num_examples=len(examples), num_classes=len(examples.class_names)
+        )
+        run = _Run.make(experiment, examples, eval_examples)
+        checkpoints = saving.open_checkpoints(directory / "checkpoints", config.checkpoint)
+        stack.callback(checkpoints.close)
+        saving.check_same_run(checkpoints, config)
+        state, start = _first_state(run, checkpoints)
+        if jax.process_index() == 0:
+            workdirs.write_config(directory, experiment)
+        workdirs.log_beginning(experiment, state, start, run.shard.count)
+        writer = make_writer(
+            directory,
+            steps_per_epoch=experiment.order.steps_per_epoch,
+            total_steps=experiment.total_steps,
+            start_step=start,
+            is_first=jax.process_index() == 0,
+        )
+        with metric_writers.ensure_flushes(writer):
+            outcome = _take_steps(run, state, start, checkpoints, writer, screen, stop)
+        saving.finish_saving(checkpoints)
+        if outcome.stopped_by is None:
+            log.info("finished %d steps", outcome.step)
+        else:
+            log.info(
+                "stopped by %s after step %d of %d; the same command goes on from there",
+                stop.signal.name,
+                outcome.step,
+                experiment.total_steps,
+            )
+        workdirs.log_end(directory, checkpoints)
+        return outcome
+
+
+def _open_examples(config: Config) -> tuple[data.Source, data.Source]:
+    """What to train on and what to evaluate on, with the same classes."""
+    examples, eval_examples = (
+        data.open_source(config.data.train),
+        data.open_source(config.data.eval),
+    )
+    if examples.class_names != eval_examples.class_names:
+        raise InputError(
+            f"config.data.eval={config.data.eval} has other classes "
+            f"({len(eval_examples.class_names)}) than config.data.train={config.data.train} "
+            f"({len(examples.class_names)})"
+        )
+    return examples, eval_examples
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """An experiment with its data, placed on this machine's devices."""
+
+    experiment: Experiment
+    mesh: jax.sharding.Mesh
+    shard: data.Shard
+    train_step: Callable[..., tuple[TrainState, Metrics]]
+    eval_step: Callable[..., Metrics]
+    train_batches: Callable[[int], Iterator[data.Batch]]
+    eval_batches: Callable[[], Iterator[data.Batch]]
+
+    @classmethod
+    def make(
+        cls, experiment: Experiment, examples: data.Source, eval_examples: data.Source
+    ) -> "_Run":
+        """Raises InputError where the devices do not divide a batch."""
+        config, made = experiment.config, experiment.architecture
+        mesh = meshes.create_mesh()
+        part = config.batch_size // config.optimizer.accumulate
+        meshes.check_divides(mesh, part, "batch_size / optimizer.accumulate")
+        meshes.check_divides(mesh, config.eval_batch_size, "eval_batch_size")
+        everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+        shard = data.Shard(jax.process_index(), jax.process_count())
+        reading = data.Reading(
+            config.data.num_workers, config.data.num_threads, config.data.prefetch_batches
+        )
+
+        def train_batches(start: int) -> Iterator[data.Batch]:
+            augment = dataclasses.asdict(config.augment)
+            return data.train_batches(
+                examples,
+                experiment.order,
+                data.TrainTransform(made.image_size, made.in_channels, **augment),
+                start_step=start,
+                num_steps=experiment.total_steps,
+                shard=shard,
+                reading=reading,
+            )
+
+        def eval_batches() -> Iterator[data.Batch]:
+            transform = data.EvalTransform(made.image_size, made.in_channels)
+            return data.eval_batches(
+                eval_examples, config.eval_batch_size, transform, shard=shard, reading=reading
+            )
+
+        return cls(
+            experiment=experiment,
+            mesh=mesh,
+            shard=shard,
+            train_step=jax.jit(
+                experiment.train_step,
+                in_shardings=(everywhere, rows),
+                out_shardings=everywhere,
+                donate_argnums=0,
+            ),
+            eval_step=jax.jit(
+                experiment.eval_step, in_shardings=(everywhere, rows), out_shardings=everywhere
+            ),
+            train_batches=train_batches,
+            eval_batches=eval_batches,
+        )
+
+
+def _first_state(run: _Run, checkpoints: ocp.CheckpointManager) -> tuple[TrainState, int]:
+    """The newest checkpoint's state or else a fresh one, and the steps it has done."""
+    everywhere = meshes.replicated(run.mesh)
+    state = saving.restore_newest(checkpoints, run.experiment.abstract_state(), everywhere)
+    if state is not None:
+        log.info("resuming after step %d from %s", state.step, checkpoints.directory)
+        return state, int(state.step)
+    log.info("starting from fresh parameters, seed %d", run.experiment.config.seed)
+    return jax.jit(run.experiment.init_state, out_shardings=everywhere)(), 0
+
+
+def _take_steps(
+    run: _Run,
+    state: TrainState,
+    start: int,
+    checkpoints: ocp.CheckpointManager,
+    writer: metric_writers.MetricWriter,
+    screen: Screen,
+    stop: StopRequest,
+) -> Outcome:
+    """Steps `start` + 1 to the last, with what is due between them."""
+    experiment, config = run.experiment, run.experiment.config
+    total, rows = experiment.total_steps, meshes.batch_sharding(run.mesh)
+    clock, window = Clock(config.batch_size, total), MetricsWindow()
+    in_flight: collections.deque[Metrics] = collections.deque()
+    profile = _profiler(config, checkpoints.directory.parent)
+    evaluation: dict[str, float] | None = None
+
+    def report(step: int) -> None:
+        try:
+            means = window.means(step)
+        except NotFiniteError as error:
+            raise _diverged(error, checkpoints) from error
+        if means:
+            scalars = means | clock.lap(step)
+            writer.write_scalars(step, {f"train/{name}": v for name, v in scalars.items()})
+
+    step, stopping = start, bool(stop)
+    batches = run.train_batches(start)
+    while step < total and not stopping:
+        with clock.waiting():
+            batch = meshes.to_global(next(batches), rows)
+        state, metrics = run.train_step(state, batch)
+        step += 1
+        if step == start + 1:
+            clock.restart(step)  # it compiled
+        window.add(step, metrics)
+        in_flight.append(metrics)
+        if len(in_flight) > STEPS_IN_FLIGHT:
+            jax.block_until_ready(in_flight.popleft())
+        profile(step)
+        screen.show("training", step, total, duration_in_words(clock.seconds_left(step)))
+        # A line is written one step late, when its numbers are there without waiting.
+        if (step - 1) % experiment.log_every == 0:
+            report(step - 1)
+        last, stopping = step == total, bool(stop)
+        evaluating = last or step % experiment.eval_every == 0
+        saving_now = last or step % experiment.checkpoint_every == 0 or stopping
+        if not (evaluating or saving_now):
+            continue
+        report(step)
+        with clock.paused():
+            accuracy = None
+            if evaluating:
+                screen.show("evaluating", step, total)
+                evaluation = evaluate(run.eval_step, state.eval_params, run.eval_batches(), rows)
+                writer.write_scalars(step, {f"eval/{k}": v for k, v in evaluation.items()})
+                accuracy = evaluation["accuracy"]
+            if saving_now or saving.is_best(checkpoints, accuracy):
+                saving.save(checkpoints, state, step, config, accuracy)
+    return Outcome(step, stop.signal if step < total else None, evaluation)
+
+
+def _profiler(config: Config, directory: epath.Path) -> Callable[[int], Any]:
+    """A function of the step that profiles the steps asked for."""
+    if not config.profile_at:
+        return lambda step: None
+    return periodic_actions.Profile(
+        logdir=directory,
+        first_profile=config.profile_at,
+        num_profile_steps=PROFILED_STEPS,
+        profile_duration_ms=0,
+        every_secs=None,
+    )
+
+
+def _diverged(error: NotFiniteError, checkpoints: ocp.CheckpointManager) -> RunError:
+    kept, metrics = checkpoints.latest_step(), error.metrics
+    return RunError(
+        f"loss {metrics['loss']:g}, gradient norm {metrics['gradient_norm']:g} at step "
+        f"{error.step} (learning rate {metrics['learning_rate']:.3g}): no longer finite numbers, "
+        "so the run stops; "
+        + (
+            "no checkpoint was saved before"
+            if kept is None
+            else f"the checkpoint of step {kept} is good"
+        )
+        + ". Try a smaller config.optimizer.learning_rate, a longer config.optimizer.warmup, or "
+        "config.optimizer.clip_norm=1"
+    )

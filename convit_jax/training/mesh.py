@@ -1,0 +1,54 @@
+"""The devices as one mesh, and how arrays lie on it."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from convit_jax.data import Batch
+from convit_jax.errors import InputError
+
+AXES = ("data", "fsdp")
+
+
+def create_mesh() -> Mesh:
+    """All devices of all processes, along the `data` axis."""
+    return jax.make_mesh((jax.device_count(), 1), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """A batch's rows spread over every device."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_divides(mesh: Mesh, batch_size: int, key: str) -> None:
+    """Refuses a batch size that does not fall evenly on the devices.
+
+    Args:
+        mesh: the devices.
+        batch_size: rows of the smallest batch that is spread over them.
+        key: the config key to name.
+
+    Raises:
+        InputError: the devices do not divide the batch.
+    """
+    devices = mesh.size
+    if batch_size % devices:
+        lower = batch_size - batch_size % devices
+        fitting = f"{lower} and {lower + devices}" if lower else f"{devices}"
+        raise InputError(
+            f"config.{key}: {batch_size} images do not divide among {devices} devices; the "
+            f"nearest that do: {fitting}"
+        )
+
+
+def to_global(batch: Batch, sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Every process's rows as one array over the mesh; returns before the copy is done."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(rows))
+        for name, rows in batch.items()
+    }

@@ -1,0 +1,96 @@
+"""AdamW as DeiT's recipe has it: learning rate, weight decay and its mask, clipping."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from convit_jax.config import Config, OptimizerConfig
+from convit_jax.errors import InputError
+
+
+def parameter_names(params: Any) -> list[str]:
+    """Dotted names of the leaves, in the order of `jax.tree.leaves`: `blocks.0.norm1.scale`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+
+
+def match_parameters(params: Any, patterns: tuple[str, ...], key: str) -> Any:
+    """Marks the parameters whose whole name some pattern matches.
+
+    Args:
+        params: a tree of parameters.
+        patterns: regular expressions.
+        key: the config key to name in errors.
+
+    Returns:
+        A tree like `params`, of bool.
+
+    Raises:
+        InputError: a broken pattern, or one that matches no parameter.
+    """
+    names = parameter_names(params)
+    matched: set[str] = set()
+    for pattern in patterns:
+        try:
+            found = {name for name in names if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise InputError(
+                f"config.{key}: '{pattern}' is no regular expression: {error}"
+            ) from error
+        if not found:
+            raise InputError(
+                f"config.{key}: '{pattern}' matches none of the {len(names)} parameters; their "
+                f"names are like '{names[0]}' and '{names[-1]}'"
+            )
+        matched |= found
+    return jax.tree.unflatten(jax.tree.structure(params), [name in matched for name in names])
+
+
+def decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:
+    """True where weight decay applies: everywhere but at the patterns in `no_decay`."""
+    exempt = match_parameters(params, no_decay, "optimizer.no_decay")
+    return jax.tree.map(lambda is_exempt: not is_exempt, exempt)
+
+
+def learning_rate(config: Config, total_steps: int, warmup_steps: int) -> optax.Schedule:
+    """Step → learning rate: a linear warm-up, then a cosine over the whole run.
+
+    The cosine is that of the released recipe: its phase counts the warm-up's steps, so that its
+    peak is never quite reached. Only the peak scales with the batch size.
+    """
+    o = config.optimizer
+    peak = o.learning_rate * config.batch_size / o.learning_rate_batch
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        warm_up = o.warmup_learning_rate + (peak - o.warmup_learning_rate) * step / max(
+            warmup_steps, 1
+        )
+        cosine = jnp.cos(jnp.pi * jnp.minimum(step / total_steps, 1.0))
+        annealed = o.min_learning_rate + (peak - o.min_learning_rate) * (1 + cosine) / 2
+        return jnp.where(step < warmup_steps, warm_up, annealed)
+
+    return schedule
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, params: Any
+) -> optax.GradientTransformation:
+    """Clipping if asked for, then AdamW with its decay mask.
+
+    Raises:
+        InputError: a pattern of `no_decay` matches no parameter.
+    """
+    adamw = optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask(params, config.no_decay),
+    )
+    # Clipping or not, the state has the same structure, so that a run can be resumed either way.
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, adamw)

@@ -1,0 +1,183 @@
+"""What a run tells: TensorBoard events, metrics.jsonl, and lines for the person who watches."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from clu import metric_writers
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+log = logging.getLogger(__name__)
+
+
+class _ScalarWriter(metric_writers.MetricWriter):
+    """A writer that takes scalars alone and lets everything else go by to the others."""
+
+    def write_summaries(self, step: int, values: Any, metadata: Any = None) -> None: ...
+
+    def write_images(self, step: int, images: Any) -> None: ...
+
+    def write_videos(self, step: int, videos: Any) -> None: ...
+
+    def write_audios(self, step: int, audios: Any, *, sample_rate: int) -> None: ...
+
+    def write_texts(self, step: int, texts: Any) -> None: ...
+
+    def write_histograms(self, step: int, arrays: Any, num_buckets: Any = None) -> None: ...
+
+    def write_hparams(self, hparams: Any) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLinesWriter(_ScalarWriter):
+    """One JSON object a line: step, epoch and the scalars written together."""
+
+    def __init__(self, path: epath.Path, steps_per_epoch: int, start_step: int) -> None:
+        """Continues the file after `start_step`: later lines, of steps to be done again, go."""
+        self._path = path
+        self._steps_per_epoch = steps_per_epoch
+        if path.exists():
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if _step_of(line) <= start_step]
+            if len(kept) < len(lines):
+                path.write_text("".join(f"{line}\n" for line in kept))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Appends a line."""
+        epoch = round(step / self._steps_per_epoch, 4)
+        # JSON has no NaN; what is no number is null.
+        values = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "epoch": epoch} | values) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # cut off while it was written
+
+
+class ConsoleWriter(_ScalarWriter):
+    """A line of text for each group of scalars."""
+
+    def __init__(self, steps_per_epoch: int, total_steps: int) -> None:
+        """`total_steps` is the length of the run."""
+        self._steps_per_epoch = steps_per_epoch
+        self._total_steps = total_steps
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Logs a line."""
+        epoch = step / self._steps_per_epoch
+        words = [f"step {step}/{self._total_steps}", f"epoch {epoch:.2f}"]
+        words += [_in_words(name, float(value)) for name, value in scalars.items()]
+        log.info("  ".join(words))
+
+
+def _in_words(name: str, value: float) -> str:
+    what = name.rpartition("/")[2]
+    if name.startswith("eval/"):
+        what = f"eval {what}"
+    if "accuracy" in what or what == "data_wait":
+        text = f"{100 * value:.2f}%"
+    elif what.startswith("seconds"):
+        return f"{duration_in_words(value)} {what.removeprefix('seconds_')}"
+    elif value >= 100:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.4g}"
+    return f"{what.replace('_', ' ')} {text}"
+
+
+def duration_in_words(seconds: float) -> str:
+    """3725 → "1h02m", 65 → "1m05s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+def make_writer(
+    workdir: epath.Path, *, steps_per_epoch: int, total_steps: int, start_step: int, is_first: bool
+) -> metric_writers.MetricWriter:
+    """The writers of a run, as one.
+
+    Args:
+        workdir: where events and metrics.jsonl go.
+        steps_per_epoch: to state epochs.
+        total_steps: length of the run.
+        start_step: where the run goes on.
+        is_first: whether this is the first process, the one that writes files.
+    """
+    console = ConsoleWriter(steps_per_epoch, total_steps)
+    if not is_first:
+        return metric_writers.MultiWriter([console])
+    # TensorFlow writes the events; it must not take the accelerators that JAX computes on.
+    import tensorflow as tf  # noqa: PLC0415
+
+    tf.config.set_visible_devices([], "GPU")
+    return metric_writers.MultiWriter(
+        [
+            console,
+            JsonLinesWriter(workdir / "metrics.jsonl", steps_per_epoch, start_step),
+            metric_writers.SummaryWriter(str(workdir)),
+        ]
+    )
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints log records above the live line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False)
+
+
+class Screen:
+    """Standard error: log lines, and below them a live line where a person is watching."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._handler = _ConsoleHandler(console)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Screen":
+        package = logging.getLogger("convit_jax")
+        package.addHandler(self._handler)
+        package.setLevel(logging.INFO)
+        package.propagate = False
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+        package = logging.getLogger("convit_jax")
+        package.removeHandler(self._handler)
+        package.propagate = True
+
+    def show(self, description: str, completed: int, total: int, note: str = "") -> None:
+        """Sets the live line: what is going on, how far it is, and a remark."""
+        if self._task is None:
+            self._task = self._progress.add_task(description, total=total, note=note)
+        self._progress.update(
+            self._task, description=description, completed=completed, total=total, note=note
+        )

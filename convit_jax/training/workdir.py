@@ -1,0 +1,88 @@
+"""The directory of a run: its config, what it says at the start, and where things are at the end."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import platform
+
+import jax
+import orbax.checkpoint as ocp
+from clu import parameter_overview
+from etils import epath
+
+from convit_jax.errors import InputError
+from convit_jax.training.experiment import Experiment
+from convit_jax.training.step import TrainState
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
+
+log = logging.getLogger(__name__)
+
+
+def open_workdir(workdir: str) -> epath.Path:
+    """The directory of a run, made if it is not there.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    # Orbax takes absolute paths only.
+    directory = epath.Path(workdir) if "://" in workdir else epath.Path(workdir).resolve()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".writable-{jax.process_index()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"--workdir={workdir} cannot be used as a directory to write to: "
+            f"{error.strerror or error}"
+        ) from error
+    return directory
+
+
+def write_config(directory: epath.Path, experiment: Experiment) -> None:
+    """Leaves the resolved config, with the packages' versions, as config.json."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    record = dataclasses.asdict(experiment.config) | {
+        "versions": versions | {"python": platform.python_version()}
+    }
+    (directory / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def log_beginning(experiment: Experiment, state: TrainState, start: int, processes: int) -> None:
+    """Logs what is about to run: parameters, steps, devices and how the batch falls on them."""
+    config = experiment.config
+    if start == 0:
+        table = parameter_overview.get_parameter_overview(
+            state.params, include_stats=False, max_lines=None
+        )
+        log.info("parameters of %s:\n%s", config.model.name, table)
+    devices = jax.devices()
+    log.info(
+        "%d device(s) (%s) in %d process(es); global batch %d, %d a device",
+        len(devices),
+        devices[0].device_kind,
+        processes,
+        config.batch_size,
+        config.batch_size // len(devices),
+    )
+    log.info(
+        "steps %d to %d, %d an epoch of %d examples; the first step compiles",
+        start + 1,
+        experiment.total_steps,
+        experiment.order.steps_per_epoch,
+        experiment.order.num_examples,
+    )
+
+
+def log_end(directory: epath.Path, checkpoints: ocp.CheckpointManager) -> None:
+    """Logs where everything is and the next command to try."""
+    best = checkpoints.best_step()
+    if best is not None:
+        accuracy = checkpoints.metrics(best)["accuracy"]
+        log.info("best checkpoint: step %d, accuracy %.2f%%", best, 100 * accuracy)
+    log.info("checkpoints    %s", checkpoints.directory)
+    log.info("metrics        %s", directory / "metrics.jsonl")
+    log.info("configuration  %s", directory / "config.json")
+    log.info("next           tensorboard --logdir %s", directory)

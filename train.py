@@ -1,0 +1,30 @@
+"""Trains a model: python train.py --config configs/digits.py --workdir /tmp/digits
+
+The workdir receives config.json, checkpoints/, metrics.jsonl and TensorBoard events. The same
+command again resumes from the newest checkpoint. SIGTERM and Ctrl-C save first.
+"""
+
+import sys
+
+from absl import flags
+
+from convit_jax import command_line, training
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if it is not there.")
+
+
+def main() -> int:
+    if {"--help", "-h", "-help"} & set(sys.argv):
+        print(f"{__doc__}\nFlags:\n\n--config=configs/FILE.py[:ARGUMENTS]\n--workdir=DIR\n")
+        print(command_line.describe_keys())
+        return 0
+    command_line.parse(sys.argv)
+    if not _WORKDIR.value:
+        raise command_line.InputError("expected --workdir=DIR, a directory for the run")
+    outcome = training.train(command_line.read_config(), _WORKDIR.value)
+    # Launchers restart what a signal ended: the shell's code for it.
+    return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run("train", main))
