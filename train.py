@@ -14,6 +14,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if i
 
 
 def main() -> int:
+    """Trains as the flags say; returns an exit code."""
     if {"--help", "-h", "-help"} & set(sys.argv):
         print(f"{__doc__}\nFlags:\n\n--config=configs/FILE.py[:ARGUMENTS]\n--workdir=DIR\n")
         print(command_line.describe_keys())

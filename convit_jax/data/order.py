@@ -57,7 +57,8 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 def example_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The random numbers of one example in one epoch: a function of its arguments alone."""
     # A counter-based generator: its key is its whole state, so that making one is cheap.
-    return np.random.Generator(np.random.Philox(key=[_unsigned(seed), epoch << 40 | index]))
+    key = np.array([_unsigned(seed), epoch << 40 | index], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def _unsigned(seed: int) -> int:

@@ -1,6 +1,7 @@
 """Where examples come from: a name like `digits:train` → random access to encoded images."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ import tensorflow_datasets as tfds
 from convit_jax.errors import InputError, nearest
 
 KINDS = {"digits": "digits:train|test", "tfds": "tfds:NAME:SPLIT[:DATA_DIR]"}
+_SPLIT = r"(?P<split>\w+(\[[^\]]*\])?)"  # a slice has colons of its own, and so has gs://
+_DIGITS = re.compile(_SPLIT)
+_TFDS = re.compile(rf"(?P<dataset>[^:]+):{_SPLIT}(:(?P<data_dir>.+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +51,18 @@ def open_source(name: str) -> Source:
     Raises:
         InputError: an unknown kind, dataset or split, or data that are not there.
     """
-    kind, *rest = name.split(":", 3)
+    kind, _, rest = name.partition(":")
     if kind not in KINDS:
         raise InputError(
             f"data '{name}': unknown kind '{kind}', expected {' or '.join(KINDS.values())}"
         )
-    if kind == "digits" and len(rest) == 1:
-        return _open_split(_digits(), rest[0], name)
-    if kind == "tfds" and len(rest) in (2, 3) and all(rest):
-        return _open_split(_prepared_builder(name, rest[0], *rest[2:]), rest[1], name)
-    raise InputError(f"data '{name}': expected {KINDS[kind]}")
+    match = (_DIGITS if kind == "digits" else _TFDS).fullmatch(rest)
+    if not match:
+        raise InputError(f"data '{name}': expected {KINDS[kind]}")
+    if kind == "digits":
+        return _open_split(_digits(), match["split"], name)
+    builder = _prepared_builder(name, match["dataset"], match["data_dir"])
+    return _open_split(builder, match["split"], name)
 
 
 def _digits() -> tfds.core.DatasetBuilder:
@@ -76,9 +82,7 @@ def _digits() -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _prepared_builder(
-    name: str, dataset: str, data_dir: str | None = None
-) -> tfds.core.DatasetBuilder:
+def _prepared_builder(name: str, dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:

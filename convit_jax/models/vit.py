@@ -126,6 +126,7 @@ class Block(nnx.Module):
         return x + self.drop_path(branch, deterministic=key is None, rngs=keys[3])
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trace:
     """Everything a forward pass went through.
@@ -218,11 +219,16 @@ class VisionTransformer(nnx.Module):
         return self.trace(images, key=key).logits
 
     def trace(self, images: jax.Array, *, key: jax.Array | None = None) -> Trace:
-        """As `__call__`, with every layer's input and output. What is not used costs nothing
-        under `jax.jit`.
+        """As `__call__`, with every layer's input and output.
+
+        Under `jax.jit`, what is not used costs nothing.
         """
         a = self.architecture
-        run = nnx.remat(Block.__call__, static_argnums=(2,)) if a.remat else Block.__call__
+
+        def run(block: Block, x: jax.Array, key: jax.Array | None) -> jax.Array:
+            return block(x, a.grid, key=key)
+
+        run = nnx.remat(run) if a.remat else run
         keys = [None] * (a.depth + 1) if key is None else jax.random.split(key, a.depth + 1)
         x = embedded = self.embed(images, key=keys[-1])
         inputs, outputs = [], []
@@ -230,7 +236,7 @@ class VisionTransformer(nnx.Module):
             if i == a.gpsa_layers and i > 0:
                 x = self._with_class_token(x)
             inputs.append(x)
-            x = run(block, x, a.grid, key=keys[i])
+            x = run(block, x, keys[i])
             outputs.append(x)
         return Trace(embedded, inputs, outputs, *self.classify(x))
 

@@ -1,4 +1,4 @@
-"""The directory of a run: its config, what it says at the start, and where things are at the end."""
+"""The directory of a run: its config, and what is said of it at the beginning and the end."""
 
 import dataclasses
 import importlib.metadata

@@ -1,0 +1,70 @@
+"""What every test runs under: the CPU, and directories of its own."""
+
+import os
+import pathlib
+import tempfile
+
+import pytest
+
+_SCRATCH = tempfile.TemporaryDirectory(prefix="convit-jax-tests-")
+
+# Set before JAX or TFDS is imported anywhere, for these tests and the processes they start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["TFDS_DATA_DIR"] = f"{_SCRATCH.name}/tfds"  # so that the digits are really written
+# Tests compile much and compute little: compile quickly, and the same program once.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_SCRATCH.name}/compiled"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+@pytest.fixture(scope="session")
+def tfds_data_dir():
+    """Where TFDS writes in these tests."""
+    return pathlib.Path(os.environ["TFDS_DATA_DIR"])
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The training digits."""
+    from convit_jax.data import open_source
+
+    return open_source("digits:train")
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The checkout."""
+    return pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def reference_data():
+    """Small arrays computed by independent implementations."""
+    return pathlib.Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def make_config():
+    """A function of overrides that makes the config of a run of seconds."""
+    from convit_jax.config import resolve
+
+    def make(**overrides):
+        values = {
+            "train_for": "12 steps",
+            "batch_size": 16,
+            "eval_batch_size": 128,
+            "eval_every": "6 steps",
+            "log_every": "3 steps",
+            "model": {"num_heads": 4, "head_dim": 4, "depth": 2, "gpsa_layers": 1,
+                      "patch_size": 4, "in_channels": 1, "drop_path_rate": 0.2},
+            "data": {"image_size": (8,), "mean": (0.3,), "std": (0.4,)},
+            "augment": {"rotate": 10.0},
+            "optimizer": {"learning_rate": 1e-2, "learning_rate_batch": 16, "warmup": "2 steps"},
+            "checkpoint": {"every": "4 steps"},
+        }  # fmt: skip
+        for name, value in overrides.items():
+            section, _, key = name.rpartition("__")
+            (values[section] if section else values)[key] = value
+        return resolve(values)
+
+    return make

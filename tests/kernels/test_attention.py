@@ -1,0 +1,79 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convit_jax import kernels
+
+
+def make_inputs(tokens=7, heads=3, channels=5, batch=2, seed=0, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(batch, tokens, heads, channels)), dtype) for _ in range(3)
+    )
+    positional = jax.nn.softmax(jnp.asarray(rng.normal(size=(heads, tokens, tokens)), jnp.float32))
+    gate = jnp.asarray(rng.uniform(size=heads), jnp.float32)
+    return q, k, v, positional, gate
+
+
+def expected_output(q, k, v, positional, gate):
+    """The definition, in float64."""
+    q, k, v, positional, gate = (np.asarray(x, np.float64) for x in (q, k, v, positional, gate))
+    scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
+    content = np.exp(scores - scores.max(-1, keepdims=True))
+    content /= content.sum(-1, keepdims=True)
+    gate = gate[:, None, None]
+    return np.einsum("bhnm,bmhd->bnhd", (1 - gate) * content + gate * positional, v)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 49])
+def test_gated_attention_is_its_definition(tokens):
+    inputs = make_inputs(tokens)
+    np.testing.assert_allclose(
+        kernels.gated_attention(*inputs), expected_output(*inputs), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_gate_zero_is_plain_attention():
+    q, k, v, positional, gate = make_inputs()
+    plain = kernels.softmax_attention(q, k, v)
+    np.testing.assert_allclose(
+        kernels.gated_attention(q, k, v, positional, jnp.zeros_like(gate)), plain, rtol=1e-6
+    )
+    content = kernels.attention_map(q, k)
+    np.testing.assert_allclose(jnp.einsum("bhnm,bmhd->bnhd", content, v), plain, atol=1e-6)
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v, positional, gate = make_inputs()
+    inputs = (q * 1e3, k * 1e3, v, positional, gate)
+    np.testing.assert_allclose(
+        kernels.gated_attention(*inputs), expected_output(*inputs), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_bfloat16_in_bfloat16_out():
+    inputs = make_inputs(dtype=jnp.bfloat16)
+    output = kernels.gated_attention(*inputs)
+    assert output.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        output.astype(jnp.float32), expected_output(*inputs), rtol=0.02, atol=0.02
+    )
+
+
+@pytest.mark.parametrize("argument", range(5))
+def test_gradients_are_the_slopes(argument):
+    inputs = list(make_inputs())
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=inputs[0].shape)
+
+    def loss(*inputs):
+        return jnp.sum(kernels.gated_attention(*inputs) * weights)
+
+    gradient = np.asarray(jax.grad(loss, argnums=argument)(*inputs), np.float64)
+    direction = rng.normal(size=inputs[argument].shape)
+    shifted = [[np.asarray(x, np.float64) for x in inputs] for _ in range(2)]
+    shifted[0][argument] += 1e-5 * direction
+    shifted[1][argument] -= 1e-5 * direction
+    slope = np.sum((expected_output(*shifted[0]) - expected_output(*shifted[1])) * weights) / 2e-5
+    assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-4, abs=1e-4)

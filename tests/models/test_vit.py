@@ -1,0 +1,154 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import convit_jax
+from convit_jax.errors import InputError
+
+SMALL = {"head_dim": 8, "depth": 4, "gpsa_layers": 3, "patch_size": 4, "num_classes": 5}
+
+
+def create_model(name, **options):
+    """A model made in one compilation, rather than one for each parameter."""
+    return nnx.jit(lambda: convit_jax.create_model(name, **options))()
+
+
+def make_images(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@nnx.jit(static_argnums=1)
+def run(model, method, images, **options):
+    """`model.method(images)` as one program."""
+    return getattr(model, method)(images, **options)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+@pytest.mark.parametrize("name", ["convit_tiny", "deit_tiny"])
+def test_any_grid_square_or_not(name, size):
+    options = {k: v for k, v in SMALL.items() if name == "convit_tiny" or k != "gpsa_layers"}
+    model = create_model(name, image_size=size, **options)
+    trace = run(model, "trace", make_images(2, *size, 3))
+    logits = trace.logits
+    assert logits.shape == (2, 5)
+    assert logits.dtype == jnp.float32
+    assert jnp.isfinite(logits).all()
+    tokens = [x.shape[1] for x in trace.outputs]
+    patches = size[0] * size[1] // 16
+    late = [patches] * 3 + [patches + 1]
+    assert tokens == (late if name == "convit_tiny" else [patches + 1] * 4)
+
+
+def test_where_all_layers_are_gpsa_the_first_patch_is_classified():
+    model = create_model("convit_tiny", image_size=16, **SMALL | {"gpsa_layers": 4})
+    trace = run(model, "trace", make_images(2, 16, 16, 3))
+    assert [x.shape[1] for x in trace.outputs] == [16] * 4
+    np.testing.assert_allclose(trace.features, model.norm(trace.outputs[-1][:, 0]))
+
+
+def test_the_residual_stream_is_unbroken():
+    model = create_model("convit_tiny", image_size=16, **SMALL)
+    trace = run(model, "trace", make_images(1, 16, 16, 3))
+    assert jnp.array_equal(trace.inputs[0], trace.embedded)
+    assert jnp.array_equal(trace.inputs[1], trace.outputs[0])
+    assert jnp.array_equal(trace.inputs[3][:, 1:], trace.outputs[2])
+
+
+def test_without_a_key_nothing_is_random_and_with_one_it_is_a_function_of_the_key():
+    model = create_model("convit_tiny", image_size=16, drop_path_rate=0.5, **SMALL)
+    images = make_images(4, 16, 16, 3)
+    assert jnp.array_equal(run(model, "__call__", images), run(model, "__call__", images))
+    first, again, other = (
+        run(model, "__call__", images, key=jax.random.key(seed)) for seed in (0, 0, 1)
+    )
+    assert jnp.array_equal(first, again)
+    assert not jnp.array_equal(first, other)
+
+
+def test_stochastic_depth_grows_linearly_and_keeps_the_mean():
+    model = create_model("convit_tiny", image_size=16, drop_path_rate=0.3, **SMALL)
+    assert [block.drop_path.rate for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+    dropped = model.blocks[3].drop_path(
+        jnp.ones((4000, 3, 2)), deterministic=False, rngs=jax.random.key(0)
+    )
+    # A whole image is kept, scaled up, or dropped.
+    images = np.asarray(dropped).reshape(4000, -1)
+    assert (images == images[:, :1]).all()
+    assert set(np.unique(images)) == {np.float32(0), np.float32(1 / 0.7)}
+    assert images.mean() == pytest.approx(1.0, abs=0.04)
+
+
+def test_recomputation_changes_no_number():
+    images, key = make_images(2, 16, 16, 3), jax.random.key(0)
+
+    def gradient(remat):
+        model = create_model("convit_tiny", image_size=16, drop_path_rate=0.5, remat=remat, **SMALL)
+        graph, state = nnx.split(model)
+        loss = jax.grad(lambda s: jnp.sum(nnx.merge(graph, s)(images, key=key) ** 2))
+        return jax.jit(loss)(state)
+
+    for plain, recomputed in zip(
+        jax.tree.leaves(gradient(False)), jax.tree.leaves(gradient(True)), strict=True
+    ):
+        np.testing.assert_allclose(plain, recomputed, rtol=1e-5, atol=1e-6)
+
+
+# A bfloat16 forward pass of the untrained model stays this near the float32 one, as a share of
+# the largest logit; bfloat16 has 8 bits of mantissa.
+BFLOAT16_DISTANCE = 0.02
+
+
+def test_bfloat16_stays_near_float32_with_finite_gradients():
+    options = SMALL | {"image_size": 32}
+    exact = create_model("convit_tiny", **options)
+    rough = create_model("convit_tiny", **options, dtype="bfloat16")
+    images = make_images(4, 32, 32, 3)
+    expected, logits = run(exact, "__call__", images), run(rough, "__call__", images)
+    assert logits.dtype == jnp.float32
+    assert jnp.abs(logits - expected).max() < BFLOAT16_DISTANCE * jnp.abs(expected).max()
+    assert not jnp.array_equal(logits, expected)
+
+    graph, state = nnx.split(rough)
+    gradients = jax.jit(jax.grad(lambda s: nnx.merge(graph, s)(images)[:, 0].sum()))(state)
+    for leaf in jax.tree.leaves(gradients):
+        assert leaf.dtype == jnp.float32
+        assert jnp.isfinite(leaf).all()
+
+
+def test_bfloat16_keeps_softmax_and_statistics_in_float32():
+    model = create_model("convit_tiny", image_size=16, dtype="bfloat16", **SMALL)
+    graph, state = nnx.split(model)
+    program = jax.make_jaxpr(lambda s, x: nnx.merge(graph, s)(x))(state, make_images(1, 16, 16, 3))
+    reductions = [
+        (eqn.primitive.name, eqn.invars[0].aval.dtype)
+        for eqn in _equations(program.jaxpr)
+        if eqn.primitive.name in ("exp", "rsqrt", "reduce_sum", "reduce_max")
+    ]
+    assert {name for name, _ in reductions} >= {"exp", "rsqrt", "reduce_sum", "reduce_max"}
+    assert {dtype for _, dtype in reductions} == {jnp.dtype("float32")}
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (jnp.zeros((2, 3, 16, 16)), r"channels first \(NCHW\).*transpose them by \(0, 2, 3, 1\)"),
+        (jnp.zeros((2, 32, 32, 3)), r"shape \(2, 32, 32, 3\): expected.*\[batch, 16, 16, 3\]"),
+        (jnp.zeros((16, 16, 3)), r"expected float images \[batch, 16, 16, 3\]"),
+        (jnp.zeros((2, 16, 16, 3), jnp.uint8), "images are uint8.*normalised"),
+    ],
+)
+def test_images_that_do_not_fit_are_told_in_a_sentence(images, message):
+    model = create_model("convit_tiny", image_size=16, **SMALL)
+    with pytest.raises(InputError, match=message):
+        model(images)

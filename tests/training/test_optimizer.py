@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from convit_jax import create_model
+from convit_jax.config import NO_DECAY, resolve
+from convit_jax.errors import InputError
+from convit_jax.training.optimizer import (
+    decay_mask,
+    learning_rate,
+    make_optimizer,
+    parameter_names,
+)
+
+
+def abstract_parameters(name, **overrides):
+    model = nnx.eval_shape(lambda: create_model(name, **overrides))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def test_a_convit_decays_70_tensors_of_180():
+    mask = decay_mask(abstract_parameters("convit_tiny"), NO_DECAY)
+    assert (sum(jax.tree.leaves(mask)), len(jax.tree.leaves(mask))) == (70, 180)
+    assert mask["blocks"][0]["attention"]["pos_proj"] == {"kernel": True, "bias": False}
+    assert not mask["blocks"][0]["attention"]["gating"]
+    assert not mask["cls_token"]
+    assert not mask["pos_embed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("deit_tiny", {}), ("convit_tiny", {"use_gating": False, "use_pos_embed": False})],
+)
+def test_the_default_patterns_match_in_every_model(name, overrides):
+    params = abstract_parameters(name, **overrides)
+    matrices = [n.endswith("kernel") for n in parameter_names(params)]
+    assert jax.tree.leaves(decay_mask(params, NO_DECAY)) == matrices
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r".*/kernal$", r"'\.\*/kernal\$' matches none of the 180 parameters.*'blocks.0"),
+        ("(", "is no regular expression"),
+    ],
+)
+def test_a_pattern_that_does_nothing_is_an_error(pattern, message):
+    with pytest.raises(InputError, match=message):
+        decay_mask(abstract_parameters("convit_tiny"), (*NO_DECAY, pattern))
+
+
+def test_only_masked_in_parameters_decay():
+    params = {"a": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "cls_token": jnp.ones(2)}
+    config = resolve({"optimizer": {"weight_decay": 0.5}}).optimizer
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1), params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a"]["kernel"], -0.05)
+    assert not updates["a"]["bias"].any()
+    assert not updates["cls_token"].any()
+
+
+def test_clipping_bounds_the_gradient_and_keeps_the_states_structure():
+    params = {"kernel": jnp.zeros(4), "bias": jnp.zeros(1)}
+    gradients = jax.tree.map(lambda x: x + 100.0, params)
+
+    def first_moment(clip_norm):
+        config = resolve(
+            {"optimizer": {"clip_norm": clip_norm, "no_decay": (r".*bias",)}}
+        ).optimizer
+        optimizer = make_optimizer(config, optax.constant_schedule(0.1), {"x": params})
+        _, state = optimizer.update({"x": gradients}, optimizer.init({"x": params}), {"x": params})
+        return optax.tree.get(state, "mu"), jax.tree.structure(state)
+
+    free, structure = first_moment(0.0)
+    clipped, same_structure = first_moment(1.0)
+    assert structure == same_structure
+    np.testing.assert_allclose(optax.tree.norm(free), 0.1 * 100 * 5**0.5, rtol=1e-5)
+    np.testing.assert_allclose(optax.tree.norm(clipped), 0.1, rtol=1e-5)
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine_of_the_whole_run():
+    # The released recipe at batch 1024: peak 1e-3, 5 epochs from 1e-6, down to 1e-5 in 300.
+    config = resolve({"batch_size": 1024})
+    rate = learning_rate(config, total_steps=300, warmup_steps=5)
+    ours = [float(rate(epoch)) for epoch in range(6)]
+    expected = [1e-6, 2.008e-4, 4.006e-4, 6.004e-4, 8.002e-4, 9.993e-4]
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+    assert float(rate(299)) == pytest.approx(1.003e-5, rel=1e-3)
+    assert float(rate(300)) == pytest.approx(1e-5)
+
+
+def test_only_the_peak_scales_with_the_batch():
+    small, large = (
+        learning_rate(resolve({"batch_size": size}), total_steps=10**6, warmup_steps=1)
+        for size in (512, 2048)
+    )
+    assert float(large(1)) == pytest.approx(4 * float(small(1)), rel=1e-6)
+    assert float(large(0)) == float(small(0)) == pytest.approx(1e-6)
+    assert float(large(10**6)) == float(small(10**6)) == pytest.approx(1e-5)

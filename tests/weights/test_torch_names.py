@@ -1,0 +1,97 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from convit_jax import create_model
+from convit_jax.errors import InputError
+from convit_jax.weights import load_tensors, read_safetensors, to_torch
+
+MODELS = {
+    "four_heads": {
+        "num_heads": 4, "head_dim": 8, "depth": 4, "gpsa_layers": 3, "num_classes": 10,
+        "image_size": 96,
+    },
+    "nine_heads": {
+        "num_heads": 9, "head_dim": 8, "depth": 4, "gpsa_layers": 2, "num_classes": 7,
+        "image_size": 64,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def loaded(request, reference_data):
+    """A model with the reference's weights, its tensors, and the reference's arrays."""
+    model = nnx.jit(lambda: create_model("convit_tiny", **MODELS[request.param]))()
+    tensors = read_safetensors(reference_data / f"{request.param}.safetensors")
+    load_tensors(model, tensors)
+    with np.load(reference_data / f"{request.param}.npz") as arrays:
+        return model, tensors, dict(arrays)
+
+
+def assert_near(ours, reference):
+    """To 1e-5 relative to the largest value."""
+    ours = np.asarray(ours)
+    assert ours.shape == reference.shape
+    assert np.abs(ours - reference).max() < 1e-5 * np.abs(reference).max()
+
+
+def test_patches_blocks_features_and_logits_agree_with_the_reference(loaded):
+    model, _, reference = loaded
+    trace = nnx.jit(lambda model, images: model.trace(images))(model, reference["images"])
+    assert_near(trace.embedded - model.pos_embed[...], reference["patches"])
+    for i, output in enumerate(trace.outputs):
+        assert_near(output, reference[f"block_{i:02}"])
+    assert_near(trace.features, reference["features"])
+    assert_near(trace.logits, reference["logits"])
+
+
+def test_every_gpsa_attention_map_agrees_with_the_reference(loaded):
+    model, _, reference = loaded
+    maps = nnx.jit(lambda model, images: model.attention_maps(images))(model, reference["images"])
+    assert len(maps) == model.architecture.depth
+    compared = [name for name in reference if name.startswith("attention_")]
+    assert len(compared) == model.architecture.gpsa_layers
+    for name in compared:
+        assert_near(maps[int(name.removeprefix("attention_"))], reference[name])
+
+
+def test_the_way_there_and_back_changes_no_bit(loaded):
+    model, tensors, _ = loaded
+    params = {
+        ".".join(map(str, path)): np.asarray(variable[...])
+        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    }
+    back = to_torch(params, model.architecture)
+    assert set(back) == set(tensors)
+    for name, tensor in tensors.items():
+        assert np.array_equal(back[name], tensor), name
+
+
+def test_all_mismatches_are_listed_and_nothing_is_loaded(loaded):
+    model, tensors, _ = loaded
+    before = nnx.state(model)
+    tensors = dict(tensors, surplus=np.zeros(3), cls_token=np.zeros((1, 1, 5)))
+    del tensors["norm.weight"], tensors["blocks.0.attn.qk.weight"]
+    width = model.architecture.width
+    with pytest.raises(InputError) as error:
+        load_tensors(model, tensors)
+    message = str(error.value)
+    assert "missing: blocks.0.attn.qk.weight, norm.weight" in message
+    assert "unexpected: surplus" in message
+    assert f"wrong shape: cls_token is (1, 1, 5), expected (1, 1, {width})" in message
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, nnx.state(model)))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", None])
+def test_a_file_that_is_no_safetensors_is_told_in_a_sentence(content, reference_data, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    whole = (reference_data / "four_heads.safetensors").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(InputError, match="is not a whole"):
+        read_safetensors(path)
+
+
+def test_a_file_that_is_not_there_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read_safetensors(tmp_path / "nothing.safetensors")
