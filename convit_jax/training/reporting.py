@@ -77,8 +77,21 @@ class ConsoleWriter(_ScalarWriter):
         """Logs a line."""
         epoch = step / self._steps_per_epoch
         words = [f"step {step}/{self._total_steps}", f"epoch {epoch:.2f}"]
-        words += [_in_words(name, float(value)) for name, value in scalars.items()]
+        words += [_in_words(name, float(scalars[name])) for name in sorted(scalars, key=_rank)]
         log.info("  ".join(words))
+
+
+_FIRST, _LAST = ("loss", "accuracy"), ("images_per_second", "data_wait", "seconds_left")
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Order on a line: what matters most first, the time left last."""
+    what = name.rpartition("/")[2]
+    if what in _FIRST:
+        return _FIRST.index(what), what
+    if what in _LAST:
+        return 100 + _LAST.index(what), what
+    return len(_FIRST), what
 
 
 def _in_words(name: str, value: float) -> str:
@@ -87,8 +100,10 @@ def _in_words(name: str, value: float) -> str:
         what = f"eval {what}"
     if "accuracy" in what or what == "data_wait":
         text = f"{100 * value:.2f}%"
-    elif what.startswith("seconds"):
-        return f"{duration_in_words(value)} {what.removeprefix('seconds_')}"
+    elif what == "seconds_left":
+        return f"{duration_in_words(value)} left"
+    elif what == "images_per_second":
+        return f"{value:,.0f} images/s"
     elif value >= 100:
         text = f"{value:,.0f}"
     else:

@@ -1,0 +1,169 @@
+"""The loop in this process; `test_resume.py` kills real ones."""
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from convit_jax import training
+from convit_jax.errors import InputError, RunError
+from convit_jax.training import loop
+
+
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture
+def finished(workdir, make_config, caplog):
+    """A short run, trained once for the module, and what it said."""
+    marker = workdir / "said.txt"
+    if not marker.exists():
+        outcome = train_and_listen(make_config(), workdir, caplog)
+        assert (outcome.step, outcome.stopped_by) == (12, None)
+        marker.write_text(caplog.text)
+    return workdir, marker.read_text()
+
+
+def train_and_listen(config, workdir, caplog):
+    logger = logging.getLogger("convit_jax")
+    logger.addHandler(caplog.handler)
+    try:
+        return training.train(config, str(workdir))
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
+def test_a_run_leaves_everything_in_its_workdir(finished):
+    workdir, _ = finished
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert steps[-2:] == [8, 12]
+    assert list(workdir.glob("events.out.tfevents.*"))
+    record = json.loads((workdir / "config.json").read_text())
+    assert record["model"]["num_heads"] == 4
+    assert set(record["versions"]) >= {"jax", "flax", "python"}
+
+
+def test_metrics_are_one_object_a_line(finished):
+    lines = metrics_of(finished[0])
+    training_lines = [line for line in lines if "train/loss" in line]
+    assert {line["step"] for line in training_lines} >= {3, 6, 9, 12}
+    for line in training_lines:
+        assert line["epoch"] == pytest.approx(line["step"] / 87, abs=1e-3)
+        assert np.isfinite(line["train/loss"])
+        assert line["train/images_per_second"] > 0
+        assert 0 <= line["train/data_wait"] <= 1
+        assert line["train/learning_rate"] > 0
+    evaluations = [line for line in lines if "eval/loss" in line]
+    assert [line["step"] for line in evaluations] == [6, 12]
+    assert {line["eval/examples"] for line in evaluations} == {397}
+
+
+def test_a_run_says_what_it_does_and_where_things_are(finished):
+    workdir, said = finished
+    for words in (
+        "blocks/0/attention/gating",
+        "starting from fresh parameters, seed 0",
+        "global batch 16",
+        "steps 1 to 12, 87 an epoch of 1400 examples",
+        "finished 12 steps",
+        "best checkpoint: step",
+        f"tensorboard --logdir {workdir}",
+    ):
+        assert words in said
+
+
+def test_a_finished_run_is_not_trained_again(finished, make_config, caplog):
+    workdir, _ = finished
+    before = metrics_of(workdir)
+    outcome = train_and_listen(make_config(), workdir, caplog)
+    assert outcome.step == 12
+    assert "resuming after step 12" in caplog.text
+    assert metrics_of(workdir) == before
+
+
+def test_another_model_in_the_same_workdir_is_refused(finished, make_config):
+    workdir, _ = finished
+    with pytest.raises(InputError, match=r"started with another configuration: model.depth"):
+        training.train(make_config(model__depth=3), str(workdir))
+
+
+def test_losses_that_are_not_numbers_end_the_run_and_keep_the_last_good_checkpoint(
+    make_config, tmp_path, monkeypatch
+):
+    make = loop.make_experiment
+
+    def poisoned(config, **sizes):
+        """An experiment whose loss is NaN at the sixth step, and from then on."""
+        import dataclasses
+
+        import jax.numpy as jnp
+
+        experiment = make(config, **sizes)
+
+        def train_step(state, batch):
+            new, metrics = experiment.train_step(state, batch)
+            loss = jnp.where(new.step >= 6, jnp.nan, metrics["loss"])
+            return new, metrics | {"loss": loss}
+
+        return dataclasses.replace(experiment, train_step=train_step)
+
+    monkeypatch.setattr(loop, "make_experiment", poisoned)
+    config = make_config(log_every="100 steps", eval_every="100 steps")
+    with pytest.raises(RunError) as error:
+        training.train(config, str(tmp_path))
+    message = str(error.value)
+    assert "loss nan" in message
+    assert "at step 6 " in message
+    assert "the checkpoint of step 4 is good" in message
+    assert "config.optimizer.learning_rate" in message
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first(number, make_config, tmp_path, caplog):
+    def send_after_first_checkpoint():
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "checkpoints" / "4").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(os.getpid(), number)
+
+    config = make_config(train_for="100000 steps", eval_every="100000 steps")
+    sender = threading.Thread(target=send_after_first_checkpoint)
+    sender.start()
+    outcome = train_and_listen(config, tmp_path, caplog)
+    sender.join()
+    assert outcome.stopped_by == number
+    assert 4 <= outcome.step < 100_000
+    assert (tmp_path / "checkpoints" / str(outcome.step)).is_dir()
+    assert f"stopped by {number.name} after step {outcome.step}" in caplog.text
+    # The handlers are as they were.
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_workdir_that_is_a_file_is_told_in_a_sentence(make_config, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("")
+    with pytest.raises(InputError, match="cannot be used as a directory"):
+        training.train(make_config(), str(path))
+
+
+def test_fewer_examples_than_a_batch_are_told_in_a_sentence(make_config, tmp_path):
+    config = make_config(data__train="digits:train[:10]")
+    with pytest.raises(InputError, match="batch_size=16 is more than the 10 training examples"):
+        training.train(config, str(tmp_path))
+
+
+def test_a_profile_is_taken_on_request(make_config, tmp_path):
+    training.train(make_config(profile_at=3, eval_every="100 steps"), str(tmp_path))
+    assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))

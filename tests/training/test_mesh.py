@@ -1,0 +1,67 @@
+"""Several devices: eight fake ones, in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from convit_jax.errors import InputError
+from convit_jax.training import mesh
+
+PROGRAM = """
+import json, sys
+import jax, numpy as np
+from convit_jax.config import resolve
+from convit_jax.training import make_experiment, mesh
+
+values, devices = json.loads(sys.argv[1]), int(sys.argv[2])
+assert jax.device_count() == devices
+experiment = make_experiment(resolve(values), num_examples=100, num_classes=10)
+grid = mesh.create_mesh()
+everywhere, rows = mesh.replicated(grid), mesh.batch_sharding(grid)
+state = jax.jit(experiment.init_state, out_shardings=everywhere)()
+step = jax.jit(experiment.train_step, in_shardings=(everywhere, rows), out_shardings=everywhere,
+               donate_argnums=0)
+rng, losses = np.random.default_rng(0), []
+for _ in range(4):
+    batch = {"image": rng.integers(0, 256, (16, 8, 8, 1)).astype(np.uint8),
+             "label": rng.integers(0, 10, 16).astype(np.int32)}
+    batch = mesh.to_global(batch, rows)
+    assert len(batch["image"].addressable_shards) == devices
+    state, metrics = step(state, batch)
+    losses.append(float(metrics["loss"]))
+print(json.dumps(losses))
+"""
+
+
+def losses_on(devices, config, repository):
+    import dataclasses
+
+    environment = dict(os.environ)
+    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    values = json.dumps(dataclasses.asdict(config))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, values, str(devices)],
+        cwd=repository, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_eight_devices_give_the_losses_of_one(make_config, repository):
+    config = make_config(optimizer__accumulate=2, ema_decay=0.9)
+    of_one = losses_on(1, config, repository)
+    assert losses_on(8, config, repository) == pytest.approx(of_one, rel=1e-5)
+
+
+def test_a_batch_that_does_not_fit_the_devices_is_told_in_a_sentence(monkeypatch):
+    class Eight:
+        size = 8
+
+    mesh.check_divides(Eight, 16, "batch_size")
+    with pytest.raises(InputError, match=r"20 images do not divide among 8 devices.*16 and 24"):
+        mesh.check_divides(Eight, 20, "batch_size")
+    with pytest.raises(InputError, match=r"3 images do not divide among 8 devices.*that do: 8"):
+        mesh.check_divides(Eight, 3, "batch_size")
