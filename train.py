@@ -8,7 +8,7 @@ import sys
 
 from absl import flags
 
-from convit_jax import command_line, training
+from convit_jax import command_line
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if it is not there.")
 
@@ -22,7 +22,11 @@ def main() -> int:
     command_line.parse(sys.argv)
     if not _WORKDIR.value:
         raise command_line.InputError("expected --workdir=DIR, a directory for the run")
-    outcome = training.train(command_line.read_config(), _WORKDIR.value)
+    config = command_line.read_config()
+    # Imported once the flags are known to be right, since it takes seconds.
+    from convit_jax.training import loop  # noqa: PLC0415
+
+    outcome = loop.train(config, _WORKDIR.value)
     # Launchers restart what a signal ended: the shell's code for it.
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 

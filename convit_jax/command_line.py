@@ -9,8 +9,9 @@ from types import UnionType
 from absl import flags
 from ml_collections import config_flags
 
-from convit_jax import config as configuration
+from convit_jax.config import Config, resolve
 from convit_jax.errors import InputError, RunError
+from convit_jax.typed_config import keys, unknown_key
 
 
 def run(name: str, command: Callable[[], int | None]) -> int:
@@ -53,22 +54,32 @@ def parse(argv: Sequence[str]) -> None:
     try:
         positional = _FLAGS(list(argv))[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(_reason(error)) from error
     if positional:
         raise InputError(f"unexpected argument '{positional[0]}': flags begin with --")
 
 
+def _reason(error: BaseException) -> str:
+    """What went wrong, on one line: the words of the config file's own error if there was one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError) and "Traceback" not in str(cause):
+            return str(cause)
+        last, cause = cause, cause.__context__
+    # The flags library says which flag it was; it quotes a config file's error with a traceback.
+    words = last if "Traceback" in str(error) else error
+    return " ".join(str(words).split())
+
+
 def _check_config_keys(argv: Sequence[str]) -> None:
-    known = configuration.keys()
+    known = keys(Config)
     for argument in argv[1:]:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if match and match[1] not in known:
-            raise InputError(configuration.unknown_key(match[1]))
+            raise InputError(unknown_key(Config, match[1]))
 
 
-def read_config() -> configuration.Config:
+def read_config() -> Config:
     """The checked configuration that `--config` and its overrides make.
 
     Raises:
@@ -77,15 +88,15 @@ def read_config() -> configuration.Config:
     if _CONFIG.value is None:
         raise InputError("expected --config=configs/FILE.py")
     try:
-        return configuration.resolve(_CONFIG.value)
+        return resolve(_CONFIG.value)
     except (AttributeError, OSError) as error:  # a file that was not there shows up only now
-        raise InputError(f"--config: {' '.join(str(error).split())}") from error
+        raise InputError(f"--config: {_reason(error)}") from error
 
 
 def describe_keys() -> str:
     """Every config key with its type, default and meaning, as text for `--help`."""
     lines = []
-    for name, field in configuration.keys().items():
+    for name, field in keys(Config).items():
         default = "the model's own" if field.default is None else repr(field.default)
         lines.append(f"--config.{name}  ({_type_name(field.type)}, default {default})")
         lines += textwrap.wrap(

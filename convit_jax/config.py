@@ -8,19 +8,16 @@ Durations are strings, "300 epochs" or "1500 steps", so that each is given in ex
 """
 
 import dataclasses
-import difflib
 import re
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
-from ml_collections import config_dict
 
 from convit_jax import models
 from convit_jax.errors import InputError
 from convit_jax.models import Architecture
+from convit_jax.typed_config import as_config_dict, from_mapping, get, key
 
 # Image statistics of ImageNet (red, green, blue), in units of full scale.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -31,11 +28,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 NO_DECAY = (r".*\.(bias|scale|gating)", r"cls_token|pos_embed")
 
 
-def _key(default: Any, meaning: str, *, fixed: bool = False) -> Any:
-    """A key. A `fixed` one cannot change between the start of a run and its resumption."""
-    return dataclasses.field(default=default, metadata={"help": meaning, "fixed": fixed})
-
-
 def _model_section() -> type:
     """A key for the model's name and one for each field of `Architecture`.
 
@@ -44,11 +36,11 @@ def _model_section() -> type:
     """
     decided_by_data = ("image_size", "num_classes")
     overrides = [
-        (f.name, f.type | None, _key(None, f.metadata["help"], fixed=f.name != "remat"))
+        (f.name, f.type | None, key(None, f.metadata["help"], fixed=f.name != "remat"))
         for f in dataclasses.fields(Architecture)
         if f.name not in decided_by_data
     ]
-    name = ("name", str, _key("convit_tiny", "one of convit_jax.list_models()", fixed=True))
+    name = ("name", str, key("convit_tiny", "one of convit_jax.list_models()", fixed=True))
     return dataclasses.make_dataclass("ModelConfig", [name, *overrides], frozen=True)
 
 
@@ -59,79 +51,79 @@ ModelConfig = _model_section()
 class DataConfig:
     """Which images, and how they are read."""
 
-    train: str = _key(
+    train: str = key(
         "digits:train", "training examples: tfds:NAME:SPLIT[:DATA_DIR] or digits:train", fixed=True
     )
-    eval: str = _key("digits:test", "examples to evaluate on, named likewise")
-    image_size: tuple[int, ...] = _key(
+    eval: str = key("digits:test", "examples to evaluate on, named likewise")
+    image_size: tuple[int, ...] = key(
         (224,), "(side,) or (height, width) of the images the model sees, in pixels", fixed=True
     )
-    mean: tuple[float, ...] = _key(
+    mean: tuple[float, ...] = key(
         IMAGENET_MEAN, "subtracted from images scaled to [0, 1], for each channel", fixed=True
     )
-    std: tuple[float, ...] = _key(IMAGENET_STD, "then divided by, for each channel", fixed=True)
-    num_workers: int = _key(0, "worker processes that read and augment; 0: this process alone")
-    num_threads: int = _key(2, "reading threads, in each worker")
-    prefetch_batches: int = _key(4, "batches each worker prepares ahead")
+    std: tuple[float, ...] = key(IMAGENET_STD, "then divided by, for each channel", fixed=True)
+    num_workers: int = key(0, "worker processes that read and augment; 0: this process alone")
+    num_threads: int = key(2, "reading threads, in each worker")
+    prefetch_batches: int = key(4, "batches each worker prepares ahead")
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """What happens to a training image on the host; zeros leave it as it is."""
 
-    rotate: float = _key(0.0, "largest rotation either way, in degrees")
-    zoom: float = _key(0.0, "largest change of scale either way, as a share: 0.1 is 0.9 to 1.1")
-    shear: float = _key(0.0, "largest shear either way, in degrees")
-    translate: float = _key(0.0, "largest shift either way and axis, as a share of the side")
+    rotate: float = key(0.0, "largest rotation either way, in degrees")
+    zoom: float = key(0.0, "largest change of scale either way, as a share: 0.1 is 0.9 to 1.1")
+    shear: float = key(0.0, "largest shear either way, in degrees")
+    translate: float = key(0.0, "largest shift either way and axis, as a share of the side")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW, its learning rate and what surrounds it."""
 
-    learning_rate: float = _key(
+    learning_rate: float = key(
         5e-4, "peak learning rate for `learning_rate_batch` images; scales with the batch size"
     )
-    learning_rate_batch: int = _key(512, "batch size that `learning_rate` is meant for")
-    warmup: str = _key("5 epochs", "duration of the linear warm-up")
-    warmup_learning_rate: float = _key(1e-6, "where the warm-up starts; does not scale")
-    min_learning_rate: float = _key(1e-5, "where the cosine ends; does not scale")
-    b1: float = _key(0.9, "decay of AdamW's first moment")
-    b2: float = _key(0.999, "decay of AdamW's second moment")
-    eps: float = _key(1e-8, "added to the root of AdamW's second moment")
-    weight_decay: float = _key(0.05, "decoupled weight decay")
-    no_decay: tuple[str, ...] = _key(
+    learning_rate_batch: int = key(512, "batch size that `learning_rate` is meant for")
+    warmup: str = key("5 epochs", "duration of the linear warm-up")
+    warmup_learning_rate: float = key(1e-6, "where the warm-up starts; does not scale")
+    min_learning_rate: float = key(1e-5, "where the cosine ends; does not scale")
+    b1: float = key(0.9, "decay of AdamW's first moment")
+    b2: float = key(0.999, "decay of AdamW's second moment")
+    eps: float = key(1e-8, "added to the root of AdamW's second moment")
+    weight_decay: float = key(0.05, "decoupled weight decay")
+    no_decay: tuple[str, ...] = key(
         NO_DECAY,
         "regular expressions of parameters that do not decay; each must match some parameter",
     )
-    clip_norm: float = _key(0.0, "largest global norm of the gradient; 0: no clipping")
-    accumulate: int = _key(1, "parts that a batch is computed in, to save memory")
+    clip_norm: float = key(0.0, "largest global norm of the gradient; 0: no clipping")
+    accumulate: int = key(1, "parts that a batch is computed in, to save memory")
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """When the state is saved and which saves are kept."""
 
-    every: str = _key("1 epochs", "interval between checkpoints, besides the last step's")
-    keep_latest: int = _key(2, "most recent checkpoints kept")
-    keep_best: int = _key(1, "checkpoints kept for the best evaluation accuracy")
+    every: str = key("1 epochs", "interval between checkpoints, besides the last step's")
+    keep_latest: int = key(2, "most recent checkpoints kept")
+    keep_best: int = key(1, "checkpoints kept for the best evaluation accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole experiment."""
 
-    seed: int = _key(
+    seed: int = key(
         0, "decides parameters, data order, augmentation and stochastic depth", fixed=True
     )
-    train_for: str = _key("300 epochs", "duration of the training")
-    batch_size: int = _key(1024, "images a step, over all devices", fixed=True)
-    eval_every: str = _key("1 epochs", "interval between evaluations, besides the last step's")
-    eval_batch_size: int = _key(1024, "images an evaluation step, over all devices")
-    log_every: str = _key("50 steps", "interval between lines of training metrics")
-    profile_at: int = _key(0, "first of five steps to profile for TensorBoard; 0: none")
-    label_smoothing: float = _key(0.1, "share of the label spread over all classes")
-    ema_decay: float = _key(
+    train_for: str = key("300 epochs", "duration of the training")
+    batch_size: int = key(1024, "images a step, over all devices", fixed=True)
+    eval_every: str = key("1 epochs", "interval between evaluations, besides the last step's")
+    eval_batch_size: int = key(1024, "images an evaluation step, over all devices")
+    log_every: str = key("50 steps", "interval between lines of training metrics")
+    profile_at: int = key(0, "first of five steps to profile for TensorBoard; 0: none")
+    label_smoothing: float = key(0.1, "share of the label spread over all classes")
+    ema_decay: float = key(
         0.0,
         "decay, a step, of the parameters' running average, then also what is evaluated; 0: off",
         fixed=True,
@@ -146,39 +138,27 @@ class Config:
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?)\s*")
 
 
-def duration_in_steps(config: Config, key: str, steps_per_epoch: int) -> int:
+def duration_in_steps(config: Config, name: str, steps_per_epoch: int) -> int:
     """A duration in steps: "1500 steps" as it is, "0.5 epochs" by the length of an epoch.
 
     Raises:
         InputError: the key's value is neither of the two, or a broken number of steps.
     """
-    value = get(config, key)
+    value = get(config, name)
     match = _DURATION.fullmatch(value)
     if not match:
-        raise InputError(f"config.{key}='{value}': expected '<number> steps' or '<number> epochs'")
+        raise InputError(f"config.{name}='{value}': expected '<number> steps' or '<number> epochs'")
     number, unit = float(match[1]), match[2]
     if unit.startswith("epoch"):
         return round(number * steps_per_epoch)
     if not number.is_integer():
-        raise InputError(f"config.{key}='{value}': expected a whole number of steps")
+        raise InputError(f"config.{name}='{value}': expected a whole number of steps")
     return int(number)
 
 
 def template() -> ml_collections.ConfigDict:
     """Every key at its default, for a config file to change. Unknown keys are errors."""
-    return _as_config_dict(Config())
-
-
-def _as_config_dict(section: Any) -> ml_collections.ConfigDict:
-    values = ml_collections.ConfigDict()
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            value = _as_config_dict(value)
-        elif value is None:
-            value = config_dict.placeholder(_accepted_types(field.type)[0])
-        values[field.name] = value
-    return values.lock()
+    return as_config_dict(Config())
 
 
 def resolve(values: Mapping[str, Any]) -> Config:
@@ -190,53 +170,14 @@ def resolve(values: Mapping[str, Any]) -> Config:
     Raises:
         InputError: an unknown key, a value of a wrong type, or a value that makes no sense.
     """
-    config = _resolve_section(Config, values, "")
+    config = from_mapping(Config, values)
     _check_values(config)
     return config
 
 
-def _resolve_section(section: type, values: Mapping[str, Any], path: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(section)}
-    resolved = {}
-    for name, value in values.items():
-        full_name = path + name
-        if name not in fields:
-            raise InputError(unknown_key(full_name))
-        kind = fields[name].type
-        if dataclasses.is_dataclass(kind):
-            if not isinstance(value, Mapping | ml_collections.ConfigDict):
-                raise InputError(f"config.{full_name} is a section: set a key inside it")
-            resolved[name] = _resolve_section(kind, value, full_name + ".")
-        else:
-            resolved[name] = _typed(value, kind, full_name)
-    return section(**resolved)
-
-
-def _accepted_types(kind: Any) -> list[type]:
-    """The plain types of an annotation: `float | None` → [float, NoneType]."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else [kind]
-    return [typing.get_origin(option) or option for option in options]
-
-
-def _typed(value: Any, kind: Any, name: str) -> Any:
-    accepted = _accepted_types(kind)
-    if isinstance(value, list) and tuple in accepted:
-        value = tuple(value)  # JSON has no tuples
-    if float in accepted and type(value) is int:
-        value = float(value)
-    # bool is a subclass of int, but True is no number of layers.
-    if type(value) not in accepted:
-        wanted = " or ".join(t.__name__ for t in accepted if t is not types.NoneType)
-        raise InputError(f"config.{name}={value!r}: expected {wanted}")
-    if type(value) is tuple:
-        element = typing.get_args(kind)[0]
-        value = tuple(_typed(item, element, name) for item in value)
-    return value
-
-
 def _check_values(config: Config) -> None:
     o, c = config.optimizer, config.checkpoint
-    for holds, key, expected in (
+    for holds, name, expected in (
         (config.batch_size >= 1, "batch_size", "at least 1"),
         (config.eval_batch_size >= 1, "eval_batch_size", "at least 1"),
         (config.profile_at >= 0, "profile_at", "a step, or 0 for none"),
@@ -255,11 +196,11 @@ def _check_values(config: Config) -> None:
         (config.data.prefetch_batches >= 1, "data.prefetch_batches", "at least 1"),
     ):
         if not holds:
-            raise InputError(f"config.{key}={get(config, key)!r}: expected {expected}")
-    for key in ("train_for", "eval_every", "log_every", "checkpoint.every"):
+            raise InputError(f"config.{name}={get(config, name)!r}: expected {expected}")
+    for name in ("train_for", "eval_every", "log_every", "checkpoint.every"):
         # An epoch has at least one step, so what is nothing here is nothing with any data.
-        if duration_in_steps(config, key, 10**9) < 1:
-            raise InputError(f"config.{key}='{get(config, key)}': expected more than nothing")
+        if duration_in_steps(config, name, 10**9) < 1:
+            raise InputError(f"config.{name}='{get(config, name)}': expected more than nothing")
     duration_in_steps(config, "optimizer.warmup", 1)
     architecture(config, num_classes=2)
 
@@ -275,47 +216,10 @@ def architecture(config: Config, num_classes: int) -> Architecture:
     size = config.data.image_size
     size = size * 2 if len(size) == 1 else size
     made = models.architecture(name, num_classes=num_classes, image_size=size, **overrides)
-    for key in ("mean", "std"):
-        if len(getattr(config.data, key)) != made.in_channels:
+    for name in ("mean", "std"):
+        if len(getattr(config.data, name)) != made.in_channels:
             raise InputError(
-                f"config.data.{key}={getattr(config.data, key)}: expected {made.in_channels} "
+                f"config.data.{name}={getattr(config.data, name)}: expected {made.in_channels} "
                 "values, one for each channel of the images (config.model.in_channels)"
             )
     return made
-
-
-def keys(section: type = Config, path: str = "") -> dict[str, dataclasses.Field]:
-    """Every key by its dotted name, in order, with its type, default and meaning."""
-    found: dict[str, dataclasses.Field] = {}
-    for field in dataclasses.fields(section):
-        if dataclasses.is_dataclass(field.type):
-            found |= keys(field.type, f"{path}{field.name}.")
-        else:
-            found[path + field.name] = field
-    return found
-
-
-def unknown_key(name: str) -> str:
-    """The message for a key that does not exist, naming the nearest that does."""
-    # A key that was looked for in the wrong section is found by its last part.
-    names = {key.rpartition(".")[2]: key for key in keys()}
-    names |= {field.name: field.name for field in dataclasses.fields(Config)}
-    close = difflib.get_close_matches(name.rpartition(".")[2], names, n=1)
-    hint = f"did you mean '{names[close[0]]}'?" if close else "train.py --help lists them"
-    return f"no config key '{name}': {hint}"
-
-
-def get(config: Config, key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def differences(old: Config, new: Config) -> Iterator[tuple[str, Any, Any, bool]]:
-    """(key, old value, new value, whether it is fixed) of every key whose values differ."""
-    for key, field in keys().items():
-        before, after = get(old, key), get(new, key)
-        if before != after:
-            yield key, before, after, field.metadata["fixed"]

@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from convit_jax import config as configuration
-from convit_jax.config import Config, differences, duration_in_steps, keys, resolve, template
+from convit_jax.config import Config, duration_in_steps, resolve, template
 from convit_jax.errors import InputError
+from convit_jax.typed_config import differences, keys, unknown_key
 
 
 def test_the_template_is_the_defaults():
@@ -14,7 +14,7 @@ def test_the_template_is_the_defaults():
 
 
 def test_every_key_has_a_meaning_of_its_own():
-    meanings = [field.metadata["help"] for field in keys().values()]
+    meanings = [field.metadata["help"] for field in keys(Config).values()]
     assert all(len(meaning) > 5 for meaning in meanings)
     assert len(set(meanings)) == len(meanings)
 
@@ -77,7 +77,7 @@ def test_differences_tell_what_is_fixed_for_a_run():
 
 def test_every_key_is_read(make_config, monkeypatch, tmp_path):
     """A key that nothing reads would be a setting that does nothing."""
-    from convit_jax import training
+    from convit_jax.training import loop
 
     read = set()
 
@@ -97,18 +97,18 @@ def test_every_key_is_read(make_config, monkeypatch, tmp_path):
     config = make_config(train_for="2 steps")
     # Checks, comparisons and the record in config.json read everything; the run must, too.
     for module, name in (
-        (training.workdir, "write_config"),
-        (training.checkpoints, "check_same_run"),
-        (training.checkpoints, "save"),
-        (training.checkpoints, "finish_saving"),
+        (loop.workdirs, "write_config"),
+        (loop.saving, "check_same_run"),
+        (loop.saving, "save"),
+        (loop.saving, "finish_saving"),
     ):
         monkeypatch.setattr(module, name, lambda *arguments: None)
     note_reads(Config)
-    training.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path))
     # These go to the model and the transforms as whole sections, whose own tests cover each key.
-    by_section = {key for key in keys() if key.startswith(("model.", "augment."))}
-    assert set(keys()) - by_section <= read
+    by_section = {key for key in keys(Config) if key.startswith(("model.", "augment."))}
+    assert set(keys(Config)) - by_section <= read
 
 
 def test_unknown_key_names_the_nearest_in_any_section():
-    assert "optimizer.b1" in configuration.unknown_key("b1")
+    assert "optimizer.b1" in unknown_key(Config, "b1")

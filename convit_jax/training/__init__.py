@@ -1,7 +1,9 @@
-"""Training: an experiment put together, its steps, its checkpoints and the loop around them."""
+"""Training: an experiment put together, its steps, its checkpoints and the loop around them.
+
+`training.loop.train` runs it all. It is not imported here: it brings TensorFlow, for its events.
+"""
 
 from convit_jax.training.experiment import Experiment, make_experiment
-from convit_jax.training.loop import Outcome, train
 from convit_jax.training.step import TrainState
 
-__all__ = ["Experiment", "Outcome", "TrainState", "make_experiment", "train"]
+__all__ = ["Experiment", "TrainState", "make_experiment"]

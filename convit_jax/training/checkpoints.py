@@ -14,9 +14,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from convit_jax.config import CheckpointConfig, Config, differences, resolve
+from convit_jax.config import CheckpointConfig, Config, resolve
 from convit_jax.errors import InputError, RunError
 from convit_jax.training.step import TrainState
+from convit_jax.typed_config import differences
 
 _STATE, _CONFIG = "state", "config"
 _BEST_METRIC = "accuracy"

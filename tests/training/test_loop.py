@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 
-from convit_jax import training
 from convit_jax.errors import InputError, RunError
 from convit_jax.training import loop
 
@@ -39,7 +38,7 @@ def train_and_listen(config, workdir, caplog):
     logger = logging.getLogger("convit_jax")
     logger.addHandler(caplog.handler)
     try:
-        return training.train(config, str(workdir))
+        return loop.train(config, str(workdir))
     finally:
         logger.removeHandler(caplog.handler)
 
@@ -95,7 +94,7 @@ def test_a_finished_run_is_not_trained_again(finished, make_config, caplog):
 def test_another_model_in_the_same_workdir_is_refused(finished, make_config):
     workdir, _ = finished
     with pytest.raises(InputError, match=r"started with another configuration: model.depth"):
-        training.train(make_config(model__depth=3), str(workdir))
+        loop.train(make_config(model__depth=3), str(workdir))
 
 
 def test_losses_that_are_not_numbers_end_the_run_and_keep_the_last_good_checkpoint(
@@ -121,7 +120,7 @@ def test_losses_that_are_not_numbers_end_the_run_and_keep_the_last_good_checkpoi
     monkeypatch.setattr(loop, "make_experiment", poisoned)
     config = make_config(log_every="100 steps", eval_every="100 steps")
     with pytest.raises(RunError) as error:
-        training.train(config, str(tmp_path))
+        loop.train(config, str(tmp_path))
     message = str(error.value)
     assert "loss nan" in message
     assert "at step 6 " in message
@@ -155,15 +154,15 @@ def test_a_workdir_that_is_a_file_is_told_in_a_sentence(make_config, tmp_path):
     path = tmp_path / "file"
     path.write_text("")
     with pytest.raises(InputError, match="cannot be used as a directory"):
-        training.train(make_config(), str(path))
+        loop.train(make_config(), str(path))
 
 
 def test_fewer_examples_than_a_batch_are_told_in_a_sentence(make_config, tmp_path):
     config = make_config(data__train="digits:train[:10]")
     with pytest.raises(InputError, match="batch_size=16 is more than the 10 training examples"):
-        training.train(config, str(tmp_path))
+        loop.train(config, str(tmp_path))
 
 
 def test_a_profile_is_taken_on_request(make_config, tmp_path):
-    training.train(make_config(profile_at=3, eval_every="100 steps"), str(tmp_path))
+    loop.train(make_config(profile_at=3, eval_every="100 steps"), str(tmp_path))
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))

@@ -1,0 +1,186 @@
+"""Measures speed on this machine: python -m convit_jax.benchmark model convit_tiny deit_tiny
+
+Compare numbers of one run with each other, not with another run's: machines differ and are noisy.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from convit_jax import command_line, models
+from convit_jax.config import resolve
+from convit_jax.errors import InputError
+from convit_jax.training import make_experiment
+
+# Enough examples for any batch; none is read.
+_PRETENDED_EXAMPLES = 1_281_167
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpeed:
+    """What `benchmark model` measures of a model.
+
+    Attributes:
+        model: its name.
+        parameters: how many.
+        gflops: of a forward pass of one image, in 10⁹ operations (a multiply-add is two).
+        forward_compile_seconds, train_compile_seconds: time to compile.
+        forward_images_per_second, train_images_per_second: at the fastest repetition.
+    """
+
+    model: str
+    parameters: int
+    gflops: float
+    forward_compile_seconds: float
+    forward_images_per_second: float
+    train_compile_seconds: float
+    train_images_per_second: float
+
+
+def measure_model(
+    name: str, *, batch_size: int, image_size: int, dtype: str, seconds: float
+) -> ModelSpeed:
+    """Times a model's forward pass and its whole train step with the default recipe.
+
+    Args:
+        name: one of `list_models()`.
+        batch_size: images a step.
+        image_size: side in pixels.
+        dtype: float32 or bfloat16.
+        seconds: how long to repeat each of the two; at least three repetitions.
+
+    Raises:
+        InputError: an unknown model, or a size that does not fit it.
+    """
+    config = resolve(
+        {
+            "batch_size": batch_size,
+            "model": {"name": name, "dtype": dtype, "drop_path_rate": 0.1},
+            "data": {"image_size": (image_size,)},
+        }
+    )
+    experiment = make_experiment(config, num_examples=_PRETENDED_EXAMPLES, num_classes=1000)
+    state = jax.jit(experiment.init_state)()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
+    batch = jax.device_put(
+        {"image": pixels, "label": rng.integers(0, 1000, batch_size).astype(np.int32)}
+    )
+    images = jax.device_put(pixels.astype(np.float32) / 255 - 0.5)
+
+    graph = nnx.graphdef(nnx.eval_shape(lambda: models.build(experiment.architecture)))
+    forward = jax.jit(lambda params, x: nnx.merge(graph, nnx.State(params))(x))
+    lowered = forward.lower(state.params, images)
+    flops = lowered.cost_analysis()["flops"]
+    compiled, forward_compile = _timed(lowered.compile)
+    forward_seconds = _fastest(lambda: compiled(state.params, images), seconds)
+
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    step = jax.jit(experiment.train_step, donate_argnums=0).lower(state, batch)
+    train_step, train_compile = _timed(step.compile)
+
+    def take_step() -> Any:
+        nonlocal state
+        state, metrics = train_step(state, batch)
+        return metrics
+
+    train_seconds = _fastest(take_step, seconds)
+    return ModelSpeed(
+        model=name,
+        parameters=parameters,
+        gflops=flops / batch_size / 1e9,
+        forward_compile_seconds=forward_compile,
+        forward_images_per_second=batch_size / forward_seconds,
+        train_compile_seconds=train_compile,
+        train_images_per_second=batch_size / train_seconds,
+    )
+
+
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    began = time.perf_counter()
+    return function(), time.perf_counter() - began
+
+
+def _fastest(function: Callable[[], Any], seconds: float) -> float:
+    """Seconds of the fastest repetition: what the machine can do when nothing else disturbs it."""
+    jax.block_until_ready(function())  # the first is slower than the rest
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 3:
+        times.append(_timed(lambda: jax.block_until_ready(function()))[1])
+    return min(times)
+
+
+def _conditions(arguments: argparse.Namespace) -> str:
+    """What a table of speeds holds for."""
+    device = f"{jax.local_device_count()} {jax.devices()[0].device_kind} device(s)"
+    size = f"batch {arguments.batch_size}, {arguments.image_size} px, {arguments.dtype}"
+    return f"{device}, {size}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and prints what was measured."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convit_jax.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    model = commands.add_parser(
+        "model", help="parameters, FLOPs, compile time and images/s of forward pass and train step"
+    )
+    model.add_argument("models", nargs="+", metavar="MODEL", help="one of list_models(), or 'all'")
+    model.add_argument("--batch-size", type=int, default=32, help="images a step (default 32)")
+    model.add_argument("--image-size", type=int, default=224, help="side, pixels (default 224)")
+    model.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
+    model.add_argument("--seconds", type=float, default=10.0, help="of repetition (default 10)")
+    model.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    arguments = parser.parse_args(argv)
+    if arguments.batch_size < 1:
+        raise InputError(f"--batch-size={arguments.batch_size}: expected at least 1")
+    names = models.list_models() if arguments.models == ["all"] else arguments.models
+    for name in names:
+        models.architecture(name)  # a misspelt one is told before the first is measured
+    options = vars(arguments)
+    speeds = (
+        measure_model(
+            name, **{k: options[k] for k in ("batch_size", "image_size", "dtype", "seconds")}
+        )
+        for name in names
+    )
+    if arguments.json:
+        for speed in speeds:
+            print(json.dumps(dataclasses.asdict(speed)), flush=True)
+        return 0
+    headings = ("parameters", "GFLOP", "forward/s", "compile", "train/s", "compile")
+    table = Table(box=box.SIMPLE, title=_conditions(arguments))
+    table.add_column("model", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for s in speeds:
+        table.add_row(
+            s.model,
+            f"{s.parameters:,}",
+            f"{s.gflops:.2f}",
+            f"{s.forward_images_per_second:.1f}",
+            f"{s.forward_compile_seconds:.1f} s",
+            f"{s.train_images_per_second:.1f}",
+            f"{s.train_compile_seconds:.1f} s",
+        )
+    Console().print(table)
+    print("GFLOP: of one image's forward pass. forward/s, train/s: images a second.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run("benchmark", main))

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Trains ConViT on the embedded digits, from a fresh machine:  scripts/demo.sh
+# and its DeiT twin:                                            scripts/demo.sh deit
+# WORKDIR names another directory for the run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+enter_environment .venv requirements.txt
+
+variant=${1:-convit}
+exec python train.py --config "configs/digits.py:$variant" --workdir "${WORKDIR:-runs/digits-$variant}"

@@ -1,0 +1,75 @@
+"""train.py as a user types it, with what a user types wrong."""
+
+import subprocess
+import sys
+
+import pytest
+
+CONFIG = "--config=configs/digits.py"
+
+
+@pytest.fixture
+def train(repository, tmp_path):
+    """A function of arguments: train.py's exit code and what it said."""
+
+    def run(*arguments, workdir=True):
+        command = [sys.executable, "train.py", *arguments]
+        if workdir:
+            command.append(f"--workdir={tmp_path / 'run'}")
+        return subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_help_teaches_every_key(train):
+    from convit_jax.config import Config
+    from convit_jax.typed_config import keys
+
+    done = train("--help", workdir=False)
+    assert done.returncode == 0
+    assert "configs/digits.py --workdir" in done.stdout
+    for key in keys(Config):
+        assert f"--config.{key}  (" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([CONFIG, "--config.batchsize=3"], "no config key 'batchsize': did you mean 'batch_size'"),
+        ([CONFIG, "--config.seed=abc"], "--config.seed=abc"),
+        ([CONFIG, "--config.optimizer.accumulate=5"], "a divisor of batch_size"),
+        ([CONFIG, "--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
+        ([CONFIG, "stray"], "unexpected argument 'stray'"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        ([CONFIG + ":dei"], "did you mean 'deit'"),
+        ([], "expected --config=configs/FILE.py"),
+        ([CONFIG, "--config.data.train=digits:trian"], "no split 'trian', did you mean 'train'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(train, arguments, message, tmp_path):
+    done = train(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("train: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_workdir_is_a_mistake(train):
+    done = train(CONFIG, workdir=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "train: expected --workdir=DIR, a directory for the run\n",
+    )
+
+
+def test_a_config_file_with_a_misspelt_key_is_told_in_a_sentence(train, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from convit_jax.config import template\n"
+        "def get_config():\n    c = template()\n    c.optimizer.wieght_decay = 1.0\n    return c\n"
+    )
+    done = train(f"--config={path}")
+    assert done.returncode == 2
+    assert "weight_decay" in done.stderr
+    assert "Traceback" not in done.stderr
