@@ -4,7 +4,13 @@ The workdir receives config.json, checkpoints/, metrics.jsonl and TensorBoard ev
 command again resumes from the newest checkpoint. SIGTERM and Ctrl-C save first.
 """
 
+import os
 import sys
+
+from convit_jax.huge_pages import restart_with_huge_pages
+
+if __name__ == "__main__":
+    restart_with_huge_pages()
 
 from absl import flags
 
@@ -23,7 +29,9 @@ def main() -> int:
     if not _WORKDIR.value:
         raise command_line.InputError("expected --workdir=DIR, a directory for the run")
     config = command_line.read_config()
-    # Imported once the flags are known to be right, since it takes seconds.
+    # Imported once the flags are known to be right: it takes seconds, for TensorFlow, which
+    # writes the events and is to keep its remarks on the CPU to itself.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from convit_jax.training import loop  # noqa: PLC0415
 
     outcome = loop.train(config, _WORKDIR.value)

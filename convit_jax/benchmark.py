@@ -3,6 +3,11 @@
 Compare numbers of one run with each other, not with another run's: machines differ and are noisy.
 """
 
+from convit_jax.huge_pages import restart_with_huge_pages
+
+if __name__ == "__main__":
+    restart_with_huge_pages()
+
 import argparse
 import dataclasses
 import json

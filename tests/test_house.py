@@ -17,7 +17,7 @@ LEVEL = {
     "data": 3,
     "kernels": 4,
 }
-COMMON = {"errors"}
+COMMON = {"errors", "huge_pages"}
 
 
 def imports_of(path):

@@ -14,6 +14,7 @@ from flax import nnx
 
 from convit_jax import kernels
 from convit_jax.errors import InputError
+from convit_jax.models.layers import Linear
 
 # Standard deviation of the linear layers of a vision transformer at initialisation. PyTorch's
 # truncation at ±2 lies 100 deviations out, so a plain normal is the same distribution.
@@ -129,9 +130,9 @@ class GPSA(nnx.Module):
         width = num_heads * head_dim
         normal = nnx.initializers.normal(LINEAR_STD)
 
-        def linear(inputs: int, outputs: int, **options: Any) -> nnx.Linear:
+        def linear(inputs: int, outputs: int, **options: Any) -> Linear:
             options = {"kernel_init": normal, "dtype": dtype} | options
-            return nnx.Linear(inputs, outputs, rngs=rngs, **options)
+            return Linear(inputs, outputs, rngs=rngs, **options)
 
         self.num_heads = num_heads
         self.qk = linear(width, 2 * width, use_bias=qkv_bias)

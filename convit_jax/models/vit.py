@@ -11,6 +11,7 @@ from convit_jax import kernels
 from convit_jax.errors import InputError
 from convit_jax.models.architecture import Architecture
 from convit_jax.models.gpsa import GPSA, LINEAR_STD
+from convit_jax.models.layers import Linear, gelu
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -32,10 +33,10 @@ class SelfAttention(nnx.Module):
         width = num_heads * head_dim
         init = nnx.initializers.normal(LINEAR_STD)
         self.num_heads = num_heads
-        self.qkv = nnx.Linear(
+        self.qkv = Linear(
             width, 3 * width, use_bias=qkv_bias, kernel_init=init, dtype=dtype, rngs=rngs
         )
-        self.proj = nnx.Linear(width, width, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, kernel_init=init, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(drop_rate)
 
     def _queries_keys_values(self, x: jax.Array) -> tuple[jax.Array, ...]:
@@ -65,14 +66,14 @@ class FeedForward(nnx.Module):
     ) -> None:
         """`width` channels in and out, `hidden` between; dropout after either layer."""
         init = nnx.initializers.normal(LINEAR_STD)
-        self.fc1 = nnx.Linear(width, hidden, kernel_init=init, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, width, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(width, hidden, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, width, kernel_init=init, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(drop_rate)
 
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """[..., C] → [..., C]; `key` is the randomness of dropout, or None for none."""
         keys = (None, None) if key is None else jax.random.split(key)
-        hidden = nnx.gelu(self.fc1(x), approximate=False)
+        hidden = gelu(self.fc1(x))
         hidden = self.dropout(hidden, deterministic=key is None, rngs=keys[0])
         return self.dropout(self.fc2(hidden), deterministic=key is None, rngs=keys[1])
 
@@ -162,7 +163,7 @@ class VisionTransformer(nnx.Module):
         # the fan-in scale of a convolution: at 0.02 little passes a small patch.
         fan_in = a.patch_size**2 * a.in_channels
         uniform = _uniform(fan_in**-0.5)
-        self.patch_embed = nnx.Linear(
+        self.patch_embed = Linear(
             fan_in, a.width, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
         )
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, a.width)))
