@@ -12,7 +12,7 @@ from convit_jax.huge_pages import restart_with_huge_pages
 if __name__ == "__main__":
     restart_with_huge_pages()
 
-from absl import flags
+from absl import flags, logging
 
 from convit_jax import command_line
 
@@ -32,6 +32,7 @@ def main() -> int:
     # Imported once the flags are known to be right: it takes seconds, for TensorFlow, which
     # writes the events and is to keep its remarks on the CPU to itself.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.ERROR)  # of the libraries; the run's own lines are not absl's
     from convit_jax.training import loop  # noqa: PLC0415
 
     outcome = loop.train(config, _WORKDIR.value)

@@ -105,7 +105,8 @@ def finish_saving(checkpoints: ocp.CheckpointManager) -> None:
 
 
 def _unwritten(checkpoints: ocp.CheckpointManager, error: Exception) -> RunError:
-    kept = sorted(checkpoints.all_steps(read=True))
+    checkpoints.reload()
+    kept = sorted(checkpoints.all_steps())
     return RunError(
         f"a checkpoint could not be written to {checkpoints.directory} ({_first_line(error)}); "
         f"kept: {', '.join(f'step {step}' for step in kept) or 'none'}. Free some space and start "
@@ -215,4 +216,6 @@ def _set_aside(checkpoint: epath.Path) -> epath.Path:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # Storage errors name a long path first and the reason last.
+    return line if len(line) < 200 else f"{line[:60]} … {line[-120:]}"

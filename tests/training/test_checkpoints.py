@@ -64,7 +64,7 @@ def test_an_empty_directory_has_nothing_to_restore(store, state_at):
 def test_the_latest_and_the_best_are_kept(store):
     accuracies = {1: 0.5, 2: 0.9, 3: 0.3, 4: None, 5: 0.2, 6: None}
     kept = store(accuracies, checkpoint__keep_latest=2, checkpoint__keep_best=1)
-    assert kept.all_steps(read=True) == [2, 5, 6]
+    assert kept.all_steps() == [2, 5, 6]
     assert kept.best_step() == 2
 
 
@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     assert (tmp_path / "checkpoints" / "8.damaged").is_dir()
     saving.save(reopened, state_at(8), 8, make_config(), 0.5)
     saving.finish_saving(reopened)
-    assert reopened.all_steps(read=True) == [4, 8]
+    assert reopened.all_steps() == [4, 8]
 
 
 def test_where_all_are_damaged_the_run_does_not_begin_anew_by_itself(store, state_at, tmp_path):
