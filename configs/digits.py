@@ -4,6 +4,8 @@
     python train.py --config configs/digits.py:deit --workdir /tmp/digits-deit
 
 `deit` trains the twin that is a DeiT: same width, depth, data and budget, plain attention.
+Seed 0 ended at 97.48 % test accuracy for ConViT and 96.73 % for DeiT (397 images, so one image is
+0.25 %); two and a half minutes of training each.
 """
 
 import ml_collections
