@@ -169,7 +169,12 @@ class GPSA(nnx.Module):
         return (1 - gate) * by_content + gate * self.positional_attention(grid)
 
     def __call__(
-        self, x: jax.Array, grid: tuple[int, int], *, key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        grid: tuple[int, int],
+        *,
+        key: jax.Array | None = None,
+        outputs: int | None = None,
     ) -> jax.Array:
         """concat_h(A_h X W_val) W_out (paper Eq. 6 and 2).
 
@@ -177,11 +182,15 @@ class GPSA(nnx.Module):
             x: tokens, [B, N, C]; patches only, N = rows · columns of `grid`.
             grid: (rows, columns) of patches.
             key: randomness of dropout, or None for none.
+            outputs: how many tokens, from the first, to compute the output of; None for all.
 
         Returns:
-            [B, N, C].
+            [B, N or `outputs`, C].
         """
         q, k = self._queries_keys(x)
-        v = self.v(x).reshape(q.shape)
-        heads = kernels.gated_attention(q, k, v, self.positional_attention(grid), self.gate())
-        return self.dropout(self.proj(heads.reshape(x.shape)), deterministic=key is None, rngs=key)
+        v = self.v(x).reshape(k.shape)
+        positional = self.positional_attention(grid)[:, :outputs]
+        heads = kernels.gated_attention(q[:, :outputs], k, v, positional, self.gate())
+        return self.dropout(
+            self.proj(heads.reshape(*heads.shape[:2], -1)), deterministic=key is None, rngs=key
+        )

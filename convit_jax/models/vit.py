@@ -50,12 +50,20 @@ class SelfAttention(nnx.Module):
         return kernels.attention_map(q, k)
 
     def __call__(
-        self, x: jax.Array, grid: tuple[int, int], *, key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        grid: tuple[int, int],
+        *,
+        key: jax.Array | None = None,
+        outputs: int | None = None,
     ) -> jax.Array:
-        """[B, N, C] → [B, N, C]; `grid` is not needed, `key` is the randomness of dropout."""
+        """[B, N, C] → [B, N or `outputs`, C]; `grid` is not needed, the rest is as in `GPSA`."""
         del grid
-        heads = kernels.softmax_attention(*self._queries_keys_values(x))
-        return self.dropout(self.proj(heads.reshape(x.shape)), deterministic=key is None, rngs=key)
+        q, k, v = self._queries_keys_values(x)
+        heads = kernels.softmax_attention(q[:, :outputs], k, v)
+        return self.dropout(
+            self.proj(heads.reshape(*heads.shape[:2], -1)), deterministic=key is None, rngs=key
+        )
 
 
 class FeedForward(nnx.Module):
@@ -117,12 +125,21 @@ class Block(nnx.Module):
         return self.attention.attention_map(self.norm1(x), grid)
 
     def __call__(
-        self, x: jax.Array, grid: tuple[int, int], *, key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        grid: tuple[int, int],
+        *,
+        key: jax.Array | None = None,
+        outputs: int | None = None,
     ) -> jax.Array:
-        """[B, N, C] → [B, N, C]; `key` is the randomness of dropout and of skipping."""
+        """[B, N, C] → [B, N or `outputs`, C].
+
+        `key` is the randomness of dropout and of skipping, or None for none; `outputs` how many
+        tokens, from the first, to compute the output of, or None for all.
+        """
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-        branch = self.attention(self.norm1(x), grid, key=keys[0])
-        x = x + self.drop_path(branch, deterministic=key is None, rngs=keys[1])
+        branch = self.attention(self.norm1(x), grid, key=keys[0], outputs=outputs)
+        x = x[:, :outputs] + self.drop_path(branch, deterministic=key is None, rngs=keys[1])
         branch = self.mlp(self.norm2(x), key=keys[2])
         return x + self.drop_path(branch, deterministic=key is None, rngs=keys[3])
 
@@ -135,7 +152,7 @@ class Trace:
     Attributes:
         embedded: the tokens that enter the first block, [B, N, C].
         inputs: the tokens that enter each block, [B, N or N + 1, C].
-        outputs: the tokens that leave each block.
+        outputs: the tokens that leave each block; for the last, all in `VisionTransformer.trace`.
         features: the classified token after the last norm, [B, C].
         logits: float32 [B, num_classes].
     """
@@ -217,19 +234,23 @@ class VisionTransformer(nnx.Module):
         Raises:
             InputError: the images have another size, type or layout than the model takes.
         """
-        return self.trace(images, key=key).logits
+        # The head looks at one token, so the last block computes only that one's output.
+        return self._run(images, key, last_outputs=1).logits
 
     def trace(self, images: jax.Array, *, key: jax.Array | None = None) -> Trace:
-        """As `__call__`, with every layer's input and output.
+        """As `__call__`, with every layer's input and output."""
+        return self._run(images, key, last_outputs=None)
 
-        Under `jax.jit`, what is not used costs nothing.
-        """
+    def _run(self, images: jax.Array, key: jax.Array | None, last_outputs: int | None) -> Trace:
+        """The forward pass; the last block computes the outputs of so many tokens."""
         a = self.architecture
 
-        def run(block: Block, x: jax.Array, key: jax.Array | None) -> jax.Array:
-            return block(x, a.grid, key=key)
+        def run(
+            block: Block, x: jax.Array, key: jax.Array | None, outputs: int | None
+        ) -> jax.Array:
+            return block(x, a.grid, key=key, outputs=outputs)
 
-        run = nnx.remat(run) if a.remat else run
+        run = nnx.remat(run, static_argnums=3) if a.remat else run
         keys = [None] * (a.depth + 1) if key is None else jax.random.split(key, a.depth + 1)
         x = embedded = self.embed(images, key=keys[-1])
         inputs, outputs = [], []
@@ -237,7 +258,7 @@ class VisionTransformer(nnx.Module):
             if i == a.gpsa_layers and i > 0:
                 x = self._with_class_token(x)
             inputs.append(x)
-            x = run(block, x, keys[i])
+            x = run(block, x, keys[i], last_outputs if i == a.depth - 1 else None)
             outputs.append(x)
         return Trace(embedded, inputs, outputs, *self.classify(x))
 

@@ -48,6 +48,19 @@ def test_where_all_layers_are_gpsa_the_first_patch_is_classified():
     np.testing.assert_allclose(trace.features, model.norm(trace.outputs[-1][:, 0]))
 
 
+@pytest.mark.parametrize("gpsa_layers", [3, 4])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_the_call_computes_less_and_the_same(gpsa_layers, seed):
+    options = SMALL | {"gpsa_layers": gpsa_layers, "drop_path_rate": 0.5}
+    model = create_model("convit_tiny", image_size=16, **options)
+    key = None if seed is None else jax.random.key(seed)
+    images = make_images(4, 16, 16, 3)
+    whole = run(model, "trace", images, key=key)
+    np.testing.assert_allclose(
+        run(model, "__call__", images, key=key), whole.logits, rtol=1e-5, atol=1e-6
+    )
+
+
 def test_the_residual_stream_is_unbroken():
     model = create_model("convit_tiny", image_size=16, **SMALL)
     trace = run(model, "trace", make_images(1, 16, 16, 3))
