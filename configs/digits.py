@@ -40,6 +40,7 @@ def get_config(variant: str = "convit") -> ml_collections.ConfigDict:
     config.data.train = "digits:train"
     config.data.eval = "digits:test"
     config.data.image_size = (8,)
+    config.data.eval_crop = 1.0
     config.data.mean = (0.305,)
     config.data.std = (0.376,)
 

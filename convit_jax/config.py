@@ -52,29 +52,72 @@ class DataConfig:
     """Which images, and how they are read."""
 
     train: str = key(
-        "digits:train", "training examples: tfds:NAME:SPLIT[:DATA_DIR] or digits:train", fixed=True
+        "digits:train",
+        "training examples: tfds:NAME:SPLIT[:DATA_DIR], folder:PATH or digits:train",
+        fixed=True,
     )
     eval: str = key("digits:test", "examples to evaluate on, named likewise")
+    fraction: float = key(
+        1.0, "share of each class's training examples that is used (paper Table 2)", fixed=True
+    )
+    fraction_choice: str = key(
+        "first",
+        "which ones: 'first' int(n f) of each class by file name, as in the paper, or 'random' "
+        "by the seed",
+        fixed=True,
+    )
+    classes: int = key(0, "use only the first so many classes; 0: all", fixed=True)
     image_size: tuple[int, ...] = key(
         (224,), "(side,) or (height, width) of the images the model sees, in pixels", fixed=True
+    )
+    eval_crop: float = key(
+        0.875, "share of the side that evaluation keeps, of the image scaled to fit: 224 of 256"
     )
     mean: tuple[float, ...] = key(
         IMAGENET_MEAN, "subtracted from images scaled to [0, 1], for each channel", fixed=True
     )
     std: tuple[float, ...] = key(IMAGENET_STD, "then divided by, for each channel", fixed=True)
-    num_workers: int = key(0, "worker processes that read and augment; 0: this process alone")
-    num_threads: int = key(2, "reading threads, in each worker")
-    prefetch_batches: int = key(4, "batches each worker prepares ahead")
+    max_broken: float = key(
+        0.001, "share of the examples that may be unreadable before the run stops"
+    )
+    num_workers: int = key(
+        0, "processes that read and augment; 0: a thread of this one, -1: one for each core"
+    )
+    prefetch_batches: int = key(2, "batches prepared ahead")
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to a training image on the host; zeros leave it as it is."""
+    """What happens to a training image; the defaults only scale it."""
 
+    repeats: int = key(
+        1,
+        "repeated augmentation: views of each image, while an epoch keeps its number of steps",
+        fixed=True,
+    )
+    crop: str = key(
+        "none",
+        "'random_resized' (a random part, scaled), 'pad' (moved a little, for small images) or "
+        "'none' (scaled as a whole)",
+    )
+    crop_scale: tuple[float, ...] = key((0.08, 1.0), "share of the area that a random part has")
+    crop_ratio: tuple[float, ...] = key((3 / 4, 4 / 3), "its width over its height")
+    crop_padding: int = key(4, "pixels that 'pad' may move an image, each way")
+    flip: float = key(0.0, "chance of a horizontal flip")
+    randaugment: str = key(
+        "", "RandAugment in timm's notation, 'rand-m9-mstd0.5-inc1'; '' for none"
+    )
     rotate: float = key(0.0, "largest rotation either way, in degrees")
     zoom: float = key(0.0, "largest change of scale either way, as a share: 0.1 is 0.9 to 1.1")
     shear: float = key(0.0, "largest shear either way, in degrees")
     translate: float = key(0.0, "largest shift either way and axis, as a share of the side")
+    erase: float = key(0.0, "chance of random erasing, after normalisation, by noise")
+    erase_area: tuple[float, ...] = key((0.02, 1 / 3), "share of the area that is erased")
+    erase_ratio: tuple[float, ...] = key((0.3, 1 / 0.3), "its height over its width")
+    mixup: float = key(0.0, "α of mixup's Beta(α, α); 0: none")
+    cutmix: float = key(0.0, "α of CutMix's Beta(α, α); 0: none")
+    mix_prob: float = key(1.0, "chance that a batch is mixed")
+    mix_switch_prob: float = key(0.5, "chance of CutMix rather than mixup, where there are both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +138,19 @@ class OptimizerConfig:
     no_decay: tuple[str, ...] = key(
         NO_DECAY,
         "regular expressions of parameters that do not decay; each must match some parameter",
+    )
+    frozen: tuple[str, ...] = key(
+        (),
+        "regular expressions of parameters that are not trained; each must match some parameter",
+        fixed=True,
+    )
+    schedule_every: str = key(
+        "step", "how often the learning rate changes: each 'step', or each 'epoch'"
+    )
+    schedule_lag: int = key(
+        0,
+        "epochs that the learning rate is late: 1 in the released code, which starts with two "
+        "epochs of the smallest",
     )
     clip_norm: float = key(0.0, "largest global norm of the gradient; 0: no clipping")
     accumulate: int = key(1, "parts that a batch is computed in, to save memory")
@@ -117,6 +173,11 @@ class Config:
         0, "decides parameters, data order, augmentation and stochastic depth", fixed=True
     )
     train_for: str = key("300 epochs", "duration of the training")
+    keep_budget: bool = key(
+        False,
+        "count train_for's epochs on the whole dataset: a fraction f of it is then seen 1/f times "
+        "as often (paper Table 2)",
+    )
     batch_size: int = key(1024, "images a step, over all devices", fixed=True)
     eval_every: str = key("1 epochs", "interval between evaluations, besides the last step's")
     eval_batch_size: int = key(1024, "images an evaluation step, over all devices")
@@ -176,7 +237,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
 
 
 def _check_values(config: Config) -> None:
-    o, c = config.optimizer, config.checkpoint
+    o, c, d = config.optimizer, config.checkpoint, config.data
     for holds, name, expected in (
         (config.batch_size >= 1, "batch_size", "at least 1"),
         (config.eval_batch_size >= 1, "eval_batch_size", "at least 1"),
@@ -191,9 +252,16 @@ def _check_values(config: Config) -> None:
         (len(config.data.image_size) in (1, 2), "data.image_size", "(side,) or (height, width)"),
         (c.keep_latest >= 1, "checkpoint.keep_latest", "at least 1"),
         (c.keep_best >= 0, "checkpoint.keep_best", "0 or more"),
-        (config.data.num_workers >= 0, "data.num_workers", "0 or more"),
-        (config.data.num_threads >= 1, "data.num_threads", "at least 1"),
-        (config.data.prefetch_batches >= 1, "data.prefetch_batches", "at least 1"),
+        (o.schedule_every in ("step", "epoch"), "optimizer.schedule_every", "'step' or 'epoch'"),
+        (o.schedule_lag >= 0, "optimizer.schedule_lag", "0 or more"),
+        (0 < d.fraction <= 1, "data.fraction", "above 0, up to 1"),
+        (d.fraction_choice in ("first", "random"), "data.fraction_choice", "'first' or 'random'"),
+        (d.classes >= 0 and d.classes != 1, "data.classes", "0 (all), or at least 2"),
+        (0 < d.eval_crop <= 1, "data.eval_crop", "above 0, up to 1"),
+        (0 <= d.max_broken < 1, "data.max_broken", "a share, in [0, 1)"),
+        (d.num_workers >= -1, "data.num_workers", "0 or more, or -1 for one for each core"),
+        (d.prefetch_batches >= 1, "data.prefetch_batches", "at least 1"),
+        (config.augment.repeats >= 1, "augment.repeats", "at least 1"),
     ):
         if not holds:
             raise InputError(f"config.{name}={get(config, name)!r}: expected {expected}")

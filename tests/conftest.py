@@ -11,6 +11,7 @@ _SCRATCH = tempfile.TemporaryDirectory(prefix="convit-jax-tests-")
 # Set before JAX or TFDS is imported anywhere, for these tests and the processes they start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TFDS_DATA_DIR"] = f"{_SCRATCH.name}/tfds"  # so that the digits are really written
+os.environ["XDG_CACHE_HOME"] = f"{_SCRATCH.name}/cache"
 # Tests compile much and compute little: compile quickly, and the same program once.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_SCRATCH.name}/compiled"

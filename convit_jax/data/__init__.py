@@ -1,27 +1,31 @@
-"""The data road: named examples → host transforms → the global batch of a step."""
+"""The data road: named examples → host transforms → the global batch of a step.
 
-from convit_jax.data.loader import (
-    Batch,
-    Reading,
-    Shard,
-    eval_batches,
-    num_eval_batches,
-    train_batches,
-)
-from convit_jax.data.order import EpochOrder
-from convit_jax.data.sources import Source, open_source
-from convit_jax.data.transforms import EvalTransform, TrainTransform
+The names are imported on first use, so that a worker process imports only what reading needs.
+"""
 
-__all__ = [
-    "Batch",
-    "EpochOrder",
-    "EvalTransform",
-    "Reading",
-    "Shard",
-    "Source",
-    "TrainTransform",
-    "eval_batches",
-    "num_eval_batches",
-    "open_source",
-    "train_batches",
-]
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Batch": "loader",
+    "EpochOrder": "order",
+    "EvalTransform": "transforms",
+    "Reading": "loader",
+    "Shard": "loader",
+    "Source": "source",
+    "TrainTransform": "transforms",
+    "eval_batches": "loader",
+    "num_eval_batches": "loader",
+    "open_source": "sources",
+    "describe_classes": "subsets",
+    "subset": "subsets",
+    "train_batches": "loader",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"convit_jax.data.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'convit_jax.data' has no attribute '{name}'")

@@ -6,17 +6,22 @@ Process p of P holds rows p·B/P to (p + 1)·B/P - 1, so the global batch of a s
 any number of processes.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
-from absl import flags
 
-from convit_jax.data.order import EpochOrder, example_generator
-from convit_jax.data.sources import Source
+from convit_jax.data.order import EpochOrder
+from convit_jax.data.reading import Broken, Images, Row, RowReader, RowsRead
 from convit_jax.data.transforms import EvalTransform, TrainTransform
-from convit_jax.errors import InputError
+from convit_jax.data.workers import WorkerPool
+from convit_jax.errors import InputError, RunError
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
@@ -28,15 +33,20 @@ class Shard:
     index: int = 0
     count: int = 1
 
-    def rows(self, batch_size: int) -> int:
-        """Rows of a global batch that the process holds."""
+    def rows(self, batch_size: int) -> range:
+        """The rows of a global batch that the process holds.
+
+        Raises:
+            InputError: the batch does not divide among the processes.
+        """
         if batch_size % self.count:
             lower = batch_size - batch_size % self.count
             raise InputError(
                 f"a batch of {batch_size} does not divide among {self.count} processes: the "
                 f"nearest that do are {lower or self.count} and {lower + self.count}"
             )
-        return batch_size // self.count
+        rows = batch_size // self.count
+        return range(self.index * rows, (self.index + 1) * rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,60 +54,24 @@ class Reading:
     """How the reading is spread over this machine.
 
     Attributes:
-        num_workers: processes that read and augment; 0 for this one alone.
-        num_threads: threads in each of them.
-        prefetch_batches: batches that each prepares ahead.
+        num_workers: processes that read and augment; 0 for threads of this one; -1 for as many
+            as there are cores.
+        prefetch_batches: batches prepared ahead; without workers, also the threads that do it.
+        max_broken: share of the examples that may be broken.
     """
 
     num_workers: int = 0
-    num_threads: int = 2
-    prefetch_batches: int = 4
+    prefetch_batches: int = 2
+    max_broken: float = 0.0
 
-
-@dataclasses.dataclass(frozen=True)
-class _TrainRow:
-    """Position in this process's stream of training rows → example."""
-
-    source: Source
-    order: EpochOrder
-    transform: TrainTransform
-    shard: Shard
-
-    def __call__(self, position: int) -> dict[str, np.ndarray]:
-        rows = self.shard.rows(self.order.batch_size)
-        step, row = divmod(position, rows)
-        epoch, index = self.order.locate(step, self.shard.index * rows + row)
-        encoded, label = self.source[index]
-        image = self.transform(encoded, example_generator(self.order.seed, epoch, index))
-        return {"image": image, "label": np.int32(label)}
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalRow:
-    """Position in this process's stream of evaluation rows → example, or padding past the last."""
-
-    source: Source
-    batch_size: int
-    transform: EvalTransform
-    shard: Shard
-
-    def __call__(self, position: int) -> dict[str, np.ndarray]:
-        rows = self.shard.rows(self.batch_size)
-        step, row = divmod(position, rows)
-        index = step * self.batch_size + self.shard.index * rows + row
-        if index >= len(self.source):
-            blank = np.zeros((*self.transform.image_size, self.transform.channels), np.uint8)
-            return {"image": blank, "label": np.int32(0), "mask": np.float32(0)}
-        encoded, label = self.source[index]
-        return {
-            "image": self.transform(encoded),
-            "label": np.int32(label),
-            "mask": np.float32(1),
-        }
+    @property
+    def processes(self) -> int:
+        """Worker processes to start."""
+        return self.num_workers if self.num_workers >= 0 else len(os.sched_getaffinity(0))
 
 
 def train_batches(
-    source: Source,
+    images: Images,
     order: EpochOrder,
     transform: TrainTransform,
     *,
@@ -113,10 +87,16 @@ def train_batches(
 
     Raises:
         InputError: the batch does not divide among the processes.
+        RunError: more of the images are broken than allowed.
     """
-    row = _TrainRow(source, order, transform, shard)
-    rows = shard.rows(order.batch_size)
-    return _batches(row, start_step * rows, num_steps * rows, rows, reading)
+    mine = shard.rows(order.batch_size)
+    shape = (*transform.image_size, transform.channels)
+    reader = RowReader(images, transform, shape, order.seed)
+
+    def rows(step: int) -> list[Row]:
+        return [order.locate(step, row) for row in mine]
+
+    return _batches(reader, rows, range(start_step, num_steps), reading, masked=False)
 
 
 def num_eval_batches(num_examples: int, batch_size: int) -> int:
@@ -125,7 +105,7 @@ def num_eval_batches(num_examples: int, batch_size: int) -> int:
 
 
 def eval_batches(
-    source: Source,
+    images: Images,
     batch_size: int,
     transform: EvalTransform,
     *,
@@ -134,35 +114,81 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """This process's rows of batches that hold every example once, in order.
 
-    The rows that fill up the last batch have `mask` 0.
+    The rows that fill up the last batch, and those of broken images, have `mask` 0.
 
     Raises:
         InputError: the batch does not divide among the processes.
+        RunError: more of the images are broken than allowed.
     """
-    row = _EvalRow(source, batch_size, transform, shard)
-    rows = shard.rows(batch_size)
-    return _batches(row, 0, num_eval_batches(len(source), batch_size) * rows, rows, reading)
+    mine, count = shard.rows(batch_size), len(images)
+    reader = RowReader(images, transform, (*transform.image_size, transform.channels), None)
+
+    def rows(step: int) -> list[Row]:
+        return [Row(i if i < count else -1) for i in (step * batch_size + row for row in mine)]
+
+    return _batches(reader, rows, range(num_eval_batches(count, batch_size)), reading, masked=True)
 
 
 def _batches(
-    row: Callable[[int], dict[str, np.ndarray]], start: int, stop: int, rows: int, reading: Reading
+    reader: RowReader,
+    rows: Callable[[int], Sequence[Row]],
+    steps: range,
+    reading: Reading,
+    *,
+    masked: bool,
 ) -> Iterator[Batch]:
-    """Rows `start` to `stop` - 1 in batches of `rows`, read ahead by threads or processes."""
-    dataset = grain.MapDataset.range(start, stop).map(row).batch(rows)
-    batches = dataset.to_iter_dataset(
-        grain.ReadOptions(
-            num_threads=reading.num_threads,
-            prefetch_buffer_size=max(reading.prefetch_batches, reading.num_threads),
-        )
-    )
-    if reading.num_workers:
-        if not flags.FLAGS.is_parsed():
-            # Grain's workers read absl flags, which only a command's launcher has parsed.
-            flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(
-                num_workers=reading.num_workers,
-                per_worker_buffer_size=reading.prefetch_batches,
+    """The batches of some steps, prepared ahead."""
+    health = _Health(len(reader.images), reading.max_broken)
+    with contextlib.ExitStack() as stack:
+        if reading.processes:
+            read = stack.enter_context(WorkerPool(reader, reading.processes)).read
+        else:
+            read = _reading_here(reader)
+        batches = (
+            grain.MapDataset.range(steps.start, steps.stop)
+            .map(rows)
+            .map(read)
+            .to_iter_dataset(
+                grain.ReadOptions(
+                    num_threads=reading.prefetch_batches,
+                    prefetch_buffer_size=reading.prefetch_batches,
+                )
             )
         )
-    return iter(batches)
+        for images, found in batches:
+            health.count(found.broken)
+            batch = {"image": images, "label": found.labels}
+            yield batch | {"mask": found.mask} if masked else batch
+
+
+def _reading_here(reader: RowReader) -> Callable[[Sequence[Row]], tuple[np.ndarray, RowsRead]]:
+    """As `WorkerPool.read`, in the calling thread."""
+
+    def read(rows: Sequence[Row]) -> tuple[np.ndarray, RowsRead]:
+        images = np.empty((len(rows), *reader.image_shape), np.uint8)
+        return images, reader.read(rows, images)
+
+    return read
+
+
+class _Health:
+    """Counts the broken images, each once, and says when they are too many."""
+
+    def __init__(self, num_images: int, max_share: float) -> None:
+        self._allowed = int(num_images * max_share)
+        self._num_images = num_images
+        self._seen: set[int] = set()
+
+    def count(self, broken: Sequence[Broken]) -> None:
+        """Raises RunError when there are more than allowed."""
+        for image in broken:
+            if image.index in self._seen:
+                continue
+            self._seen.add(image.index)
+            told = f"cannot read {image.name}: {image.reason}"
+            if len(self._seen) > self._allowed:
+                raise RunError(
+                    f"{told}; that is broken image number {len(self._seen)} of {self._num_images} "
+                    f"and config.data.max_broken allows {self._allowed}"
+                )
+            log.warning("%s (%d of at most %d)", told, len(self._seen), self._allowed)

@@ -1,52 +1,37 @@
-"""Where examples come from: a name like `digits:train` → random access to encoded images."""
+"""Where examples come from: a name like `folder:PATH` → random access to encoded images."""
 
-import dataclasses
 import re
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
+from convit_jax.data.records import ArrayRecords, ImageFiles, Span, TFExamples
+from convit_jax.data.source import Source
+from convit_jax.data.tfrecord_index import open_tfrecords
 from convit_jax.errors import InputError, nearest
 
-KINDS = {"digits": "digits:train|test", "tfds": "tfds:NAME:SPLIT[:DATA_DIR]"}
+KINDS = {
+    "digits": "digits:train|test",
+    "tfds": "tfds:NAME:SPLIT[:DATA_DIR]",
+    "folder": "folder:PATH",
+}
+# Image files that a folder is searched for.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _SPLIT = r"(?P<split>\w+(\[[^\]]*\])?)"  # a slice has colons of its own, and so has gs://
 _DIGITS = re.compile(_SPLIT)
 _TFDS = re.compile(rf"(?P<dataset>[^:]+):{_SPLIT}(:(?P<data_dir>.+))?")
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Random access to labelled images.
-
-    Attributes:
-        examples: index → {image key: encoded bytes, label key: int}.
-        class_names: the name of each label.
-        image_key, label_key: what the two are called in an example.
-    """
-
-    examples: Sequence[dict[str, Any]]
-    class_names: tuple[str, ...]
-    image_key: str
-    label_key: str
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        """The encoded image and its label."""
-        example = self.examples[index]
-        return example[self.image_key], int(example[self.label_key])
-
-
 def open_source(name: str) -> Source:
     """Opens the examples that a name stands for.
 
-    The digits are written to TFDS's data directory when they are first asked for; anything else
-    must have been prepared as ArrayRecord.
+    The digits are written to TFDS's data directory when they are first asked for. Other TFDS data
+    must have been prepared, as ArrayRecord or as TFRecord, which is read where it lies.
 
     Args:
-        name: `digits:train`, `digits:test`, or `tfds:NAME:SPLIT[:DATA_DIR]`.
+        name: `digits:train`, `digits:test`, `tfds:NAME:SPLIT[:DATA_DIR]` or `folder:PATH`.
 
     Raises:
         InputError: an unknown kind, dataset or split, or data that are not there.
@@ -56,6 +41,8 @@ def open_source(name: str) -> Source:
         raise InputError(
             f"data '{name}': unknown kind '{kind}', expected {' or '.join(KINDS.values())}"
         )
+    if kind == "folder":
+        return _open_folder(name, rest)
     match = (_DIGITS if kind == "digits" else _TFDS).fullmatch(rest)
     if not match:
         raise InputError(f"data '{name}': expected {KINDS[kind]}")
@@ -63,6 +50,37 @@ def open_source(name: str) -> Source:
         return _open_split(_digits(), match["split"], name)
     builder = _prepared_builder(name, match["dataset"], match["data_dir"])
     return _open_split(builder, match["split"], name)
+
+
+def _open_folder(name: str, path: str) -> Source:
+    """Class directories of images; files deeper inside belong to the class at the top."""
+    root = epath.Path(path)
+    if not path or not root.is_dir():
+        raise InputError(f"data '{name}': no directory '{path}', expected {KINDS['folder']}")
+    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        raise InputError(
+            f"data '{name}': no class directories in it, expected PATH/CLASS/IMAGE"
+            f" with images {', '.join(SUFFIXES)}"
+        )
+    names, labels, empty = [], [], []
+    for label, class_name in enumerate(classes):
+        files = sorted(
+            f"{class_name}/{file.relative_to(root / class_name)}"
+            for file in (root / class_name).rglob("*")
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        )
+        names += files
+        labels += [label] * len(files)
+        if not files:
+            empty.append(class_name)
+    if empty:
+        raise InputError(
+            f"data '{name}': no images ({', '.join(SUFFIXES)}) in the class "
+            f"director{'y' if len(empty) == 1 else 'ies'} {', '.join(empty[:5])}"
+        )
+    files = ImageFiles(path.rstrip("/"), tuple(names), np.asarray(labels, np.int32))
+    return Source(name, files, tuple(classes))
 
 
 def _digits() -> tfds.core.DatasetBuilder:
@@ -103,8 +121,40 @@ def _open_split(builder: tfds.core.DatasetBuilder, split: str, name: str) -> Sou
     features = builder.info.features
     image_key = _feature_of_type(features, tfds.features.Image, name)
     label_key = _feature_of_type(features, tfds.features.ClassLabel, name)
-    examples = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
-    return Source(examples, tuple(features[label_key].names), image_key, label_key)
+    name_key = "file_name" if "file_name" in features else None
+    records = _open_records(builder, split, name)
+    examples = TFExamples(records, image_key, label_key, name_key)
+    source = Source(name, examples, tuple(features[label_key].names))
+    _check_label(source)
+    return source
+
+
+def _open_records(builder: tfds.core.DatasetBuilder, split: str, name: str) -> Any:
+    """The split's serialised examples, in whichever of the two formats they were prepared."""
+    file_format = builder.info.file_format
+    instructions = builder.info.splits[split].file_instructions
+    spans = tuple(
+        Span(str(part.filename), part.skip, part.skip + part.take) for part in instructions
+    )
+    if not spans:
+        raise InputError(f"data '{name}': the split '{split}' has no examples")
+    if file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        return ArrayRecords(spans)
+    if file_format == tfds.core.FileFormat.TFRECORD:
+        return open_tfrecords(spans, [part.examples_in_shard for part in instructions], name)
+    raise InputError(
+        f"data '{name}': prepared as {file_format.value}, expected array_record or tfrecord"
+    )
+
+
+def _check_label(source: Source) -> None:
+    """Test splits of some datasets have -1 for a label."""
+    label = source[0][1]
+    if not 0 <= label < len(source.class_names):
+        raise InputError(
+            f"data '{source.name}': the first label is {label}, expected 0 to "
+            f"{len(source.class_names) - 1}; some test splits have no labels"
+        )
 
 
 def _feature_of_type(features: tfds.features.FeaturesDict, kind: type, name: str) -> str:

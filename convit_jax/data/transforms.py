@@ -1,30 +1,22 @@
-"""From encoded bytes to the uint8 image that goes to the device: pure functions of (bytes, key)."""
+"""From decoded pixels to the uint8 image for the device: pure functions of (image, key)."""
 
 import dataclasses
-import io
+import functools
 import math
 
+import cv2
 import numpy as np
-from PIL import Image
 
-_MODES = {1: "L", 3: "RGB"}
+from convit_jax.data.randaugment import RandAugment, parse_randaugment
+from convit_jax.data.resizing import (
+    random_resized_crop,
+    resize_and_centre_crop,
+    resize_exactly,
+    resize_fast,
+)
+from convit_jax.errors import InputError, nearest
 
-
-def decode(encoded: bytes, channels: int) -> Image.Image:
-    """A PNG, JPEG, … as a grey (1 channel) or RGB (3 channels) picture."""
-    return Image.open(io.BytesIO(encoded)).convert(_MODES[channels])
-
-
-def to_array(image: Image.Image) -> np.ndarray:
-    """uint8 [height, width, channels]."""
-    array = np.asarray(image)
-    return array[..., None] if array.ndim == 2 else array
-
-
-def fit(image: Image.Image, image_size: tuple[int, int]) -> Image.Image:
-    """The picture at (height, width), by antialiased bicubic filtering where it has another."""
-    size = (image_size[1], image_size[0])
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+CROPS = ("random_resized", "pad", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,23 +26,32 @@ class EvalTransform:
     Attributes:
         image_size: (height, width) in pixels.
         channels: 1 or 3.
+        crop_fraction: share of the scaled image's side that is kept.
     """
 
     image_size: tuple[int, int]
     channels: int
+    crop_fraction: float = 1.0
 
-    def __call__(self, encoded: bytes) -> np.ndarray:
-        """Encoded bytes → uint8 [height, width, channels]."""
-        return to_array(fit(decode(encoded, self.channels), self.image_size))
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, channels] → [height, width, channels]."""
+        return resize_and_centre_crop(image, self.image_size, self.crop_fraction)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """What a training image goes through: a random affine map about its centre.
+    """What a training image goes through on the host.
 
     Attributes:
         image_size: (height, width) in pixels.
         channels: 1 or 3.
+        crop: `random_resized` (a random part, scaled), `pad` (moved by up to `crop_padding`, for
+            small images) or `none` (scaled as a whole).
+        crop_scale: range of the share of the area that a random part has.
+        crop_ratio: range of its width over its height.
+        crop_padding: pixels of black around the image, before `pad` cuts.
+        flip: chance of a horizontal flip.
+        randaugment: policy in timm's notation, or "" for none; for 3 channels.
         rotate, shear: largest angle either way, in degrees.
         zoom: largest change of scale either way, as a share.
         translate: largest shift either way and axis, as a share of the side.
@@ -58,31 +59,83 @@ class TrainTransform:
 
     image_size: tuple[int, int]
     channels: int
+    crop: str = "none"
+    crop_scale: tuple[float, ...] = (0.08, 1.0)
+    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    crop_padding: int = 4
+    flip: float = 0.0
+    randaugment: str = ""
     rotate: float = 0.0
     zoom: float = 0.0
     shear: float = 0.0
     translate: float = 0.0
 
-    def __call__(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
-        """Encoded bytes and the example's random numbers → uint8 [height, width, channels]."""
-        image = fit(decode(encoded, self.channels), self.image_size)
+    def __post_init__(self) -> None:
+        where = "config.augment."
+        if self.crop not in CROPS:
+            raise InputError(f"{where}crop='{self.crop}': {nearest(self.crop, CROPS)}")
+        for name, low, high in (("crop_scale", 0.0, 1.0), ("crop_ratio", 0.0, math.inf)):
+            value = getattr(self, name)
+            if len(value) != 2 or not low < value[0] <= value[1] <= high:
+                raise InputError(
+                    f"{where}{name}={value}: expected (smallest, largest) above {low:g}"
+                    + (f", up to {high:g}" if math.isfinite(high) else "")
+                )
+        if self.crop_padding < 0:
+            raise InputError(f"{where}crop_padding={self.crop_padding}: expected 0 or more")
+        if not 0 <= self.flip <= 1:
+            raise InputError(f"{where}flip={self.flip}: expected a chance, 0 to 1")
+        if self.randaugment:
+            parse_randaugment(self.randaugment)
+            if self.channels != 3:
+                raise InputError(
+                    f"{where}randaugment='{self.randaugment}' is for colour images: expected '' "
+                    f"where config.model.in_channels={self.channels}"
+                )
+
+    @functools.cached_property
+    def _policy(self) -> RandAugment | None:
+        return parse_randaugment(self.randaugment) if self.randaugment else None
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Pixels, uint8 [H, W, channels], and the view's random numbers → [height, width, ...]."""
+        image = self._crop(image, rng)
+        if self.flip and rng.random() < self.flip:
+            image = np.ascontiguousarray(image[:, ::-1])
         if self.rotate or self.zoom or self.shear or self.translate:
             image = self._affine(image, rng)
-        return to_array(image)
+        return self._policy(image, rng) if self._policy else image
 
-    def _affine(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def _crop(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self.crop == "random_resized":
+            box = random_resized_crop(image.shape[:2], self.crop_scale, self.crop_ratio, rng)
+            top, left, height, width = box
+            return resize_fast(image[top : top + height, left : left + width], self.image_size)
+        image = resize_exactly(image, self.image_size)
+        if self.crop == "pad" and self.crop_padding:
+            padding = self.crop_padding
+            image = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+            top, left = rng.integers(2 * padding + 1, size=2)
+            height, width = self.image_size
+            image = image[top : top + height, left : left + width]
+        return image
+
+    def _affine(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A random affine map about the centre; black comes in from outside."""
         angle, zoom, shear, shift_x, shift_y = rng.uniform(-1.0, 1.0, size=5)
         angle, shear = math.radians(angle * self.rotate), math.radians(shear * self.shear)
         scale = 1.0 / (1.0 + zoom * self.zoom)
         cos, sin, slant = math.cos(angle) * scale, math.sin(angle) * scale, math.tan(shear)
-        # Pillow wants the source position of each output pixel, (a x + b y + c, d x + e y + f).
+        # The source position of each output pixel is (a x + b y + c, d x + e y + f).
         a, b, d, e = cos, cos * slant + sin, -sin, cos - sin * slant
-        width, height = image.size
+        height, width = image.shape[:2]
         x, y = (width - 1) / 2, (height - 1) / 2
         c = x - a * x - b * y + shift_x * self.translate * width
         f = y - d * x - e * y + shift_y * self.translate * height
-        # Pillow adds half a pixel before the map and takes half off after it.
-        c, f = c + 0.5 - (a + b) / 2, f + 0.5 - (d + e) / 2
-        return image.transform(
-            image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
+        turned = cv2.warpAffine(
+            image,
+            np.array([[a, b, c], [d, e, f]]),
+            (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         )
+        return turned.reshape(image.shape)

@@ -14,7 +14,8 @@ from flax import nnx
 
 from convit_jax import models
 from convit_jax.config import Config, architecture, duration_in_steps
-from convit_jax.data import EpochOrder
+from convit_jax.data import EpochOrder, EvalTransform, TrainTransform
+from convit_jax.data.mixing import Erasing, Mixing
 from convit_jax.training.optimizer import learning_rate, make_optimizer
 from convit_jax.training.step import (
     Metrics,
@@ -34,6 +35,8 @@ class Experiment:
         config: the configuration it was made from.
         architecture: the model's.
         order: which example stands where.
+        train_transform, eval_transform: pixels → the uint8 image that goes to the device.
+        mixes_neighbours: whether training mixes neighbouring rows of a batch.
         total_steps: length of the run.
         eval_every, checkpoint_every, log_every: in steps.
         init_state: () → state before the first step; a function of the seed, for `jax.jit`.
@@ -44,6 +47,9 @@ class Experiment:
     config: Config
     architecture: models.Architecture
     order: EpochOrder
+    train_transform: TrainTransform
+    eval_transform: EvalTransform
+    mixes_neighbours: bool
     total_steps: int
     eval_every: int
     checkpoint_every: int
@@ -63,19 +69,21 @@ def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> E
     Raises:
         InputError: the config asks for something that does not fit together.
     """
-    made = architecture(config, num_classes)
-    order = EpochOrder(num_examples, config.batch_size, config.seed)
+    made, a = architecture(config, num_classes), config.augment
+    order = EpochOrder(num_examples, config.batch_size, config.seed, config.augment.repeats)
 
     def steps(key: str) -> int:
         return duration_in_steps(config, key, order.steps_per_epoch)
 
     total_steps = steps("train_for")
+    if config.keep_budget and config.train_for.strip().endswith(("epoch", "epochs")):
+        total_steps = round(total_steps / config.data.fraction)
 
     def make_model() -> models.VisionTransformer:
         return models.build(made, config.seed)
 
     graph, abstract_params = nnx.split(nnx.eval_shape(make_model))
-    schedule = learning_rate(config, total_steps, steps("optimizer.warmup"))
+    schedule = learning_rate(config, total_steps, steps("optimizer.warmup"), order.steps_per_epoch)
     optimizer: optax.GradientTransformation = make_optimizer(
         config.optimizer, schedule, nnx.to_pure_dict(abstract_params)
     )
@@ -87,11 +95,16 @@ def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> E
         label_smoothing=config.label_smoothing,
         accumulate=config.optimizer.accumulate,
         ema_decay=config.ema_decay,
+        erasing=Erasing(a.erase, a.erase_area, a.erase_ratio),
+        mixing=Mixing(a.mixup, a.cutmix, a.mix_prob, a.mix_switch_prob),
     )
     return Experiment(
         config=config,
         architecture=made,
         order=order,
+        train_transform=_train_transform(config, made),
+        eval_transform=EvalTransform(made.image_size, made.in_channels, config.data.eval_crop),
+        mixes_neighbours=step_config.mixing.on,
         total_steps=total_steps,
         eval_every=steps("eval_every"),
         checkpoint_every=steps("checkpoint.every"),
@@ -100,3 +113,11 @@ def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> E
         train_step=make_train_step(graph, optimizer, schedule, step_config),
         eval_step=make_eval_step(graph, step_config),
     )
+
+
+def _train_transform(config: Config, made: models.Architecture) -> TrainTransform:
+    """The keys of the augment section that are the host's work; the device does the rest."""
+    fields = {field.name for field in dataclasses.fields(TrainTransform)}
+    augment = dataclasses.asdict(config.augment)
+    host = {name: value for name, value in augment.items() if name in fields}
+    return TrainTransform(made.image_size, made.in_channels, **host)

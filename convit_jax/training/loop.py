@@ -87,7 +87,8 @@ def train(config: Config, workdir: str) -> Outcome:
             is_first=jax.process_index() == 0,
         )
         with metric_writers.ensure_flushes(writer):
-            outcome = _take_steps(run, state, start, checkpoints, writer, screen, stop)
+            batches = stack.enter_context(contextlib.closing(run.train_batches(start)))
+            outcome = _take_steps(run, state, start, batches, checkpoints, writer, screen, stop)
         saving.finish_saving(checkpoints)
         if outcome.stopped_by is None:
             log.info("finished %d steps", outcome.step)
@@ -104,16 +105,25 @@ def train(config: Config, workdir: str) -> Outcome:
 
 def _open_examples(config: Config) -> tuple[data.Source, data.Source]:
     """What to train on and what to evaluate on, with the same classes."""
-    examples, eval_examples = (
-        data.open_source(config.data.train),
-        data.open_source(config.data.eval),
-    )
-    if examples.class_names != eval_examples.class_names:
+    d = config.data
+    whole, whole_eval = data.open_source(d.train), data.open_source(d.eval)
+    if whole.class_names != whole_eval.class_names:
         raise InputError(
-            f"config.data.eval={config.data.eval} has other classes "
-            f"({len(eval_examples.class_names)}) than config.data.train={config.data.train} "
-            f"({len(examples.class_names)})"
+            f"config.data.eval={d.eval} has other classes ({len(whole_eval.class_names)}) than "
+            f"config.data.train={d.train} ({len(whole.class_names)})"
         )
+    examples = data.subset(
+        whole,
+        fraction=d.fraction,
+        choice=d.fraction_choice,
+        classes=d.classes,
+        seed=config.seed,
+    )
+    eval_examples = data.subset(
+        whole_eval, fraction=1.0, choice="first", classes=d.classes, seed=config.seed
+    )
+    if examples is not whole:
+        log.info("training on part of %s: %s", d.train, data.describe_classes(examples))
     return examples, eval_examples
 
 
@@ -134,23 +144,24 @@ class _Run:
         cls, experiment: Experiment, examples: data.Source, eval_examples: data.Source
     ) -> "_Run":
         """Raises InputError where the devices do not divide a batch."""
-        config, made = experiment.config, experiment.architecture
+        config = experiment.config
         mesh = meshes.create_mesh()
         part = config.batch_size // config.optimizer.accumulate
         meshes.check_divides(mesh, part, "batch_size / optimizer.accumulate")
+        if experiment.mixes_neighbours:
+            meshes.check_divides(mesh, part, "batch_size / optimizer.accumulate", pairs=True)
         meshes.check_divides(mesh, config.eval_batch_size, "eval_batch_size")
         everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
         shard = data.Shard(jax.process_index(), jax.process_count())
         reading = data.Reading(
-            config.data.num_workers, config.data.num_threads, config.data.prefetch_batches
+            config.data.num_workers, config.data.prefetch_batches, config.data.max_broken
         )
 
         def train_batches(start: int) -> Iterator[data.Batch]:
-            augment = dataclasses.asdict(config.augment)
             return data.train_batches(
                 examples,
                 experiment.order,
-                data.TrainTransform(made.image_size, made.in_channels, **augment),
+                experiment.train_transform,
                 start_step=start,
                 num_steps=experiment.total_steps,
                 shard=shard,
@@ -158,9 +169,12 @@ class _Run:
             )
 
         def eval_batches() -> Iterator[data.Batch]:
-            transform = data.EvalTransform(made.image_size, made.in_channels)
             return data.eval_batches(
-                eval_examples, config.eval_batch_size, transform, shard=shard, reading=reading
+                eval_examples,
+                config.eval_batch_size,
+                experiment.eval_transform,
+                shard=shard,
+                reading=reading,
             )
 
         return cls(
@@ -196,6 +210,7 @@ def _take_steps(
     run: _Run,
     state: TrainState,
     start: int,
+    batches: Iterator[data.Batch],
     checkpoints: ocp.CheckpointManager,
     writer: metric_writers.MetricWriter,
     screen: Screen,
@@ -219,7 +234,6 @@ def _take_steps(
             writer.write_scalars(step, {f"train/{name}": v for name, v in scalars.items()})
 
     step, stopping = start, bool(stop)
-    batches = run.train_batches(start)
     while step < total and not stopping:
         with clock.waiting():
             batch = meshes.to_global(next(batches), rows)

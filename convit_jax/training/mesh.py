@@ -25,24 +25,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_divides(mesh: Mesh, batch_size: int, key: str) -> None:
+def check_divides(mesh: Mesh, batch_size: int, key: str, *, pairs: bool = False) -> None:
     """Refuses a batch size that does not fall evenly on the devices.
 
     Args:
         mesh: the devices.
         batch_size: rows of the smallest batch that is spread over them.
         key: the config key to name.
+        pairs: whether each device needs an even number, to mix neighbours with each other.
 
     Raises:
         InputError: the devices do not divide the batch.
     """
-    devices = mesh.size
-    if batch_size % devices:
-        lower = batch_size - batch_size % devices
-        fitting = f"{lower} and {lower + devices}" if lower else f"{devices}"
+    unit = mesh.size * (2 if pairs else 1)
+    if batch_size % unit:
+        lower = batch_size - batch_size % unit
+        fitting = f"{lower} and {lower + unit}" if lower else f"{unit}"
+        in_pairs = " in pairs, as mixup and CutMix need them" if pairs else ""
         raise InputError(
-            f"config.{key}: {batch_size} images do not divide among {devices} devices; the "
-            f"nearest that do: {fitting}"
+            f"config.{key}: {batch_size} images do not divide among {mesh.size} devices"
+            f"{in_pairs}; the nearest that do: {fitting}"
         )
 
 

@@ -55,16 +55,22 @@ def decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:
     return jax.tree.map(lambda is_exempt: not is_exempt, exempt)
 
 
-def learning_rate(config: Config, total_steps: int, warmup_steps: int) -> optax.Schedule:
+def learning_rate(
+    config: Config, total_steps: int, warmup_steps: int, steps_per_epoch: int
+) -> optax.Schedule:
     """Step → learning rate: a linear warm-up, then a cosine over the whole run.
 
     The cosine is that of the released recipe: its phase counts the warm-up's steps, so that its
-    peak is never quite reached. Only the peak scales with the batch size.
+    peak is never quite reached. Only the peak scales with the batch size. The released code also
+    changes the rate only once an epoch (`schedule_every`) and an epoch late (`schedule_lag`).
     """
     o = config.optimizer
     peak = o.learning_rate * config.batch_size / o.learning_rate_batch
 
     def schedule(step: jax.Array | int) -> jax.Array:
+        if o.schedule_every == "epoch":
+            step = step // steps_per_epoch * steps_per_epoch
+        step = jnp.maximum(step - o.schedule_lag * steps_per_epoch, 0)
         warm_up = o.warmup_learning_rate + (peak - o.warmup_learning_rate) * step / max(
             warmup_steps, 1
         )
@@ -78,10 +84,10 @@ def learning_rate(config: Config, total_steps: int, warmup_steps: int) -> optax.
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, params: Any
 ) -> optax.GradientTransformation:
-    """Clipping if asked for, then AdamW with its decay mask.
+    """Clipping if asked for, then AdamW with its decay mask, but for what is frozen.
 
     Raises:
-        InputError: a pattern of `no_decay` matches no parameter.
+        InputError: a pattern of `no_decay` or `frozen` matches no parameter.
     """
     adamw = optax.adamw(
         schedule,
@@ -93,4 +99,8 @@ def make_optimizer(
     )
     # Clipping or not, the state has the same structure, so that a run can be resumed either way.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, adamw)
+    optimizer = optax.chain(clip, adamw)
+    if not config.frozen:
+        return optimizer
+    frozen = match_parameters(params, config.frozen, "optimizer.frozen")
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), frozen))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from convit_jax.data.mixing import normalise, soft_labels
+from convit_jax.data.mixing import Erasing, Mixing, erase, mix, normalise, soft_labels
 
 Metrics = dict[str, jax.Array]
 
@@ -48,6 +48,8 @@ class StepConfig:
         label_smoothing: share of the label spread over all classes.
         accumulate: parts that a batch is computed in.
         ema_decay: decay of the running average, a step; 0 for none.
+        erasing: random erasing.
+        mixing: mixup and CutMix.
     """
 
     seed: int
@@ -57,6 +59,8 @@ class StepConfig:
     label_smoothing: float
     accumulate: int
     ema_decay: float
+    erasing: Erasing
+    mixing: Mixing
 
 
 def make_train_step(
@@ -74,9 +78,14 @@ def make_train_step(
     def loss_of_part(
         params: Any, part: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
+        model_key, erase_key, mix_key = jax.random.split(key, 3)
         images = normalise(part["image"], config.mean, config.std)
         labels = soft_labels(part["label"], config.num_classes, config.label_smoothing)
-        logits = nnx.merge(model, nnx.State(params))(images, key=key)
+        if config.erasing.prob:
+            images = erase(images, config.erasing, erase_key)
+        if config.mixing.on:
+            images, labels = mix(images, labels, config.mixing, mix_key)
+        logits = nnx.merge(model, nnx.State(params))(images, key=model_key)
         hits = (logits.argmax(-1) == labels.argmax(-1)).mean(dtype=jnp.float32)
         return optax.softmax_cross_entropy(logits, labels).mean(), hits
 

@@ -1,4 +1,10 @@
 import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,12 +18,13 @@ from convit_jax.data import (
     eval_batches,
     train_batches,
 )
-from convit_jax.errors import InputError
+from convit_jax.data.decoding import decode
+from convit_jax.errors import InputError, RunError
 
 TRANSFORM = TrainTransform((8, 8), 1, rotate=10.0, translate=0.1)
 EVAL_TRANSFORM = EvalTransform((8, 8), 1)
 STEPS = 60
-ONE_THREAD = Reading(num_threads=1, prefetch_batches=1)
+ONE_AHEAD = Reading(prefetch_batches=1)
 
 
 def load(digits, *, start=0, stop=STEPS, seed=0, **options):
@@ -65,7 +72,12 @@ def test_a_step_far_ahead_is_reached_without_those_before(digits):
 
     order = EpochOrder(len(digits), 32, 0)
     far = train_batches(
-        Counting(), order, TRANSFORM, start_step=10**7, num_steps=10**7 + 1, reading=ONE_THREAD
+        Counting(),
+        order,
+        TRANSFORM,
+        start_step=10**7,
+        num_steps=10**7 + 1,
+        reading=ONE_AHEAD,
     )
     next(far)
     assert len(reads) == 32
@@ -80,8 +92,9 @@ def test_processes_share_the_global_batch(digits, batches):
 
 
 def test_threads_and_worker_processes_change_nothing(digits, batches):
-    assert_same(list(load(digits, stop=4, reading=ONE_THREAD)), batches[:4])
-    assert_same(list(load(digits, stop=4, reading=Reading(num_workers=2))), batches[:4])
+    assert_same(list(load(digits, stop=4, reading=ONE_AHEAD)), batches[:4])
+    with_workers = Reading(num_workers=2, prefetch_batches=3)
+    assert_same(list(load(digits, stop=4, reading=with_workers)), batches[:4])
 
 
 def test_each_epoch_is_augmented_anew(digits):
@@ -89,7 +102,7 @@ def test_each_epoch_is_augmented_anew(digits):
     seen = {}
     for step, batch in enumerate(load(digits, stop=2 * order.steps_per_epoch)):
         for row, image in enumerate(batch["image"]):
-            epoch, index = order.locate(step, row)
+            index, epoch, _ = order.locate(step, row)
             seen.setdefault(index, {})[epoch] = image
     twice = [views for views in seen.values() if len(views) == 2]
     assert len(twice) > 1300
@@ -118,7 +131,7 @@ def test_evaluation_visits_every_example_once(digits, batch_size, count):
             for label, image in zip(batch["label"][real], batch["image"][real], strict=True)
         ]
     expected = [
-        (label, EVAL_TRANSFORM(encoded).tobytes())
+        (label, EVAL_TRANSFORM(decode(encoded, 1)).tobytes())
         for encoded, label in (digits[i] for i in range(len(digits)))
     ]
     assert sorted(seen) == sorted(expected)
@@ -127,3 +140,112 @@ def test_evaluation_visits_every_example_once(digits, batch_size, count):
 def test_a_batch_that_processes_cannot_share_is_told_in_a_sentence(digits):
     with pytest.raises(InputError, match=r"does not divide among 3 processes.*30 and 33"):
         load(digits, shard=Shard(0, 3))
+
+
+class Spoilt:
+    """The digits, of which some cannot be read."""
+
+    def __init__(self, digits, broken):
+        self.digits, self.broken = digits, set(broken)
+
+    def __len__(self):
+        return len(self.digits)
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            return b"no image", 0
+        return self.digits[index]
+
+    def describe(self, index):
+        return f"digit {index}"
+
+
+def test_broken_images_are_told_once_and_replaced_by_their_neighbours(digits, batches, caplog):
+    order = EpochOrder(len(digits), 32, 0)
+    first, second = order.locate(0, 5).index, order.locate(1, 0).index
+    spoilt = Spoilt(digits, {first, second})
+    options = {"reading": Reading(max_broken=0.01)}
+    again = list(train_batches(spoilt, order, TRANSFORM, start_step=0, num_steps=60, **options))
+    assert again[0]["label"][5] == digits[first + 1][1]
+    whole = np.arange(32) != 5
+    assert np.array_equal(again[0]["image"][whole], batches[0]["image"][whole])
+    # Each is met twice in a run of more than an epoch.
+    assert [r.message for r in caplog.records if "digit" in r.message] == [
+        f"cannot read digit {first}: no image of a known kind (1 of at most 14)",
+        f"cannot read digit {second}: no image of a known kind (2 of at most 14)",
+    ]
+
+
+def test_too_many_broken_images_stop_the_run(digits):
+    spoilt = Spoilt(digits, range(100))
+    with pytest.raises(RunError, match=r"cannot read digit \d+: .*number 15 of 1400.*allows 14"):
+        list(load(spoilt, reading=Reading(max_broken=0.01)))
+
+
+def test_a_broken_image_is_left_out_of_an_evaluation(digits):
+    options = {"reading": Reading(max_broken=0.01)}
+    batches = list(eval_batches(Spoilt(digits, {3}), 700, EVAL_TRANSFORM, **options))
+    masks = np.concatenate([batch["mask"] for batch in batches])
+    assert masks.sum() == 1399
+    assert masks[3] == 0
+
+
+def test_views_of_an_image_are_near_and_share_one_decoding(digits, monkeypatch):
+    from convit_jax.data import reading as module
+
+    decoded = []
+    monkeypatch.setattr(module, "decode", lambda *a: decoded.append(a) or decode(*a))
+    order = EpochOrder(len(digits), 48, 0, repeats=3)
+    batch = next(
+        train_batches(digits, order, TRANSFORM, start_step=0, num_steps=1, reading=ONE_AHEAD)
+    )
+    assert len(decoded) == 16
+    located = [order.locate(0, row) for row in range(48)]
+    for index in {row.index for row in located}:
+        views = [batch["image"][i] for i, row in enumerate(located) if row.index == index]
+        assert len({view.tobytes() for view in views}) == 3
+
+
+def test_workers_import_neither_jax_nor_tensorflow_and_end_with_their_parent(repository, tmp_path):
+    """A parent is killed while its workers wait; the workers tell what they had imported."""
+    (tmp_path / "program.py").write_text(PARENT)
+    done = subprocess.run(
+        [sys.executable, "program.py", str(tmp_path)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (worker,) = tmp_path.glob("worker-*")
+    assert worker.read_text() == ""
+    pid = int(worker.name.removeprefix("worker-"))
+    for _ in range(100):
+        if not pathlib.Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"worker {pid} outlived its parent")
+
+
+PARENT = """
+import os, pathlib, signal, sys
+from convit_jax.data.reading import Row, RowReader
+from convit_jax.data.workers import WorkerPool
+
+class Images:
+    def __len__(self):
+        return 1
+    def __getitem__(self, index):
+        heavy = [m for m in ("jax", "tensorflow", "grain", "flax") if m in sys.modules]
+        pathlib.Path(sys.argv[1], f"worker-{os.getpid()}").write_text(" ".join(heavy))
+        return b"", 0
+    def describe(self, index):
+        return ""
+
+if __name__ == "__main__":
+    import jax
+    with WorkerPool(RowReader(Images(), None, (1, 1, 1), None), 1) as pool:
+        pool.read([Row(0)])
+        os.kill(os.getpid(), signal.SIGKILL)
+"""

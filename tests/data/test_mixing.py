@@ -1,7 +1,12 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from convit_jax.data.mixing import normalise, soft_labels
+from convit_jax.data.mixing import Erasing, Mixing, erase, mix, normalise, soft_labels
+from convit_jax.errors import InputError
+
+DRAWS = 2000
 
 
 def test_normalise_is_in_units_of_the_deviation_from_the_mean():
@@ -15,3 +20,116 @@ def test_soft_labels_conserve_mass():
     labels = soft_labels(jnp.asarray([2, 0]), 4, 0.2)
     np.testing.assert_allclose(labels, [[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]])
     np.testing.assert_allclose(labels.sum(-1), 1.0)
+
+
+def mixed_pair(mixing, height=24, width=32):
+    """Shares of a black image's pixels and of its label, over many draws, and the pictures.
+
+    The black image, of class 0, is mixed with a white one, of class 1.
+    """
+    images = jnp.stack([jnp.zeros((height, width, 1)), jnp.ones((height, width, 1))])
+    labels = jnp.eye(2)
+
+    @jax.jit
+    def draw(key):
+        return mix(images, labels, mixing, key)
+
+    pictures, mixed = jax.lax.map(draw, jax.random.split(jax.random.key(0), DRAWS))
+    return np.asarray(pictures)[:, 0, ..., 0], np.asarray(mixed)
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [Mixing(mixup=0.8), Mixing(cutmix=1.0), Mixing(mixup=0.8, cutmix=1.0, prob=0.7)],
+)
+def test_a_labels_share_is_that_of_its_pixels_and_mass_is_conserved(mixing):
+    pictures, labels = mixed_pair(mixing)
+    np.testing.assert_allclose(labels.sum(-1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(labels[:, 0, 1], pictures.mean((1, 2)), atol=1e-5)
+    np.testing.assert_allclose(labels[:, 1], labels[:, 0, ::-1], atol=1e-6)
+
+
+def test_mixup_draws_beta_and_cutmix_a_box():
+    pictures, labels = mixed_pair(Mixing(mixup=0.8))
+    assert np.ptp(pictures, axis=(1, 2)).max() == 0
+    # Beta(α, α) has mean ½ and variance 1 / (4 (2α + 1)).
+    assert abs(labels[:, 0, 0].mean() - 0.5) < 0.03
+    assert abs(labels[:, 0, 0].var() - 1 / (4 * 2.6)) < 0.01
+
+    pictures, labels = mixed_pair(Mixing(cutmix=1.0))
+    assert set(np.unique(pictures)) <= {0.0, 1.0}
+    for picture in pictures[:200]:
+        rows, columns = np.flatnonzero(picture.any(1)), np.flatnonzero(picture.any(0))
+        box = picture[np.ix_(rows, columns)]
+        assert box.all()
+        assert picture.sum() == box.size
+        if len(rows):
+            assert len(rows) == rows[-1] - rows[0] + 1
+    # The share is uniform before boxes are cut off at the edge: half of them lose something.
+    assert 0.25 < pictures.mean() < 0.5
+    centre, corner = pictures[:, 12, 16].mean(), pictures[:, 0, 0].mean()
+    assert centre > 1.5 * corner
+
+
+def test_the_chances_of_mixing_and_of_switching():
+    pictures, _ = mixed_pair(Mixing(mixup=0.8, cutmix=1.0, prob=0.6, switch_prob=0.25))
+    untouched = (pictures == 0).all((1, 2))
+    grey = ((pictures > 0) & (pictures < 1)).all((1, 2))
+    assert abs(grey.mean() - 0.6 * 0.75) < 0.04
+    assert 0.35 < untouched.mean() < 0.48  # 0.4, and boxes of no pixel
+
+
+def test_neighbours_are_mixed_and_no_others():
+    images = jnp.arange(6.0)[:, None, None, None] * jnp.ones((6, 4, 4, 1))
+    out, labels = mix(images, jnp.eye(6), Mixing(mixup=0.8), jax.random.key(3))
+    share = float(labels[0, 0])
+    assert 0 < share < 1
+    expected = [0, 1, 2, 3, 4, 5] * np.array(share) + np.array([1, 0, 3, 2, 5, 4]) * (1 - share)
+    np.testing.assert_allclose(out[:, 0, 0, 0], expected, rtol=1e-5)
+
+
+def test_erasing_fills_boxes_of_the_sizes_asked_for_with_noise():
+    images = jnp.full((DRAWS, 32, 48, 2), 9.0)
+    erasing = Erasing(prob=0.25)
+    out = np.asarray(jax.jit(lambda x, key: erase(x, erasing, key))(images, jax.random.key(0)))
+    changed = (out != 9.0).any(-1)
+    hit = changed.any((1, 2))
+    assert abs(hit.mean() - 0.25) < 0.04
+    areas, ratios = [], []
+    for mask in changed[hit]:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+        assert mask.sum() == height * width
+        areas.append(mask.mean())
+        ratios.append(height / width)
+    assert 0.014 < min(areas) < 0.04  # whole pixels
+    assert 0.25 < max(areas) < 0.36
+    assert 0.25 < min(ratios) < 0.5
+    assert 2.0 < max(ratios) < 4
+    noise = out[changed]
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1) < 0.02
+    assert np.abs(np.corrcoef(noise.T)[0, 1]) < 0.05
+
+
+def test_the_same_key_does_the_same():
+    images = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
+    one, again, other = (
+        erase(images, Erasing(prob=1.0), jax.random.key(seed)) for seed in (2, 2, 3)
+    )
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Mixing(mixup=-1.0), "augment.mixup=-1.0: expected 0"),
+        (lambda: Mixing(prob=2.0), "augment.mix_prob=2.0: expected a chance"),
+        (lambda: Erasing(prob=-0.1), "augment.erase=-0.1: expected a chance"),
+        (lambda: Erasing(area=(0.5, 0.1)), "augment.erase_area"),
+    ],
+)
+def test_senseless_settings_are_told_in_a_sentence(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

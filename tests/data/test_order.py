@@ -1,15 +1,17 @@
-import numpy as np
+import collections
+
 import pytest
 
-from convit_jax.data.order import EpochOrder, example_generator
+from convit_jax.data.order import EpochOrder, views_layout
+from convit_jax.data.reading import Row, view_generator
 from convit_jax.errors import InputError
 
 
 def epoch_of(order, epoch):
     steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
     located = [order.locate(step, row) for step in steps for row in range(order.batch_size)]
-    assert {e for e, _ in located} == {epoch}
-    return [index for _, index in located]
+    assert {row.epoch for row in located} == {epoch}
+    return [row.index for row in located]
 
 
 def test_an_epoch_holds_no_example_twice_and_leaves_out_less_than_a_batch():
@@ -34,19 +36,49 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 def test_a_far_step_is_found_at_once():
     order = EpochOrder(num_examples=1_281_167, batch_size=1024, seed=0)
     assert order.steps_per_epoch == 1251
-    epoch, index = order.locate(10**9, 1023)
+    index, epoch, _ = order.locate(10**9, 1023)
     assert epoch == 10**9 // 1251
     assert 0 <= index < 1_281_167
 
 
-def test_an_examples_random_numbers_are_a_function_of_seed_epoch_and_index():
-    def numbers(*key):
-        return example_generator(*key).random(3).tolist()
+def test_a_views_random_numbers_are_a_function_of_seed_epoch_index_and_view():
+    def numbers(seed, *row):
+        return view_generator(seed, Row(*row)).random(3).tolist()
 
-    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (-1, 0, 0)]
-    assert numbers(0, 3, 5) == numbers(0, 3, 5)
+    keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (-1, 0, 0, 0)]
+    assert numbers(0, 3, 5, 1) == numbers(0, 3, 5, 1)
     assert len({tuple(numbers(*key)) for key in keys}) == len(keys)
-    assert np.all(np.asarray([numbers(*key) for key in keys]) < 1)
+
+
+def test_repeated_views_fill_the_epoch_with_the_first_third_of_the_images():
+    plain, repeated = (EpochOrder(1000, 24, seed=0, repeats=r) for r in (1, 3))
+    assert repeated.steps_per_epoch == plain.steps_per_epoch == 41
+    rows = [repeated.locate(step, row) for step in range(41) for row in range(24)]
+    assert len(set(rows)) == len(rows) == 984
+    counts = collections.Counter(row.index for row in rows)
+    assert set(counts.values()) == {3}
+    assert set(counts) == set(epoch_of(plain, 0)[:328])
+
+
+def test_neighbouring_rows_are_two_images_and_no_pair_meets_twice():
+    for repeats in (2, 3, 4):
+        layout = views_layout(repeats)
+        assert len(set(layout)) == len(layout)
+        pairs = [
+            frozenset((one[0], other[0]))
+            for one, other in zip(layout[::2], layout[1::2], strict=True)
+        ]
+        assert all(len(pair) == 2 for pair in pairs)
+        assert len(set(pairs)) == len(pairs)
+        assert collections.Counter(image for image, _ in layout) == dict.fromkeys(
+            range(len(layout) // repeats), repeats
+        )
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 6, 13])
+def test_small_datasets_have_every_view_in_range(size):
+    order = EpochOrder(size, size, seed=0, repeats=3)
+    assert {order.locate(0, row).index for row in range(size)} <= set(range(size))
 
 
 def test_a_batch_larger_than_the_dataset_is_told_in_a_sentence():

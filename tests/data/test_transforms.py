@@ -1,16 +1,8 @@
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from convit_jax.data.transforms import EvalTransform, TrainTransform
-
-
-def encode(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array.squeeze()).save(buffer, "PNG")
-    return buffer.getvalue()
+from convit_jax.errors import InputError
 
 
 def make_image(height=12, width=10, channels=3):
@@ -20,20 +12,14 @@ def make_image(height=12, width=10, channels=3):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_of_the_right_size_comes_through_as_it_is(channels):
     image = make_image(channels=channels)
-    assert np.array_equal(EvalTransform((12, 10), channels)(encode(image)), image)
+    assert np.array_equal(EvalTransform((12, 10), channels)(image), image)
     plain = TrainTransform((12, 10), channels)
-    assert np.array_equal(plain(encode(image), np.random.default_rng(0)), image)
+    assert np.array_equal(plain(image, np.random.default_rng(0)), image)
 
 
 def test_an_image_of_another_size_is_fitted():
     flat = np.full((30, 20, 3), 77, np.uint8)
-    assert np.array_equal(EvalTransform((12, 10), 3)(encode(flat)), np.full((12, 10, 3), 77))
-
-
-def test_grey_and_colour_are_what_the_model_takes():
-    assert EvalTransform((12, 10), 1)(encode(make_image())).shape == (12, 10, 1)
-    grey = make_image(channels=1)
-    assert np.array_equal(EvalTransform((12, 10), 3)(encode(grey)), np.repeat(grey, 3, axis=-1))
+    assert np.array_equal(EvalTransform((12, 10), 3)(flat), np.full((12, 10, 3), 77))
 
 
 class Extreme:
@@ -51,37 +37,95 @@ class Extreme:
 def test_no_draw_no_change():
     image = make_image()
     transform = TrainTransform((12, 10), 3, rotate=90, zoom=0.5, shear=30, translate=0.5)
-    assert np.array_equal(transform(encode(image), Extreme()), image)
+    assert np.array_equal(transform(image, Extreme()), image)
 
 
 def test_a_quarter_turn_is_a_rotation_about_the_centre():
     image = make_image(12, 12)
-    turned = TrainTransform((12, 12), 3, rotate=90.0)(encode(image), Extreme(rotate=1))
+    turned = TrainTransform((12, 12), 3, rotate=90.0)(image, Extreme(rotate=1))
     difference = [np.abs(turned - np.rot90(image, k).astype(int)).max() for k in (1, 3)]
     assert min(difference) <= 1
 
 
 def test_a_shift_moves_the_pixels_and_fills_with_black():
     image = make_image()
-    moved = TrainTransform((12, 10), 3, translate=0.2)(encode(image), Extreme(x=1))
+    moved = TrainTransform((12, 10), 3, translate=0.2)(image, Extreme(x=1))
     assert np.array_equal(moved[:, :-2], image[:, 2:])
     assert not moved[:, -2:].any()
-    moved = TrainTransform((12, 10), 3, translate=0.25)(encode(image), Extreme(y=-1))
+    moved = TrainTransform((12, 10), 3, translate=0.25)(image, Extreme(y=-1))
     assert np.array_equal(moved[3:], image[:-3])
 
 
 def test_zoom_enlarges_about_the_centre():
     ramp = np.repeat(np.arange(0, 120, 10, dtype=np.uint8)[:, None, None], 12, 1)
-    larger = TrainTransform((12, 12), 1, zoom=1.0)(encode(ramp), Extreme(zoom=1))[:, 6, 0]
+    larger = TrainTransform((12, 12), 1, zoom=1.0)(ramp, Extreme(zoom=1))[:, 6, 0]
     assert np.abs(np.diff(larger.astype(int)) - 5).max() <= 1
     assert abs(int(larger[5]) + int(larger[6]) - 110) <= 2
 
 
 def test_the_same_key_gives_the_same_view():
-    image, transform = encode(make_image()), TrainTransform((12, 10), 3, rotate=30, zoom=0.2)
+    image, transform = make_image(), TrainTransform((12, 10), 3, rotate=30, zoom=0.2)
 
     def view(seed):
         return transform(image, np.random.default_rng(seed))
 
     assert np.array_equal(view(1), view(1))
     assert not np.array_equal(view(1), view(2))
+
+
+def test_pad_moves_an_image_by_whole_pixels_within_its_padding():
+    image = make_image(12, 10) | 1  # no black of its own
+    transform = TrainTransform((12, 10), 3, crop="pad", crop_padding=2)
+    shifts = set()
+    for seed in range(200):
+        moved = transform(image, np.random.default_rng(seed))
+        rows, columns = (np.flatnonzero(moved.any(axis=axis).any(-1)) for axis in (1, 0))
+        top, left = (
+            2 - (12 - len(rows)) * (1 if rows[0] else -1),
+            2 - (10 - len(columns)) * (1 if columns[0] else -1),
+        )
+        shifts.add((top, left))
+        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+        assert np.array_equal(moved, padded[top : top + 12, left : left + 10])
+    assert len(shifts) == 25
+
+
+def test_half_of_the_images_are_flipped():
+    image, transform = make_image(), TrainTransform((12, 10), 3, flip=0.5)
+    views = [transform(image, np.random.default_rng(seed)) for seed in range(400)]
+    flipped = sum(np.array_equal(view, image[:, ::-1]) for view in views)
+    straight = sum(np.array_equal(view, image) for view in views)
+    assert flipped + straight == 400
+    assert 160 < flipped < 240
+
+
+def test_the_whole_recipe_makes_images_of_the_size():
+    transform = TrainTransform(
+        (32, 24), 3, crop="random_resized", flip=0.5, randaugment="rand-m9-mstd0.5-inc1"
+    )
+    image = make_image(50, 70)
+    views = {transform(image, np.random.default_rng(seed)).tobytes() for seed in range(30)}
+    assert {len(view) for view in views} == {32 * 24 * 3}
+    assert len(views) == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop": "random"}, "augment.crop='random': did you mean 'random_resized'"),
+        ({"crop_scale": (0.5,)}, r"crop_scale=\(0.5,\): expected \(smallest, largest\)"),
+        ({"crop_scale": (0.5, 1.5)}, "up to 1"),
+        ({"crop_ratio": (2.0, 1.0)}, "crop_ratio"),
+        ({"crop_padding": -1}, "expected 0 or more"),
+        ({"flip": 2.0}, "flip=2.0: expected a chance"),
+        ({"randaugment": "rand-m11"}, "expected m from 0 to 10"),
+    ],
+)
+def test_senseless_settings_are_told_in_a_sentence(options, message):
+    with pytest.raises(InputError, match=message):
+        TrainTransform((8, 8), 3, **options)
+
+
+def test_randaugment_is_for_colour():
+    with pytest.raises(InputError, match="randaugment='rand-m9' is for colour images"):
+        TrainTransform((8, 8), 1, randaugment="rand-m9")

@@ -85,7 +85,7 @@ def test_clipping_bounds_the_gradient_and_keeps_the_states_structure():
 def test_learning_rate_warms_up_and_follows_the_cosine_of_the_whole_run():
     # The released recipe at batch 1024: peak 1e-3, 5 epochs from 1e-6, down to 1e-5 in 300.
     config = resolve({"batch_size": 1024})
-    rate = learning_rate(config, total_steps=300, warmup_steps=5)
+    rate = learning_rate(config, total_steps=300, warmup_steps=5, steps_per_epoch=1)
     ours = [float(rate(epoch)) for epoch in range(6)]
     expected = [1e-6, 2.008e-4, 4.006e-4, 6.004e-4, 8.002e-4, 9.993e-4]
     np.testing.assert_allclose(ours, expected, rtol=1e-4)
@@ -95,7 +95,7 @@ def test_learning_rate_warms_up_and_follows_the_cosine_of_the_whole_run():
 
 def test_only_the_peak_scales_with_the_batch():
     small, large = (
-        learning_rate(resolve({"batch_size": size}), total_steps=10**6, warmup_steps=1)
+        learning_rate(resolve({"batch_size": size}), 10**6, warmup_steps=1, steps_per_epoch=9)
         for size in (512, 2048)
     )
     assert float(large(1)) == pytest.approx(4 * float(small(1)), rel=1e-6)

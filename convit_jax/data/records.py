@@ -1,0 +1,185 @@
+"""Where the bytes lie: random access to records in ArrayRecord, TFRecord and image files.
+
+Everything here is light to import and to pickle: worker processes are handed these objects and
+read by themselves.
+"""
+
+import dataclasses
+import functools
+import os
+import struct
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from array_record.python import array_record_data_source
+from etils import epath
+
+from convit_jax.data import tf_example
+
+# A TFRecord is its length (8 bytes), a checksum (4), the payload and a checksum (4).
+TFRECORD_HEADER, TFRECORD_FOOTER = struct.Struct("<QI"), 4
+
+
+class Records(Protocol):
+    """Serialised examples by their index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> bytes: ...
+
+    def describe(self, index: int) -> str:
+        """Where a record lies, for messages."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Records `start` to `stop` - 1 of a file."""
+
+    path: str
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spans:
+    """Records that lie in spans of files, one after another."""
+
+    spans: tuple[Span, ...]
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([span.stop - span.start for span in self.spans])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Number of the span that holds a record, and the record's number in its file."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        span = self.spans[number]
+        return number, span.stop - (int(self._ends[number]) - index)
+
+    def describe(self, index: int) -> str:
+        """The file, and the record's number in it."""
+        number, position = self._locate(index)
+        return f"record {position} of {self.spans[number].path}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayRecords(_Spans):
+    """Records of ArrayRecord files."""
+
+    @functools.cached_property
+    def _reader(self) -> array_record_data_source.ArrayRecordDataSource:
+        return array_record_data_source.ArrayRecordDataSource(
+            [f"{span.path}[{span.start}:{span.stop}]" for span in self.spans]
+        )
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._reader[index]
+
+    def __getstate__(self) -> dict[str, Sequence[Span]]:
+        return {"spans": self.spans}  # a process opens the files for itself
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TFRecords(_Spans):
+    """Records of TFRecord files, found by an index of where each begins.
+
+    Attributes:
+        offsets: for each span's file, int64 [records of the file + 1]: where each record begins,
+            and the file's end.
+    """
+
+    offsets: tuple[np.ndarray, ...]
+
+    @functools.cached_property
+    def _files(self) -> dict[int, int]:
+        return {}
+
+    def __getitem__(self, index: int) -> bytes:
+        number, position = self._locate(index)
+        begin, end = (int(offset) for offset in self.offsets[number][position : position + 2])
+        begin, end = begin + TFRECORD_HEADER.size, end - TFRECORD_FOOTER
+        path = self.spans[number].path
+        if "://" in path:
+            with epath.Path(path).open("rb") as file:
+                file.seek(begin)
+                return file.read(end - begin)
+        if number not in self._files:
+            self._files[number] = os.open(path, os.O_RDONLY)
+        return os.pread(self._files[number], end - begin, begin)
+
+    def __getstate__(self) -> dict[str, Sequence[Span | np.ndarray]]:
+        return {"spans": self.spans, "offsets": self.offsets}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TFExamples:
+    """Labelled images in records of TFDS.
+
+    Attributes:
+        records: the serialised examples.
+        image_key, label_key: what the two features are called.
+        name_key: the feature that holds an example's file name, if there is one.
+    """
+
+    records: Records
+    image_key: str
+    label_key: str
+    name_key: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        """The encoded image and its label."""
+        image, label = tf_example.parse(self.records[index], self.image_key, self.label_key)
+        if image is None or label is None:
+            raise ValueError(f"no '{self.image_key}' or no '{self.label_key}' in the record")
+        return image, label
+
+    def name_and_label(self, index: int) -> tuple[str, int]:
+        """What subsets are chosen by; the name is empty where the data have none."""
+        keys = (self.label_key, *([self.name_key] if self.name_key else []))
+        label, *name = tf_example.parse(self.records[index], *keys)
+        return (name[0].decode() if name and name[0] else ""), int(label)
+
+    def describe(self, index: int) -> str:
+        """The file name, if the data have one, and where the record lies."""
+        place = self.records.describe(index)
+        if self.name_key is None:
+            return place
+        return f"{self.name_and_label(index)[0]} ({place})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Labelled images in files of their own.
+
+    Attributes:
+        root: the directory above the class directories.
+        names: paths below the root, class directory first, sorted.
+        labels: int32, one for each.
+    """
+
+    root: str
+    names: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        """The encoded image and its label."""
+        return (epath.Path(self.root) / self.names[index]).read_bytes(), int(self.labels[index])
+
+    def name_and_label(self, index: int) -> tuple[str, int]:
+        """What subsets are chosen by."""
+        return self.names[index], int(self.labels[index])
+
+    def describe(self, index: int) -> str:
+        """The file's path."""
+        return f"{self.root}/{self.names[index]}"

@@ -1,0 +1,38 @@
+"""An opened dataset, or the part of it that a run uses."""
+
+import dataclasses
+
+import numpy as np
+
+from convit_jax.data.records import ImageFiles, TFExamples
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Random access to labelled images.
+
+    Attributes:
+        name: what it was opened by.
+        examples: all examples of the dataset.
+        class_names: the name of each label.
+        chosen: int64, the examples that are used, in order; None for all.
+    """
+
+    name: str
+    examples: TFExamples | ImageFiles
+    class_names: tuple[str, ...]
+    chosen: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.examples) if self.chosen is None else len(self.chosen)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        """The encoded image and its label."""
+        return self.examples[self._original(index)]
+
+    def describe(self, index: int) -> str:
+        """What the image is called, for messages."""
+        return self.examples.describe(self._original(index))
+
+    def _original(self, index: int) -> int:
+        return index if self.chosen is None else int(self.chosen[index])

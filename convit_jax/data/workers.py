@@ -1,0 +1,101 @@
+"""Worker processes that read rows: small, quick to start, and gone when their parent is.
+
+They are fresh interpreters (nothing forked from a process that uses JAX) that import what reading
+needs and neither JAX nor TensorFlow. Grain's own workers would: importing Grain imports JAX.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+
+from convit_jax.data.reading import Row, RowReader, RowsRead
+from convit_jax.errors import RunError
+
+# Rows that a worker is handed at once: whole blocks of repeated views (`order.views_layout`), and
+# enough of them that handing over costs nothing.
+ROWS_AT_ONCE = 48
+
+
+class WorkerPool:
+    """Processes that share the reading of a batch; for use in a `with` statement."""
+
+    def __init__(self, reader: RowReader, num_workers: int) -> None:
+        """Starts the processes, each with a copy of the reader."""
+        self._shape = reader.image_shape
+        self._pool = ProcessPoolExecutor(
+            num_workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(reader,),
+        )
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def read(self, rows: Sequence[Row]) -> tuple[np.ndarray, RowsRead]:
+        """Pixels, uint8 [rows, H, W, channels], and the rest.
+
+        Raises:
+            RunError: a worker process died.
+        """
+        shape = (len(rows), *self._shape)
+        # The workers write where this process reads: pixels do not travel through pipes.
+        memory = SharedMemory(create=True, size=int(np.prod(shape)))
+        try:
+            futures = [
+                self._pool.submit(_read_into, memory.name, first, rows[first:][:ROWS_AT_ONCE])
+                for first in range(0, len(rows), ROWS_AT_ONCE)
+            ]
+            parts = [future.result() for future in futures]
+            images = np.ndarray(shape, np.uint8, memory.buf).copy()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process that reads data was killed, probably for want of memory: try a smaller "
+                "config.data.num_workers or config.data.prefetch_batches"
+            ) from error
+        finally:
+            memory.close()
+            memory.unlink()
+        return images, RowsRead(
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.mask for part in parts]),
+            tuple(broken for part in parts for broken in part.broken),
+        )
+
+
+_reader: RowReader
+
+
+def _start(reader: RowReader) -> None:
+    global _reader
+    _reader = reader
+    # The parent decides when to stop; Ctrl-C reaches the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot tell its workers to stop."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _read_into(memory_name: str, first: int, rows: Sequence[Row]) -> RowsRead:
+    """Reads rows into a batch's shared memory, from its row `first` on."""
+    memory = SharedMemory(memory_name)
+    try:
+        shape = (len(rows), *_reader.image_shape)
+        offset = first * int(np.prod(_reader.image_shape))
+        return _reader.read(rows, np.ndarray(shape, np.uint8, memory.buf, offset))
+    finally:
+        memory.close()

@@ -1,0 +1,106 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convit_jax.data import image_operations
+from convit_jax.data.randaugment import INCREASING, PLAIN, RandAugment, parse_randaugment
+from convit_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def references(reference_data):
+    """Each operation at some levels and either sign, as Pillow and timm make it of `input`."""
+    places = json.loads((reference_data / "randaugment.json").read_text())
+    strip = np.asarray(Image.open(reference_data / "randaugment.webp"))
+    images = strip.reshape(-1, 72, 96, 3)
+    return {name: images[place] for name, place in places.items()}
+
+
+@pytest.mark.parametrize("operation", INCREASING)
+def test_every_operation_is_within_a_grey_level_of_the_reference(operation, references):
+    compared = 0
+    for name, expected in references.items():
+        if not name.startswith(f"{operation}/"):
+            continue
+        _, level, sign = name.split("/")
+        ours = INCREASING[operation](references["input"], float(level), sign == "neg")
+        difference = np.abs(ours.astype(int) - expected)
+        print(f"{name}: mean {difference.mean():.3f}, largest {difference.max()}")
+        assert difference.mean() <= 1
+        assert np.percentile(difference, 99) <= 3
+        assert difference.max() <= 3
+        compared += 1
+    assert compared >= 4
+
+
+@pytest.mark.parametrize("operations", [INCREASING, PLAIN])
+@pytest.mark.parametrize("level", [0.0, 10.0])
+@pytest.mark.parametrize("shape", [(9, 7, 3), (1, 1, 3), (2, 40, 3)])
+def test_no_operation_fails_at_the_ends_of_its_scale(operations, level, shape):
+    for value in (0, 255):
+        flat = np.full(shape, value, np.uint8)
+        for operation in operations.values():
+            for negative in (False, True):
+                assert operation(flat, level, negative).shape == shape
+
+
+def test_no_bits_are_black():
+    image = np.full((4, 4, 3), 200, np.uint8)
+    assert not image_operations.posterize(image, 0).any()
+    assert not INCREASING["PosterizeIncreasing"](image, 10.0, False).any()
+
+
+def test_timms_notation():
+    assert parse_randaugment("rand-m9-mstd0.5-inc1") == RandAugment(
+        magnitude=9.0, magnitude_std=0.5, increasing=True
+    )
+    assert parse_randaugment("rand-m5-n3-p0.7-mmax8-mstd100") == RandAugment(
+        magnitude=5.0, num_ops=3, prob=0.7, max_magnitude=8.0, magnitude_std=math.inf
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("augmix-m3", "expected a policy like 'rand-m9-mstd0.5-inc1'"),
+        ("rand-x3", "'x3' is none of m, n, p, mstd, mmax, inc followed by a number"),
+        ("rand-m", "'m' is none of"),
+        ("rand-m12", "expected m from 0 to 10"),
+        ("rand-n0", "expected n of at least 1"),
+        ("rand-p2", "expected p from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_a_sentence(policy, message):
+    with pytest.raises(InputError, match=message):
+        parse_randaugment(policy)
+
+
+def test_levels_spread_about_the_magnitude_and_stay_in_range():
+    rng = np.random.default_rng(0)
+    policy = parse_randaugment("rand-m9-mstd0.5")
+    levels = np.array([policy._level(rng) for _ in range(3000)])
+    assert abs(levels.mean() - 9) < 0.05
+    assert 0.4 < levels.std() < 0.55
+    assert levels.max() == 10.0
+    uniform = parse_randaugment("rand-m9-mstd100")
+    levels = np.array([uniform._level(rng) for _ in range(3000)])
+    assert abs(levels.mean() - 4.5) < 0.2
+    assert levels.max() <= 9.0
+
+
+def test_each_operation_is_applied_with_its_chance(references):
+    image = references["input"]
+
+    def share_unchanged(policy):
+        same = [
+            np.array_equal(parse_randaugment(policy)(image, np.random.default_rng(seed)), image)
+            for seed in range(300)
+        ]
+        return np.mean(same)
+
+    assert share_unchanged("rand-m9-n1-p1-inc1") < 0.1
+    assert abs(share_unchanged("rand-m9-n1-p0.5-inc1") - 0.5) < 0.12
+    assert share_unchanged("rand-m9-p0") == 1.0
