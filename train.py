@@ -4,29 +4,24 @@ The workdir receives config.json, checkpoints/, metrics.jsonl and TensorBoard ev
 command again resumes from the newest checkpoint. SIGTERM and Ctrl-C save first.
 """
 
+# Worker processes import this file again, so nothing heavy stands at its top.
 import os
 import sys
-
-from convit_jax.huge_pages import restart_with_huge_pages
-
-if __name__ == "__main__":
-    restart_with_huge_pages()
-
-from absl import flags, logging
-
-from convit_jax import command_line
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if it is not there.")
 
 
 def main() -> int:
     """Trains as the flags say; returns an exit code."""
+    from absl import flags, logging  # noqa: PLC0415
+
+    from convit_jax import command_line  # noqa: PLC0415
+
+    workdir = flags.DEFINE_string("workdir", None, "Directory of the run; made if not there.")
     if {"--help", "-h", "-help"} & set(sys.argv):
         print(f"{__doc__}\nFlags:\n\n--config=configs/FILE.py[:ARGUMENTS]\n--workdir=DIR\n")
         print(command_line.describe_keys())
         return 0
     command_line.parse(sys.argv)
-    if not _WORKDIR.value:
+    if not workdir.value:
         raise command_line.InputError("expected --workdir=DIR, a directory for the run")
     config = command_line.read_config()
     # Imported once the flags are known to be right: it takes seconds, for TensorFlow, which
@@ -35,10 +30,15 @@ def main() -> int:
     logging.set_verbosity(logging.ERROR)  # of the libraries; the run's own lines are not absl's
     from convit_jax.training import loop  # noqa: PLC0415
 
-    outcome = loop.train(config, _WORKDIR.value)
+    outcome = loop.train(config, workdir.value)
     # Launchers restart what a signal ended: the shell's code for it.
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.run("train", main))
+    from convit_jax.huge_pages import restart_with_huge_pages
+
+    restart_with_huge_pages()
+    from convit_jax.command_line import run
+
+    sys.exit(run("train", main))

@@ -19,13 +19,13 @@ def get_config(variant: str = "convit") -> ml_collections.ConfigDict:
     if variant not in ("convit", "deit"):
         raise InputError(f"configs/digits.py:{variant}: {nearest(variant, ('convit', 'deit'))}")
     config = template()
-    config.train_for = "2400 steps"
+    config.train_for = "3200 steps"
     config.batch_size = 64
     config.eval_batch_size = 397
-    config.eval_every = "400 steps"
-    config.ema_decay = 0.995
+    config.eval_every = "800 steps"
+    config.ema_decay = 0.998
     config.log_every = "50 steps"
-    config.checkpoint.every = "400 steps"
+    config.checkpoint.every = "800 steps"
 
     config.model.name = f"{variant}_tiny"
     config.model.num_heads = 9
@@ -44,10 +44,11 @@ def get_config(variant: str = "convit") -> ml_collections.ConfigDict:
     config.data.mean = (0.305,)
     config.data.std = (0.376,)
 
-    config.augment.rotate = 15.0
-    config.augment.zoom = 0.15
-    config.augment.shear = 15.0
-    config.augment.translate = 0.1
+    config.augment.rotate = 10.0
+    config.augment.zoom = 0.1
+    config.augment.shear = 10.0
+    config.augment.translate = 0.08
+    config.augment.mixup = 0.2
 
     config.optimizer.learning_rate = 3e-3
     config.optimizer.learning_rate_batch = 64

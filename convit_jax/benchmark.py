@@ -1,4 +1,7 @@
-"""Measures speed on this machine: python -m convit_jax.benchmark model convit_tiny deit_tiny
+"""Measures speed on this machine:
+
+    python -m convit_jax.benchmark model convit_tiny deit_tiny
+    python -m convit_jax.benchmark input --data folder:IMAGES
 
 Compare numbers of one run with each other, not with another run's: machines differ and are noisy.
 """
@@ -12,178 +15,129 @@ import argparse
 import dataclasses
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from flax import nnx
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from convit_jax import command_line, models
-from convit_jax.config import resolve
+from convit_jax.benchmarks.input import measure_input
+from convit_jax.benchmarks.model import ModelSpeed, measure_model
 from convit_jax.errors import InputError
-from convit_jax.training import make_experiment
-
-# Enough examples for any batch; none is read.
-_PRETENDED_EXAMPLES = 1_281_167
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelSpeed:
-    """What `benchmark model` measures of a model.
-
-    Attributes:
-        model: its name.
-        parameters: how many.
-        gflops: of a forward pass of one image, in 10⁹ operations (a multiply-add is two).
-        forward_compile_seconds, train_compile_seconds: time to compile.
-        forward_images_per_second, train_images_per_second: at the fastest repetition.
-    """
-
-    model: str
-    parameters: int
-    gflops: float
-    forward_compile_seconds: float
-    forward_images_per_second: float
-    train_compile_seconds: float
-    train_images_per_second: float
-
-
-def measure_model(
-    name: str, *, batch_size: int, image_size: int, dtype: str, seconds: float
-) -> ModelSpeed:
-    """Times a model's forward pass and its whole train step with the default recipe.
-
-    Args:
-        name: one of `list_models()`.
-        batch_size: images a step.
-        image_size: side in pixels.
-        dtype: float32 or bfloat16.
-        seconds: how long to repeat each of the two; at least three repetitions.
-
-    Raises:
-        InputError: an unknown model, or a size that does not fit it.
-    """
-    config = resolve(
-        {
-            "batch_size": batch_size,
-            "model": {"name": name, "dtype": dtype, "drop_path_rate": 0.1},
-            "data": {"image_size": (image_size,)},
-        }
-    )
-    experiment = make_experiment(config, num_examples=_PRETENDED_EXAMPLES, num_classes=1000)
-    state = jax.jit(experiment.init_state)()
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
-    batch = jax.device_put(
-        {"image": pixels, "label": rng.integers(0, 1000, batch_size).astype(np.int32)}
-    )
-    images = jax.device_put(pixels.astype(np.float32) / 255 - 0.5)
-
-    graph = nnx.graphdef(nnx.eval_shape(lambda: models.build(experiment.architecture)))
-    forward = jax.jit(lambda params, x: nnx.merge(graph, nnx.State(params))(x))
-    lowered = forward.lower(state.params, images)
-    flops = lowered.cost_analysis()["flops"]
-    compiled, forward_compile = _timed(lowered.compile)
-    forward_seconds = _fastest(lambda: compiled(state.params, images), seconds)
-
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    step = jax.jit(experiment.train_step, donate_argnums=0).lower(state, batch)
-    train_step, train_compile = _timed(step.compile)
-
-    def take_step() -> Any:
-        nonlocal state
-        state, metrics = train_step(state, batch)
-        return metrics
-
-    train_seconds = _fastest(take_step, seconds)
-    return ModelSpeed(
-        model=name,
-        parameters=parameters,
-        gflops=flops / batch_size / 1e9,
-        forward_compile_seconds=forward_compile,
-        forward_images_per_second=batch_size / forward_seconds,
-        train_compile_seconds=train_compile,
-        train_images_per_second=batch_size / train_seconds,
-    )
-
-
-def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
-    return function(), time.perf_counter() - began
-
-
-def _fastest(function: Callable[[], Any], seconds: float) -> float:
-    """Seconds of the fastest repetition: what the machine can do when nothing else disturbs it."""
-    jax.block_until_ready(function())  # the first is slower than the rest
-    times: list[float] = []
-    while sum(times) < seconds or len(times) < 3:
-        times.append(_timed(lambda: jax.block_until_ready(function()))[1])
-    return min(times)
-
-
-def _conditions(arguments: argparse.Namespace) -> str:
-    """What a table of speeds holds for."""
-    device = f"{jax.local_device_count()} {jax.devices()[0].device_kind} device(s)"
-    size = f"batch {arguments.batch_size}, {arguments.image_size} px, {arguments.dtype}"
-    return f"{device}, {size}"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line and prints what was measured."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m convit_jax.benchmark",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--image-size", type=int, default=224, help="side, pixels (default 224)")
+    common.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    common.add_argument("--seconds", type=float, default=10.0, help="of repetition (default 10)")
+
     model = commands.add_parser(
-        "model", help="parameters, FLOPs, compile time and images/s of forward pass and train step"
+        "model",
+        parents=[common],
+        help="parameters, FLOPs, compile time and images/s of forward pass and train step",
     )
     model.add_argument("models", nargs="+", metavar="MODEL", help="one of list_models(), or 'all'")
     model.add_argument("--batch-size", type=int, default=32, help="images a step (default 32)")
-    model.add_argument("--image-size", type=int, default=224, help="side, pixels (default 224)")
     model.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
-    model.add_argument("--seconds", type=float, default=10.0, help="of repetition (default 10)")
-    model.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
-    arguments = parser.parse_args(argv)
-    if arguments.batch_size < 1:
-        raise InputError(f"--batch-size={arguments.batch_size}: expected at least 1")
+
+    reading = commands.add_parser(
+        "input",
+        parents=[common],
+        help="images a core-second from bytes to uint8 batches, and the memory of a worker",
+    )
+    reading.add_argument("--data", required=True, help="tfds:NAME:SPLIT[:DIR] or folder:PATH")
+    reading.add_argument("--batch-size", type=int, default=96, help="rows a batch (default 96)")
+    reading.add_argument(
+        "--against-timm", action="store_true", help="time timm's transforms too, in turn"
+    )
+    return parser
+
+
+def _measure_models(arguments: argparse.Namespace) -> None:
     names = models.list_models() if arguments.models == ["all"] else arguments.models
     for name in names:
         models.architecture(name)  # a misspelt one is told before the first is measured
-    options = vars(arguments)
-    speeds = (
-        measure_model(
-            name, **{k: options[k] for k in ("batch_size", "image_size", "dtype", "seconds")}
-        )
-        for name in names
+    options = {k: getattr(arguments, k) for k in ("batch_size", "image_size", "dtype", "seconds")}
+    speeds = (measure_model(name, **options) for name in names)
+    if arguments.json:
+        _print_json(speeds)
+        return
+    device = f"{jax.local_device_count()} {jax.devices()[0].device_kind} device(s)"
+    size = f"batch {arguments.batch_size}, {arguments.image_size} px, {arguments.dtype}"
+    headings = ("parameters", "GFLOP", "forward/s", "compile", "train/s", "compile")
+    _print_table(f"{device}, {size}", ("model", *headings), map(_model_row, speeds))
+    print("GFLOP: of one image's forward pass. forward/s, train/s: images a second.")
+
+
+def _model_row(speed: ModelSpeed) -> tuple[str, ...]:
+    return (
+        speed.model,
+        f"{speed.parameters:,}",
+        f"{speed.gflops:.2f}",
+        f"{speed.forward_images_per_second:.1f}",
+        f"{speed.forward_compile_seconds:.1f} s",
+        f"{speed.train_images_per_second:.1f}",
+        f"{speed.train_compile_seconds:.1f} s",
+    )
+
+
+def _measure_input(arguments: argparse.Namespace) -> None:
+    speeds, megabytes = measure_input(
+        arguments.data,
+        image_size=arguments.image_size,
+        batch_size=arguments.batch_size,
+        seconds=arguments.seconds,
+        against_timm=arguments.against_timm,
     )
     if arguments.json:
-        for speed in speeds:
-            print(json.dumps(dataclasses.asdict(speed)), flush=True)
-        return 0
-    headings = ("parameters", "GFLOP", "forward/s", "compile", "train/s", "compile")
-    table = Table(box=box.SIMPLE, title=_conditions(arguments))
-    table.add_column("model", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for s in speeds:
-        table.add_row(
-            s.model,
-            f"{s.parameters:,}",
-            f"{s.gflops:.2f}",
-            f"{s.forward_images_per_second:.1f}",
-            f"{s.forward_compile_seconds:.1f} s",
-            f"{s.train_images_per_second:.1f}",
-            f"{s.train_compile_seconds:.1f} s",
-        )
+        _print_json(speeds)
+        print(json.dumps({"worker_megabytes": megabytes}))
+        return
+    rows = [
+        (s.work, f"{s.images_per_core_second:.0f}", f"{s.ratio:.2f}" if s.ratio else "")
+        for s in speeds
+    ]
+    title = f"{arguments.data}, {arguments.image_size} px, batch {arguments.batch_size}"
+    _print_table(title, ("work", "images a core-second", "ratio to timm"), rows)
+    if megabytes:
+        print(f"A worker process took up to {megabytes:.0f} MB.")
+
+
+def _print_json(records: Iterable[Any]) -> None:
+    for record in records:
+        print(json.dumps(dataclasses.asdict(record)), flush=True)
+
+
+def _print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(box=box.SIMPLE, title=title)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
-    print("GFLOP: of one image's forward pass. forward/s, train/s: images a second.")
+
+
+_COMMANDS = {"model": _measure_models, "input": _measure_input}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and prints what was measured."""
+    arguments = _parser().parse_args(argv)
+    for name in ("batch_size", "image_size"):
+        if getattr(arguments, name) < 1:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag}={getattr(arguments, name)}: expected at least 1")
+    _COMMANDS[arguments.command](arguments)
     return 0
 
 

@@ -1,6 +1,8 @@
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from convit_jax import benchmark
 from convit_jax.errors import InputError
@@ -22,3 +24,27 @@ def test_a_model_is_measured(capsys):
 def test_an_unknown_model_is_told_before_any_is_measured():
     with pytest.raises(InputError, match="did you mean 'deit_tiny'"):
         benchmark.main(["model", "convit_tiny", "deit_tin"])
+
+
+def test_reading_is_measured(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / f"class_{number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (40, 60, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    arguments = ["--image-size", "32", "--batch-size", "12", "--seconds", "0.05", "--json"]
+    assert benchmark.main(["input", "--data", f"folder:{tmp_path}", *arguments]) == 0
+    *speeds, memory = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [speed["work"] for speed in speeds] == [
+        "evaluation", "crop and flip", "full recipe", "full recipe, 3 views",
+    ]  # fmt: skip
+    assert all(speed["images_per_core_second"] > 0 for speed in speeds)
+    assert all(speed["ratio"] is None for speed in speeds)
+    # A worker imports OpenCV and NumPy, not JAX or TensorFlow.
+    assert 30 < memory["worker_megabytes"] < 200
+
+
+def test_a_senseless_size_is_told_in_a_sentence():
+    with pytest.raises(InputError, match="--image-size=0: expected at least 1"):
+        benchmark.main(["input", "--data", "digits:train", "--image-size", "0"])

@@ -7,11 +7,34 @@ import jax
 import numpy as np
 import pytest
 
+from configs.imagenet import GPSA_PARAMETERS
 from convit_jax.config import resolve
 from convit_jax.errors import InputError
 from convit_jax.training import make_experiment
+from convit_jax.training.optimizer import match_parameters, parameter_names
+from convit_jax.typed_config import differences
 
-VARIANTS = {"digits": ["", "convit", "deit"]}
+VARIANTS = {
+    "digits": ["", "convit", "deit"],
+    "convit_ti": [""],
+    "convit_ti_plus": ["", "cifar100"],
+    "convit_s": [
+        "",
+        "fraction=0.05",
+        "released",
+        "fraction=0.1,ablation=b",
+        *(f"ablation={row}" for row in "acdefg"),
+    ],
+    "convit_s_plus": [""],
+    "convit_b": [""],
+    "convit_b_plus": [""],
+    "deit_ti": [""],
+    "deit_ti_plus": [""],
+    "deit_s": ["", "fraction=0.05"],
+    "deit_s_plus": [""],
+    "deit_b": [""],
+    "deit_b_plus": [""],
+}
 
 
 def load(repository, name):
@@ -22,7 +45,7 @@ def load(repository, name):
 
 
 def test_every_config_file_is_tested(repository):
-    assert {path.stem for path in repository.glob("configs/*.py")} == set(VARIANTS)
+    assert {path.stem for path in repository.glob("configs/*.py")} == {*VARIANTS, "imagenet"}
 
 
 @pytest.mark.parametrize(
@@ -32,9 +55,21 @@ def test_a_step_of_every_variant(name, argument, repository):
     module = load(repository, name)
     config = resolve(module.get_config(argument) if argument else module.get_config())
     assert f"configs/{name}.py" in module.__doc__
-    # The same experiment with fewer images a step and a shallower model.
-    model = dataclasses.replace(config.model, depth=2, gpsa_layers=config.model.gpsa_layers and 1)
-    config = resolve(dataclasses.asdict(dataclasses.replace(config, model=model, batch_size=4)))
+    # The same experiment with fewer images a step and a smaller model.
+    model = dataclasses.replace(
+        config.model,
+        depth=2,
+        gpsa_layers=config.model.gpsa_layers and 1,
+        num_heads=4,
+        head_dim=4,
+        dtype="float32",
+    )
+    if config.model.name.startswith("convit"):
+        model = dataclasses.replace(model, gpsa_layers=1)
+    small = dataclasses.replace(config, model=model, batch_size=4)
+    if config.data.image_size == (224,):
+        small = dataclasses.replace(small, data=dataclasses.replace(small.data, image_size=(32,)))
+    config = resolve(dataclasses.asdict(small))
     experiment = make_experiment(config, num_examples=1000, num_classes=10)
     a = experiment.architecture
     rng = np.random.default_rng(0)
@@ -42,9 +77,18 @@ def test_a_step_of_every_variant(name, argument, repository):
         "image": rng.integers(0, 256, (4, *a.image_size, a.in_channels)).astype(np.uint8),
         "label": rng.integers(0, 10, 4).astype(np.int32),
     }
-    state, metrics = jax.jit(experiment.train_step)(jax.jit(experiment.init_state)(), batch)
-    assert int(state.step) == 1
+    before = jax.jit(experiment.init_state)()
+    after, metrics = jax.jit(experiment.train_step)(before, batch)
+    assert int(after.step) == 1
     assert np.isfinite(float(metrics["loss"]))
+    frozen = match_parameters(before.params, config.optimizer.frozen, "optimizer.frozen")
+    still = jax.tree.map(lambda x, y: np.array_equal(x, y), before.params, after.params)
+    names = parameter_names(before.params)
+    for name, is_frozen, same in zip(
+        names, jax.tree.leaves(frozen), jax.tree.leaves(still), strict=True
+    ):
+        assert same or not is_frozen, name
+    assert not all(jax.tree.leaves(still))
 
 
 def test_the_twins_of_the_demo_differ_in_attention_alone(repository):
@@ -62,3 +106,80 @@ def test_the_twins_of_the_demo_differ_in_attention_alone(repository):
 def test_an_unknown_variant_is_told_in_a_sentence(repository):
     with pytest.raises(InputError, match=r"digits.py:dei: did you mean 'deit'"):
         load(repository, "digits").get_config("dei")
+
+
+@pytest.mark.parametrize(
+    ("argument", "changes"),
+    [
+        ("ablation=a", {}),
+        ("ablation=b", {"model.use_gating": False}),
+        ("ablation=c", {"model.conv_init": False}),
+        ("ablation=d", {"model.use_gating": False, "model.conv_init": False}),
+        ("ablation=e", {"model.name": "deit_small"}),
+        ("ablation=f", {"model.use_gating": False, "optimizer.frozen": GPSA_PARAMETERS}),
+        (
+            "ablation=g",
+            {
+                "model.use_gating": False,
+                "model.conv_init": False,
+                "optimizer.frozen": GPSA_PARAMETERS,
+            },
+        ),
+        (
+            "fraction=0.05",
+            {
+                "data.fraction": 0.05,
+                "keep_budget": True,
+                "eval_every": "20 epochs",
+                "checkpoint.every": "20 epochs",
+            },
+        ),
+        (
+            "cifar100",
+            {
+                "data.train": "tfds:cifar100:train",
+                "data.eval": "tfds:cifar100:test",
+                "train_for": "1000 epochs",
+            },
+        ),
+        (
+            "released",
+            {
+                "optimizer.schedule_every": "epoch",
+                "optimizer.schedule_lag": 1,
+                "optimizer.no_decay": (r".*\.(bias|scale|gating)",),
+            },
+        ),
+    ],
+)
+def test_an_argument_changes_what_it_says_and_no_more(argument, changes, repository):
+    module = load(repository, "convit_s")
+    plain, changed = (resolve(module.get_config(a)) for a in ("", argument))
+    assert {name: after for name, _, after, _ in differences(plain, changed)} == changes
+
+
+def test_the_papers_runs_have_the_papers_lengths(repository):
+    def steps(name, argument, num_examples):
+        config = resolve(load(repository, name).get_config(argument))
+        made = make_experiment(config, num_examples=num_examples, num_classes=1000)
+        return made.order.steps_per_epoch, made.total_steps
+
+    assert steps("convit_s", "", 1_281_167) == (1251, 300 * 1251)
+    per_epoch, total = steps("convit_s", "fraction=0.05", 64_000)
+    assert (per_epoch, total) == (62, 300 * 62 * 20)
+    assert steps("convit_s_plus", "", 1_281_167)[0] == 1_281_167 // 512
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("convit_s", "fractoin=0.1", "'fractoin=0.1': did you mean 'fraction'"),
+        ("convit_s", "fraction=two", "'fraction=two': expected a share"),
+        ("convit_s", "ablation=h", "expected a row of Table 3, a to g"),
+        ("deit_s", "ablation=b", "deit_small has no GPSA"),
+        ("convit_s", "cifar100=yes", "takes no value"),
+    ],
+)
+def test_a_wrong_argument_is_told_in_a_sentence(name, argument, message, repository):
+    with pytest.raises(InputError, match=message):
+        load(repository, name).get_config(argument)

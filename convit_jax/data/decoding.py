@@ -12,6 +12,7 @@ cv2.setNumThreads(0)
 
 _MODES = {1: "L", 3: "RGB"}
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_EXIF_WITHIN = 4096
 _PNG_COLOURS = {0: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_COLOR_RGB}  # by the header's colour type
 
 
@@ -37,9 +38,7 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
         BrokenImageError: the bytes are no image, or only part of one.
     """
     try:
-        # EXIF, and the rotation in it, stands at the beginning of a file.
-        plain = b"Exif" not in encoded[:65536] and b"eXIf" not in encoded
-        pixels = _decode_fast(encoded, channels) if plain else None
+        pixels = _decode_fast(encoded, channels)
         return _decode_any(encoded, channels) if pixels is None else pixels
     except UnidentifiedImageError as error:
         raise BrokenImageError("no image of a known kind") from error
@@ -49,7 +48,8 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
 
 def _decode_fast(encoded: bytes, channels: int) -> np.ndarray | None:
     """As `decode`, for the usual JPEG and PNG; None for anything else."""
-    if encoded.startswith(_JPEG):
+    # EXIF, and the rotation in it, is the first segment of a JPEG, or the second after JFIF's.
+    if encoded.startswith(_JPEG) and b"Exif" not in encoded[:_EXIF_WITHIN]:
         try:
             colours = simplejpeg.decode_jpeg_header(encoded)[2]
             wanted = ("YCbCr", "Gray") if channels == 3 else ("Gray",)
@@ -58,7 +58,7 @@ def _decode_fast(encoded: bytes, channels: int) -> np.ndarray | None:
             return simplejpeg.decode_jpeg(encoded, colorspace="RGB" if channels == 3 else "GRAY")
         except ValueError:
             return None  # Pillow forgives stray bytes
-    if encoded.startswith(_PNG) and len(encoded) > 26 and encoded[24] == 8:
+    if encoded.startswith(_PNG) and encoded[24:25] == b"\x08" and b"eXIf" not in encoded:
         flag = _PNG_COLOURS.get(encoded[25])
         if flag is not None and channels == (1 if flag == cv2.IMREAD_GRAYSCALE else 3):
             pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag)

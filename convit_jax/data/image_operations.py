@@ -159,12 +159,19 @@ def _affine(
 
 def _smooth_positions(row: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Positions where linear interpolation gives the cubic of a = 0: t → t² (3 - 2t) in a pixel."""
-    a, b, c = row
-    positions = np.add.outer(b * np.arange(size[1]) + c, a * np.arange(size[0]))
-    positions = positions.astype(np.float32)
+    a, b, c = row.astype(np.float32)
+    width, height = size
+    positions = np.add.outer(
+        b * np.arange(height, dtype=np.float32) + c, a * np.arange(width, dtype=np.float32)
+    )
     first = np.floor(positions)
     positions -= first
-    return first + positions * positions * (3.0 - 2.0 * positions)
+    weight = positions * -2.0
+    weight += 3.0
+    weight *= positions
+    weight *= positions
+    weight += first
+    return weight
 
 
 @functools.lru_cache(maxsize=8)

@@ -174,7 +174,11 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         """The encoded image and its label."""
-        return (epath.Path(self.root) / self.names[index]).read_bytes(), int(self.labels[index])
+        path = f"{self.root}/{self.names[index]}"
+        if "://" in path:
+            return epath.Path(path).read_bytes(), int(self.labels[index])
+        with open(path, "rb") as file:  # noqa: PTH123  (a tenth of the time of a path object's)
+            return file.read(), int(self.labels[index])
 
     def name_and_label(self, index: int) -> tuple[str, int]:
         """What subsets are chosen by."""

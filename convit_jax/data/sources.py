@@ -1,6 +1,7 @@
 """Where examples come from: a name like `folder:PATH` → random access to encoded images."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,7 @@ def _open_folder(name: str, path: str) -> Source:
         )
     names, labels, empty = [], [], []
     for label, class_name in enumerate(classes):
-        files = sorted(
-            f"{class_name}/{file.relative_to(root / class_name)}"
-            for file in (root / class_name).rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-        )
+        files = sorted(_images_below(root / class_name, class_name))
         names += files
         labels += [label] * len(files)
         if not files:
@@ -81,6 +78,17 @@ def _open_folder(name: str, path: str) -> Source:
         )
     files = ImageFiles(path.rstrip("/"), tuple(names), np.asarray(labels, np.int32))
     return Source(name, files, tuple(classes))
+
+
+def _images_below(directory: epath.Path, name: str) -> Iterator[str]:
+    """Paths of the images in a directory and in those inside it, each beginning with `name`."""
+    for entry in directory.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.suffix.lower() in SUFFIXES:
+            yield f"{name}/{entry.name}"
+        elif entry.is_dir():
+            yield from _images_below(entry, f"{name}/{entry.name}")
 
 
 def _digits() -> tfds.core.DatasetBuilder:

@@ -101,7 +101,7 @@ class TrainTransform:
         """Pixels, uint8 [H, W, channels], and the view's random numbers → [height, width, ...]."""
         image = self._crop(image, rng)
         if self.flip and rng.random() < self.flip:
-            image = np.ascontiguousarray(image[:, ::-1])
+            image = cv2.flip(image, 1).reshape(image.shape)
         if self.rotate or self.zoom or self.shear or self.translate:
             image = self._affine(image, rng)
         return self._policy(image, rng) if self._policy else image

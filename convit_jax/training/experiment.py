@@ -36,7 +36,7 @@ class Experiment:
         architecture: the model's.
         order: which example stands where.
         train_transform, eval_transform: pixels → the uint8 image that goes to the device.
-        mixes_neighbours: whether training mixes neighbouring rows of a batch.
+        step_config: what the steps know, the device's part of augmentation among it.
         total_steps: length of the run.
         eval_every, checkpoint_every, log_every: in steps.
         init_state: () → state before the first step; a function of the seed, for `jax.jit`.
@@ -49,7 +49,7 @@ class Experiment:
     order: EpochOrder
     train_transform: TrainTransform
     eval_transform: EvalTransform
-    mixes_neighbours: bool
+    step_config: StepConfig
     total_steps: int
     eval_every: int
     checkpoint_every: int
@@ -104,7 +104,7 @@ def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> E
         order=order,
         train_transform=_train_transform(config, made),
         eval_transform=EvalTransform(made.image_size, made.in_channels, config.data.eval_crop),
-        mixes_neighbours=step_config.mixing.on,
+        step_config=step_config,
         total_steps=total_steps,
         eval_every=steps("eval_every"),
         checkpoint_every=steps("checkpoint.every"),

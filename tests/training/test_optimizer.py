@@ -101,3 +101,33 @@ def test_only_the_peak_scales_with_the_batch():
     assert float(large(1)) == pytest.approx(4 * float(small(1)), rel=1e-6)
     assert float(large(0)) == float(small(0)) == pytest.approx(1e-6)
     assert float(large(10**6)) == float(small(10**6)) == pytest.approx(1e-5)
+
+
+def test_the_released_codes_rate_changes_once_an_epoch_and_an_epoch_late():
+    config = resolve(
+        {"batch_size": 1024, "optimizer": {"schedule_every": "epoch", "schedule_lag": 1}}
+    )
+    rate = learning_rate(config, total_steps=3000, warmup_steps=50, steps_per_epoch=10)
+    by_epoch = [[float(rate(10 * epoch + step)) for step in range(10)] for epoch in range(300)]
+    assert all(len(set(rates)) == 1 for rates in by_epoch)
+    expected = [1e-6, 1e-6, 2.008e-4, 4.006e-4, 6.004e-4, 8.002e-4, 9.993e-4]
+    np.testing.assert_allclose([rates[0] for rates in by_epoch[:7]], expected, rtol=1e-4)
+    assert by_epoch[299][0] == pytest.approx(1.011e-5, rel=1e-3)
+
+
+def test_the_released_runs_decay_72_tensors():
+    mask = decay_mask(abstract_parameters("convit_tiny"), NO_DECAY[:1])
+    assert (sum(jax.tree.leaves(mask)), len(jax.tree.leaves(mask))) == (72, 180)
+    assert mask["cls_token"]
+    assert mask["pos_embed"]
+
+
+def test_frozen_parameters_neither_move_nor_decay():
+    params = {"a": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "cls_token": jnp.ones(2)}
+    config = resolve({"optimizer": {"weight_decay": 0.5, "frozen": (r"a\..*",)}}).optimizer
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1), params)
+    ones = jax.tree.map(jnp.ones_like, params)
+    updates, _ = optimizer.update(ones, optimizer.init(params), params)
+    assert not updates["a"]["kernel"].any()
+    assert not updates["a"]["bias"].any()
+    assert updates["cls_token"].all()

@@ -1,0 +1,16 @@
+"""ConViT-B+ on ImageNet, as in the paper: 152M parameters, 82.5 % top-1, 95.9 % top-5 (Table 1).
+
+    python train.py --config configs/convit_b_plus.py --workdir gs://BUCKET/convit_b_plus
+
+300 epochs, batch 512, learning rate 4e-4. The paper does not say on how many GPUs.
+Arguments, as in configs/convit_b_plus.py:fraction=0.1, are told in configs/imagenet.py.
+"""
+
+import ml_collections
+
+from configs.imagenet import deit_recipe
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+    """The experiment; for `argument` see configs/imagenet.py."""
+    return deit_recipe("convit_base_plus", argument)

@@ -1,0 +1,111 @@
+"""Speed of a model: its forward pass and its whole train step."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from convit_jax import models
+from convit_jax.config import resolve
+from convit_jax.training import make_experiment
+
+# Enough examples for any batch; none is read.
+_PRETENDED_EXAMPLES = 1_281_167
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpeed:
+    """What `benchmark model` measures of a model.
+
+    Attributes:
+        model: its name.
+        parameters: how many.
+        gflops: of a forward pass of one image, in 10⁹ operations (a multiply-add is two).
+        forward_compile_seconds, train_compile_seconds: time to compile.
+        forward_images_per_second, train_images_per_second: at the fastest repetition.
+    """
+
+    model: str
+    parameters: int
+    gflops: float
+    forward_compile_seconds: float
+    forward_images_per_second: float
+    train_compile_seconds: float
+    train_images_per_second: float
+
+
+def measure_model(
+    name: str, *, batch_size: int, image_size: int, dtype: str, seconds: float
+) -> ModelSpeed:
+    """Times a model's forward pass and its whole train step with the default recipe.
+
+    Args:
+        name: one of `list_models()`.
+        batch_size: images a step.
+        image_size: side in pixels.
+        dtype: float32 or bfloat16.
+        seconds: how long to repeat each of the two; at least three repetitions.
+
+    Raises:
+        InputError: an unknown model, or a size that does not fit it.
+    """
+    config = resolve(
+        {
+            "batch_size": batch_size,
+            "model": {"name": name, "dtype": dtype, "drop_path_rate": 0.1},
+            "data": {"image_size": (image_size,)},
+        }
+    )
+    experiment = make_experiment(config, num_examples=_PRETENDED_EXAMPLES, num_classes=1000)
+    state = jax.jit(experiment.init_state)()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
+    batch = jax.device_put(
+        {"image": pixels, "label": rng.integers(0, 1000, batch_size).astype(np.int32)}
+    )
+    images = jax.device_put(pixels.astype(np.float32) / 255 - 0.5)
+
+    graph = nnx.graphdef(nnx.eval_shape(lambda: models.build(experiment.architecture)))
+    forward = jax.jit(lambda params, x: nnx.merge(graph, nnx.State(params))(x))
+    lowered = forward.lower(state.params, images)
+    flops = lowered.cost_analysis()["flops"]
+    compiled, forward_compile = _timed(lowered.compile)
+    forward_seconds = _fastest(lambda: compiled(state.params, images), seconds)
+
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    step = jax.jit(experiment.train_step, donate_argnums=0).lower(state, batch)
+    train_step, train_compile = _timed(step.compile)
+
+    def take_step() -> Any:
+        nonlocal state
+        state, metrics = train_step(state, batch)
+        return metrics
+
+    train_seconds = _fastest(take_step, seconds)
+    return ModelSpeed(
+        model=name,
+        parameters=parameters,
+        gflops=flops / batch_size / 1e9,
+        forward_compile_seconds=forward_compile,
+        forward_images_per_second=batch_size / forward_seconds,
+        train_compile_seconds=train_compile,
+        train_images_per_second=batch_size / train_seconds,
+    )
+
+
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    began = time.perf_counter()
+    return function(), time.perf_counter() - began
+
+
+def _fastest(function: Callable[[], Any], seconds: float) -> float:
+    """Seconds of the fastest repetition: what the machine can do when nothing else disturbs it."""
+    jax.block_until_ready(function())  # the first is slower than the rest
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 3:
+        times.append(_timed(lambda: jax.block_until_ready(function()))[1])
+    return min(times)

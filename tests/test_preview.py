@@ -1,0 +1,46 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def run(repository, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "convit_jax.preview", "--config", "configs/digits.py", *arguments],
+        cwd=repository,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_sheet_shows_the_batch_before_and_after_the_devices_part(repository, tmp_path):
+    out = tmp_path / "sheet.png"
+    done = run(repository, "--images=8", f"--out={out}", "--config.augment.erase=1.0")
+    assert done.returncode == 0, done.stderr
+    assert "8 images of step 0" in done.stdout
+    sheet = np.asarray(Image.open(out)).astype(int)
+    # Six columns of 8 pixels shown as 64, two rows, twice.
+    assert sheet.shape == (2 * 2 * 80 + 16, 6 * 68, 3)
+    above, below = sheet[:64, :64], sheet[176 : 176 + 64, :64]
+    assert above.std() > 20
+    assert np.abs(above - below).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--images=7", "--images=7: expected an even number up to 64"),
+        ("--out=sheet.txt", "expected a .png or .jpg file"),
+        ("--out=/nowhere/sheet.png", "--out=/nowhere/sheet.png: No such file"),
+        ("--step=-1", "--step=-1: expected 0 or more"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(repository, argument, message):
+    done = run(repository, argument)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
