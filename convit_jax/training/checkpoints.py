@@ -84,9 +84,11 @@ def save(
         raise _unwritten(checkpoints, error) from error
 
 
-def is_best(checkpoints: ocp.CheckpointManager, accuracy: float | None) -> bool:
+def is_best(
+    checkpoints: ocp.CheckpointManager, keep: CheckpointConfig, accuracy: float | None
+) -> bool:
     """Whether an evaluation is worth a checkpoint: the best are kept and this beats them."""
-    if accuracy is None:
+    if accuracy is None or not keep.keep_best:
         return False
     best = checkpoints.best_step()
     return best is None or accuracy > _score(checkpoints.metrics(best))

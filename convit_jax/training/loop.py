@@ -240,7 +240,7 @@ def _take_steps(
                 evaluation = evaluate(run.eval_step, state.eval_params, run.eval_batches(), rows)
                 writer.write_scalars(step, {f"eval/{k}": v for k, v in evaluation.items()})
                 accuracy = evaluation["accuracy"]
-            if saving_now or saving.is_best(checkpoints, accuracy):
+            if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
                 saving.save(checkpoints, state, step, config, accuracy)
     return Outcome(step, stop.signal if step < total else None, evaluation)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from convit_jax.config import CheckpointConfig
 from convit_jax.errors import InputError, RunError
 from convit_jax.training import checkpoints as saving
 from convit_jax.training import make_experiment, mesh
@@ -69,10 +70,11 @@ def test_the_latest_and_the_best_are_kept(store):
 
 
 def test_an_evaluation_is_worth_a_checkpoint_only_if_it_is_the_best(store):
-    kept = store({1: 0.5})
-    assert saving.is_best(kept, 0.6)
-    assert not saving.is_best(kept, 0.5)
-    assert not saving.is_best(kept, None)
+    kept, keep = store({1: 0.5}), CheckpointConfig()
+    assert saving.is_best(kept, keep, 0.6)
+    assert not saving.is_best(kept, keep, 0.5)
+    assert not saving.is_best(kept, keep, None)
+    assert not saving.is_best(kept, CheckpointConfig(keep_best=0), 0.6)
 
 
 def truncate_arrays(checkpoint):
