@@ -26,6 +26,7 @@ from rich.table import Table
 from convit_jax import command_line, models
 from convit_jax.benchmarks.input import measure_input
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
+from convit_jax.benchmarks.timm_model import measure_timm
 from convit_jax.errors import InputError
 
 
@@ -49,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("models", nargs="+", metavar="MODEL", help="one of list_models(), or 'all'")
     model.add_argument("--batch-size", type=int, default=32, help="images a step (default 32)")
     model.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
+    model.add_argument(
+        "--against-timm", action="store_true", help="time timm's float32 model too, if installed"
+    )
 
     reading = commands.add_parser(
         "input",
@@ -68,18 +72,36 @@ def _measure_models(arguments: argparse.Namespace) -> None:
     for name in names:
         models.architecture(name)  # a misspelt one is told before the first is measured
     options = {k: getattr(arguments, k) for k in ("batch_size", "image_size", "dtype", "seconds")}
-    speeds = (measure_model(name, **options) for name in names)
+    speeds = (
+        _with_ratios(measure_model(name, **options), arguments)
+        if arguments.against_timm
+        else measure_model(name, **options)
+        for name in names
+    )
     if arguments.json:
         _print_json(speeds)
         return
     device = f"{jax.local_device_count()} {jax.devices()[0].device_kind} device(s)"
     size = f"batch {arguments.batch_size}, {arguments.image_size} px, {arguments.dtype}"
-    headings = ("parameters", "GFLOP", "forward/s", "compile", "train/s", "compile")
+    headings = ["parameters", "GFLOP", "forward/s", "compile", "train/s", "compile"]
+    if arguments.against_timm:
+        headings += ["forward to timm", "train to timm"]
     _print_table(f"{device}, {size}", ("model", *headings), map(_model_row, speeds))
     print("GFLOP: of one image's forward pass. forward/s, train/s: images a second.")
 
 
+def _with_ratios(speed: ModelSpeed, arguments: argparse.Namespace) -> ModelSpeed:
+    options = {k: getattr(arguments, k) for k in ("batch_size", "image_size", "seconds")}
+    forward, train = measure_timm(speed.model, **options)
+    return dataclasses.replace(
+        speed,
+        forward_to_timm=speed.forward_images_per_second / forward,
+        train_to_timm=speed.train_images_per_second / train,
+    )
+
+
 def _model_row(speed: ModelSpeed) -> tuple[str, ...]:
+    ratios = (speed.forward_to_timm, speed.train_to_timm)
     return (
         speed.model,
         f"{speed.parameters:,}",
@@ -88,6 +110,7 @@ def _model_row(speed: ModelSpeed) -> tuple[str, ...]:
         f"{speed.forward_compile_seconds:.1f} s",
         f"{speed.train_images_per_second:.1f}",
         f"{speed.train_compile_seconds:.1f} s",
+        *(f"{ratio:.2f}" for ratio in ratios if ratio is not None),
     )
 
 

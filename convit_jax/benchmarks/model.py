@@ -27,6 +27,7 @@ class ModelSpeed:
         gflops: of a forward pass of one image, in 10⁹ operations (a multiply-add is two).
         forward_compile_seconds, train_compile_seconds: time to compile.
         forward_images_per_second, train_images_per_second: at the fastest repetition.
+        forward_to_timm, train_to_timm: the two over timm's, where they are compared.
     """
 
     model: str
@@ -36,6 +37,8 @@ class ModelSpeed:
     forward_images_per_second: float
     train_compile_seconds: float
     train_images_per_second: float
+    forward_to_timm: float | None = None
+    train_to_timm: float | None = None
 
 
 def measure_model(

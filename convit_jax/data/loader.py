@@ -54,9 +54,9 @@ class Reading:
     """How the reading is spread over this machine.
 
     Attributes:
-        num_workers: processes that read and augment; 0 for threads of this one; -1 for as many
+        num_workers: processes that read and augment; 0 for a thread of this one; -1 for as many
             as there are cores.
-        prefetch_batches: batches prepared ahead; without workers, also the threads that do it.
+        prefetch_batches: batches prepared ahead.
         max_broken: share of the examples that may be broken.
     """
 
@@ -150,7 +150,9 @@ def _batches(
             .map(read)
             .to_iter_dataset(
                 grain.ReadOptions(
-                    num_threads=reading.prefetch_batches,
+                    # Workers are kept busy over the end of a batch; threads would only wait
+                    # for one another.
+                    num_threads=reading.prefetch_batches if reading.processes else 1,
                     prefetch_buffer_size=reading.prefetch_batches,
                 )
             )

@@ -96,10 +96,13 @@ def make_train_step(
         if config.accumulate == 1:
             return gradient_of_part(params, batch, key)
 
-        # Neighbouring rows go to different parts, so that each device's rows stay on it.
+        # Rows, or pairs of rows to be mixed, are dealt out to the parts in turn, so that each
+        # device's rows stay on it.
+        unit = 2 if config.mixing.on else 1
+
         def split(rows: jax.Array) -> jax.Array:
-            parts = rows.reshape(-1, config.accumulate, *rows.shape[1:])
-            return jnp.moveaxis(parts, 1, 0)
+            dealt = rows.reshape(-1, config.accumulate, unit, *rows.shape[1:])
+            return jnp.moveaxis(dealt, 1, 0).reshape(config.accumulate, -1, *rows.shape[1:])
 
         def add_part(total: Any, part_and_index: Any) -> tuple[Any, None]:
             part, index = part_and_index

@@ -26,8 +26,8 @@ step = jax.jit(experiment.train_step, in_shardings=(everywhere, rows), out_shard
                donate_argnums=0)
 rng, losses = np.random.default_rng(0), []
 for _ in range(4):
-    batch = {"image": rng.integers(0, 256, (16, 8, 8, 1)).astype(np.uint8),
-             "label": rng.integers(0, 10, 16).astype(np.int32)}
+    batch = {"image": rng.integers(0, 256, (32, 8, 8, 1)).astype(np.uint8),
+             "label": rng.integers(0, 10, 32).astype(np.int32)}
     batch = mesh.to_global(batch, rows)
     assert len(batch["image"].addressable_shards) == devices
     state, metrics = step(state, batch)
@@ -51,7 +51,8 @@ def losses_on(devices, config, repository):
 
 
 def test_eight_devices_give_the_losses_of_one(make_config, repository):
-    config = make_config(optimizer__accumulate=2, ema_decay=0.9)
+    augment = {"mixup": 0.8, "cutmix": 1.0, "erase": 0.5}
+    config = make_config(batch_size=32, optimizer__accumulate=2, ema_decay=0.9, augment=augment)
     of_one = losses_on(1, config, repository)
     assert losses_on(8, config, repository) == pytest.approx(of_one, rel=1e-5)
 
@@ -63,5 +64,7 @@ def test_a_batch_that_does_not_fit_the_devices_is_told_in_a_sentence(monkeypatch
     mesh.check_divides(Eight, 16, "batch_size")
     with pytest.raises(InputError, match=r"20 images do not divide among 8 devices.*16 and 24"):
         mesh.check_divides(Eight, 20, "batch_size")
+    with pytest.raises(InputError, match=r"24 images.*8 devices in pairs, .*: 16 and 32"):
+        mesh.check_divides(Eight, 24, "batch_size", pairs=True)
     with pytest.raises(InputError, match=r"3 images do not divide among 8 devices.*that do: 8"):
         mesh.check_divides(Eight, 3, "batch_size")

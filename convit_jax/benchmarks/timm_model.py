@@ -1,0 +1,71 @@
+"""timm's PyTorch models at the same work, to compare with in one run."""
+
+import importlib.util
+import time
+from collections.abc import Callable
+from typing import Any
+
+from convit_jax.errors import InputError
+
+# Those of our models that timm has.
+TIMM_NAMES = {
+    "convit_tiny": "convit_tiny",
+    "convit_small": "convit_small",
+    "convit_base": "convit_base",
+    "deit_tiny": "deit_tiny_patch16_224",
+    "deit_small": "deit_small_patch16_224",
+    "deit_base": "deit_base_patch16_224",
+}
+
+
+def measure_timm(
+    name: str, *, batch_size: int, image_size: int, seconds: float
+) -> tuple[float, float]:
+    """Images a second of timm's model in float32: forward pass, and train step with AdamW.
+
+    Args:
+        name: one of ours that timm has too.
+        batch_size: images a step.
+        image_size: side in pixels.
+        seconds: how long to repeat each of the two; at least three repetitions.
+
+    Raises:
+        InputError: timm is not installed, or has no such model.
+    """
+    if name not in TIMM_NAMES:
+        raise InputError(f"--against-timm: timm has no {name}, only {', '.join(TIMM_NAMES)}")
+    if importlib.util.find_spec("timm") is None:
+        raise InputError("--against-timm: no timm here; pip install torch torchvision timm")
+    import timm  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    model = timm.create_model(TIMM_NAMES[name], drop_path_rate=0.1, img_size=image_size)
+    images = torch.randn(batch_size, 3, image_size, image_size)
+    labels = torch.randint(0, 1000, (batch_size,))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return model(images)
+
+    def train_step() -> Any:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(images), labels, label_smoothing=0.1)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    model.eval()
+    forward_seconds = _fastest(forward, seconds)
+    model.train()
+    return batch_size / forward_seconds, batch_size / _fastest(train_step, seconds)
+
+
+def _fastest(function: Callable[[], Any], seconds: float) -> float:
+    function()
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 3:
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return min(times)
