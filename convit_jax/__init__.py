@@ -9,9 +9,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {"create_model": "convit_jax.models", "list_models": "convit_jax.models"}
+_HOMES = {
+    "create_model": "convit_jax.models",
+    "list_models": "convit_jax.models",
+    "load_model": "convit_jax.weights",
+}
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["create_model", "list_models", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

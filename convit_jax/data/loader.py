@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
@@ -67,7 +68,10 @@ class Reading:
     @property
     def processes(self) -> int:
         """Worker processes to start."""
-        return self.num_workers if self.num_workers >= 0 else len(os.sched_getaffinity(0))
+        if self.num_workers >= 0:
+            return self.num_workers
+        # The cores that this process may use, where the system tells them apart.
+        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def train_batches(

@@ -60,8 +60,9 @@ class WorkerPool:
             images = np.ndarray(shape, np.uint8, memory.buf).copy()
         except BrokenProcessPool as error:
             raise RunError(
-                "a process that reads data was killed, probably for want of memory: try a smaller "
-                "config.data.num_workers or config.data.prefetch_batches"
+                "a process that reads data was killed, probably for want of memory, or of shared "
+                "memory (Docker's --shm-size): try a smaller config.data.num_workers or "
+                "config.data.prefetch_batches"
             ) from error
         finally:
             memory.close()

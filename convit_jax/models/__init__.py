@@ -1,6 +1,6 @@
 """ConViT and DeiT, from the paper's layer up to the named models."""
 
-from convit_jax.models.architecture import Architecture
+from convit_jax.models.architecture import Architecture, as_image_size
 from convit_jax.models.gpsa import GPSA
 from convit_jax.models.vit import VisionTransformer
 from convit_jax.models.zoo import architecture, build, create_model, list_models
@@ -10,6 +10,7 @@ __all__ = [
     "Architecture",
     "VisionTransformer",
     "architecture",
+    "as_image_size",
     "build",
     "create_model",
     "list_models",

@@ -206,6 +206,25 @@ def test_views_of_an_image_are_near_and_share_one_decoding(digits, monkeypatch):
         assert len({view.tobytes() for view in views}) == 3
 
 
+class Deadly:
+    """Images of which reading one kills the process."""
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        os._exit(9)
+
+    def describe(self, index):
+        return ""
+
+
+def test_a_worker_that_dies_ends_the_run_with_a_sentence():
+    batches = eval_batches(Deadly(), 50, EVAL_TRANSFORM, reading=Reading(num_workers=1))
+    with pytest.raises(RunError, match=r"a process that reads data was killed.*num_workers"):
+        next(batches)
+
+
 def test_workers_import_neither_jax_nor_tensorflow_and_end_with_their_parent(repository, tmp_path):
     """A parent is killed while its workers wait; the workers tell what they had imported."""
     (tmp_path / "program.py").write_text(PARENT)

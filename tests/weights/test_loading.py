@@ -1,0 +1,146 @@
+import importlib.util
+import pickle
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import convit_jax
+from convit_jax import models
+from convit_jax.errors import InputError
+from convit_jax.weights import nearest_model, read_safetensors, recognise, to_torch
+
+torch_only = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None,
+    reason="PyTorch is not installed: .pth files are an optional extra",
+)
+
+
+def released_layout(name, **overrides):
+    """A model's tensors as shapes, under the released names: nothing is computed."""
+    made = models.architecture(name, **overrides)
+    model = nnx.eval_shape(lambda: models.build(made))
+    params = {
+        ".".join(map(str, path)): np.broadcast_to(np.float32(0), variable.shape)
+        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    }
+    return made, to_torch(params, made)
+
+
+@pytest.mark.parametrize("name", models.list_models())
+def test_every_named_model_is_recognised_by_its_tensors(name):
+    made, tensors = released_layout(name, num_classes=37)
+    assert recognise(tensors) == made
+    assert nearest_model(tensors) == name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"depth": 4, "gpsa_layers": 2, "patch_size": 8, "image_size": (64, 64)},
+        {"use_gating": False, "in_channels": 1, "mlp_ratio": 2.0},
+        {"qkv_bias": True, "gpsa_layers": 12},
+    ],
+)
+def test_other_convits_are_recognised_too(overrides):
+    made, tensors = released_layout("convit_tiny", **overrides)
+    assert recognise(tensors) == made
+
+
+def test_what_tensors_do_not_tell_is_asked_for_by_name():
+    made, tensors = released_layout("convit_tiny", image_size=(32, 48))
+    with pytest.raises(InputError, match=r"do not tell image_size: name it"):
+        recognise(tensors)
+    assert recognise(tensors, image_size=(32, 48)) == made
+    made, tensors = released_layout("deit_tiny", head_dim=48, num_heads=5)
+    with pytest.raises(InputError, match="do not tell num_heads"):
+        recognise(tensors)
+    assert recognise(tensors, num_heads=5) == made
+
+
+def test_a_model_is_loaded_from_the_file_alone(reference_data):
+    path = reference_data / "four_heads.safetensors"
+    model = convit_jax.load_model(path)
+    with np.load(reference_data / "four_heads.npz") as reference:
+        logits = nnx.jit(lambda model, x: model(x))(model, reference["images"])
+        difference = np.abs(logits - reference["logits"]).max()
+        assert difference < 1e-5 * np.abs(reference["logits"]).max()
+    assert convit_jax.load_model(path, dtype="bfloat16").architecture.dtype == "bfloat16"
+
+
+def test_the_likely_reason_is_told(tmp_path):
+    _, tensors = released_layout("convit_tiny")
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    del tensors["norm.bias"]
+    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=r"x.safetensors: .*missing: norm.bias; these look like"
+                       r" the weights of convit_tiny"):  # fmt: skip
+        convit_jax.load_model(tmp_path / "x.safetensors")
+
+
+def test_other_models_weights_are_told_in_a_sentence(tmp_path):
+    safetensors.numpy.save_file({"conv1.weight": np.zeros(3)}, tmp_path / "resnet.safetensors")
+    with pytest.raises(InputError, match=r"no ConViT or DeiT weights.*such as 'conv1.weight'"):
+        convit_jax.load_model(tmp_path / "resnet.safetensors")
+
+
+def test_a_file_of_another_kind_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"expected a file that ends in \.safetensors, \.pth"):
+        convit_jax.load_model(tmp_path / "weights.npz")
+
+
+def test_without_pytorch_the_message_says_what_to_do(tmp_path, monkeypatch):
+    from convit_jax.weights import files
+
+    (tmp_path / "x.pth").write_bytes(b"PK")
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install torch, or take the \.safetensors"):
+        convit_jax.load_model(tmp_path / "x.pth")
+
+
+@torch_only
+@pytest.mark.parametrize("suffix", [".pth", ".bin", ".pt"])
+@pytest.mark.parametrize("wrap", ["flat", "training", "parallel"])
+def test_pytorch_files_give_the_same_tensors(suffix, wrap, reference_data, tmp_path):
+    import torch
+
+    tensors = read_safetensors(reference_data / "four_heads.safetensors")
+    content = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+    if wrap == "parallel":
+        content = {f"module.{name}": tensor for name, tensor in content.items()}
+    if wrap != "flat":
+        content = {"model": content, "epoch": 3, "optimizer": {"state": {}}}
+    torch.save(content, tmp_path / f"x{suffix}")
+    model = convit_jax.load_model(tmp_path / f"x{suffix}")
+    assert jnp.array_equal(model.head.kernel[...], tensors["head.weight"].T)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the pickle ran')",))
+
+
+@torch_only
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_pickle_that_runs_code_does_not_run(archive, tmp_path):
+    path = tmp_path / "x.pth"
+    if archive:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("x/data.pkl", pickle.dumps(Hostile(), protocol=2))
+            file.writestr("x/version", "3\n")
+            file.writestr("x/byteorder", "little")
+    else:
+        path.write_bytes(pickle.dumps(Hostile(), protocol=2))
+    with pytest.raises(InputError, match=r"x.pth was not read|not a whole PyTorch file"):
+        convit_jax.load_model(path)
+
+
+@torch_only
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 short"])
+def test_what_is_no_pytorch_file_is_told_in_a_sentence(content, tmp_path):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(InputError, match=r"x.pth"):
+        convit_jax.load_model(tmp_path / "x.pth")
