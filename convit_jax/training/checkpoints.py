@@ -5,8 +5,10 @@ without the run around it.
 """
 
 import dataclasses
+import errno
 import json
 import logging
+import shutil
 from typing import Any
 
 import jax
@@ -69,6 +71,7 @@ def save(
     Raises:
         RunError: this checkpoint or the one before could not be written.
     """
+    _check_room(checkpoints, state)
     try:
         checkpoints.save(
             step,
@@ -104,6 +107,18 @@ def finish_saving(checkpoints: ocp.CheckpointManager) -> None:
         checkpoints.wait_until_finished()
     except (OSError, ValueError) as error:
         raise _unwritten(checkpoints, error) from error
+
+
+def _check_room(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
+    """Refuses a checkpoint that a local disk has no room for, before any of it is written."""
+    if "://" in str(checkpoints.directory):
+        return
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(checkpoints.directory).free
+    if free < needed:
+        finish_saving(checkpoints)  # the one before may still be on its way
+        full = OSError(errno.ENOSPC, f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
+        raise _unwritten(checkpoints, full)
 
 
 def _unwritten(checkpoints: ocp.CheckpointManager, error: Exception) -> RunError:

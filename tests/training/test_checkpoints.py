@@ -77,6 +77,15 @@ def test_an_evaluation_is_worth_a_checkpoint_only_if_it_is_the_best(store):
     assert not saving.is_best(kept, CheckpointConfig(keep_best=0), 0.6)
 
 
+def test_a_checkpoint_that_has_no_room_is_not_begun(store, state_at, monkeypatch):
+    kept = store({1: 0.5})
+    usage = shutil.disk_usage(kept.directory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(RunError, match=r"could not be written.* MB needed, 0.0 MB free.*step 1"):
+        saving.save(kept, state_at(2), 2, None, None)
+    assert kept.all_steps() == [1]
+
+
 def truncate_arrays(checkpoint):
     for path in (checkpoint / "state").rglob("*"):
         if path.is_file() and path.stat().st_size > 1000:
