@@ -26,7 +26,7 @@ from rich.table import Table
 from convit_jax import command_line, models
 from convit_jax.benchmarks.input import measure_input
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
-from convit_jax.benchmarks.timm_model import measure_timm
+from convit_jax.benchmarks.timm_model import check_timm, measure_timm
 from convit_jax.errors import InputError
 
 
@@ -71,6 +71,8 @@ def _measure_models(arguments: argparse.Namespace) -> None:
     names = models.list_models() if arguments.models == ["all"] else arguments.models
     for name in names:
         models.architecture(name)  # a misspelt one is told before the first is measured
+    if arguments.against_timm:
+        check_timm(names)
     options = {k: getattr(arguments, k) for k in ("batch_size", "image_size", "dtype", "seconds")}
     speeds = (
         _with_ratios(measure_model(name, **options), arguments)

@@ -199,7 +199,7 @@ class Config:
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?)\s*")
 
 
-def duration_in_steps(config: Config, name: str, steps_per_epoch: int) -> int:
+def duration_in_steps(config: Config, name: str, steps_per_epoch: float) -> int:
     """A duration in steps: "1500 steps" as it is, "0.5 epochs" by the length of an epoch.
 
     Raises:

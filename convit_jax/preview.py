@@ -7,10 +7,10 @@ with what the device adds: random erasing, mixup or CutMix. Below each stands it
 classes with their shares.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 
 from convit_jax import command_line, data
 from convit_jax.config import Config
-from convit_jax.data.mixing import erase, mix, normalise, soft_labels
 from convit_jax.errors import InputError
 from convit_jax.training import Experiment, make_experiment, open_training_data
+from convit_jax.training.step import augmented, step_key, step_keys
 
 _OUT = flags.DEFINE_string("out", "sheet.png", "Where the sheet is written: a .png or .jpg file.")
 _STEP = flags.DEFINE_integer("step", 0, "Which step's batch, from 0.")
@@ -67,15 +67,10 @@ def _on_device(
     experiment: Experiment, images: np.ndarray, labels: np.ndarray, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pixels, uint8, after erasing and mixing, and the share that each class has in each."""
-    config = experiment.step_config
+    config = dataclasses.replace(experiment.step_config, label_smoothing=0.0)
     mean, std = jnp.array(config.mean), jnp.array(config.std)
-    erase_key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
-    floats = normalise(jnp.asarray(images), config.mean, config.std)
-    shares = soft_labels(jnp.asarray(labels), config.num_classes, 0.0)
-    if config.erasing.prob:
-        floats = erase(floats, config.erasing, erase_key)
-    if config.mixing.on:
-        floats, shares = mix(floats, shares, config.mixing, mix_key)
+    _, *keys = step_keys(step_key(config.seed, step))
+    floats, shares = augmented({"image": images, "label": labels}, config, *keys)
     pixels = jnp.clip((floats * std + mean) * 255, 0, 255).round().astype(jnp.uint8)
     return np.asarray(pixels), np.asarray(shares)
 

@@ -1,7 +1,6 @@
 """Speed of the data road: from encoded bytes to uint8 batches, in images a core-second."""
 
 import dataclasses
-import importlib.util
 import io
 import statistics
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
+from convit_jax.benchmarks.timm_model import check_timm
 from convit_jax.benchmarks.worker_memory import worker_memory
 from convit_jax.data import EpochOrder, EvalTransform, TrainTransform, open_source
 from convit_jax.data.reading import Images, Row, RowReader
@@ -135,10 +135,7 @@ def _timed(read: Callable[[], int]) -> Pace:
 
 def _timm_paces(images: Images, side: int, batch_size: int) -> dict[str, Pace]:
     """Timm's own transforms, from the same bytes to the same kind of uint8 batch."""
-    if importlib.util.find_spec("timm") is None:
-        raise InputError(
-            "--against-timm: timm is not installed; pip install torch torchvision timm"
-        )
+    check_timm()
     from timm.data import create_transform  # noqa: PLC0415
 
     common = {"input_size": side, "interpolation": "bicubic", "use_prefetcher": True}

@@ -1,8 +1,6 @@
 """Speed of a model: its forward pass and its whole train step."""
 
 import dataclasses
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from convit_jax import models
+from convit_jax.benchmarks.timing import fastest, timed
 from convit_jax.config import resolve
 from convit_jax.training import make_experiment
 
@@ -76,19 +75,19 @@ def measure_model(
     forward = jax.jit(lambda params, x: nnx.merge(graph, nnx.State(params))(x))
     lowered = forward.lower(state.params, images)
     flops = lowered.cost_analysis()["flops"]
-    compiled, forward_compile = _timed(lowered.compile)
-    forward_seconds = _fastest(lambda: compiled(state.params, images), seconds)
+    compiled, forward_compile = timed(lowered.compile)
+    forward_seconds = fastest(lambda: compiled(state.params, images), seconds)
 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     step = jax.jit(experiment.train_step, donate_argnums=0).lower(state, batch)
-    train_step, train_compile = _timed(step.compile)
+    train_step, train_compile = timed(step.compile)
 
     def take_step() -> Any:
         nonlocal state
         state, metrics = train_step(state, batch)
         return metrics
 
-    train_seconds = _fastest(take_step, seconds)
+    train_seconds = fastest(take_step, seconds)
     return ModelSpeed(
         model=name,
         parameters=parameters,
@@ -98,17 +97,3 @@ def measure_model(
         train_compile_seconds=train_compile,
         train_images_per_second=batch_size / train_seconds,
     )
-
-
-def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
-    return function(), time.perf_counter() - began
-
-
-def _fastest(function: Callable[[], Any], seconds: float) -> float:
-    """Seconds of the fastest repetition: what the machine can do when nothing else disturbs it."""
-    jax.block_until_ready(function())  # the first is slower than the rest
-    times: list[float] = []
-    while sum(times) < seconds or len(times) < 3:
-        times.append(_timed(lambda: jax.block_until_ready(function()))[1])
-    return min(times)

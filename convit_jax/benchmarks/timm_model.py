@@ -1,10 +1,10 @@
 """timm's PyTorch models at the same work, to compare with in one run."""
 
 import importlib.util
-import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
+from convit_jax.benchmarks.timing import fastest
 from convit_jax.errors import InputError
 
 # Those of our models that timm has.
@@ -16,6 +16,19 @@ TIMM_NAMES = {
     "deit_small": "deit_small_patch16_224",
     "deit_base": "deit_base_patch16_224",
 }
+
+
+def check_timm(names: Iterable[str] = ()) -> None:
+    """Refuses a comparison with timm that cannot be made.
+
+    Raises:
+        InputError: timm is not installed, or has no model of some name of ours.
+    """
+    for name in names:
+        if name not in TIMM_NAMES:
+            raise InputError(f"--against-timm: timm has no {name}, only {', '.join(TIMM_NAMES)}")
+    if importlib.util.find_spec("timm") is None:
+        raise InputError("--against-timm: no timm here; pip install torch torchvision timm")
 
 
 def measure_timm(
@@ -32,10 +45,7 @@ def measure_timm(
     Raises:
         InputError: timm is not installed, or has no such model.
     """
-    if name not in TIMM_NAMES:
-        raise InputError(f"--against-timm: timm has no {name}, only {', '.join(TIMM_NAMES)}")
-    if importlib.util.find_spec("timm") is None:
-        raise InputError("--against-timm: no timm here; pip install torch torchvision timm")
+    check_timm([name])
     import timm  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
@@ -56,16 +66,6 @@ def measure_timm(
         return loss.item()
 
     model.eval()
-    forward_seconds = _fastest(forward, seconds)
+    forward_seconds = fastest(forward, seconds)
     model.train()
-    return batch_size / forward_seconds, batch_size / _fastest(train_step, seconds)
-
-
-def _fastest(function: Callable[[], Any], seconds: float) -> float:
-    function()
-    times: list[float] = []
-    while sum(times) < seconds or len(times) < 3:
-        began = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    return batch_size / forward_seconds, batch_size / fastest(train_step, seconds)

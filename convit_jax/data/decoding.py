@@ -69,7 +69,7 @@ def _decode_fast(encoded: bytes, channels: int) -> np.ndarray | None:
 def _decode_any(encoded: bytes, channels: int) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as image:
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(("I;16", "I")):
+        if image.mode.startswith("I"):
             # 16 bits a pixel: Pillow's own conversion would clip them to 255.
             grey = np.asarray(image).astype(np.float32) / 257.0
             image = Image.fromarray(np.clip(np.round(grey), 0, 255).astype(np.uint8))

@@ -75,9 +75,8 @@ def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> E
     def steps(key: str) -> int:
         return duration_in_steps(config, key, order.steps_per_epoch)
 
-    total_steps = steps("train_for")
-    if config.keep_budget and config.train_for.strip().endswith(("epoch", "epochs")):
-        total_steps = round(total_steps / config.data.fraction)
+    whole_epoch = order.steps_per_epoch / (config.data.fraction if config.keep_budget else 1)
+    total_steps = duration_in_steps(config, "train_for", whole_epoch)
 
     def make_model() -> models.VisionTransformer:
         return models.build(made, config.seed)

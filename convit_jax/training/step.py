@@ -63,6 +63,34 @@ class StepConfig:
     mixing: Mixing
 
 
+def step_key(seed: int, step: jax.Array | int) -> jax.Array:
+    """All randomness of a step: a function of the seed and the step."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def step_keys(key: jax.Array) -> jax.Array:
+    """A step's randomness for the model, for erasing and for mixing."""
+    return jax.random.split(key, 3)
+
+
+def augmented(
+    part: dict[str, jax.Array], config: StepConfig, erase_key: jax.Array, mix_key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The device's part of augmentation: uint8 images and labels → what the loss is taken of.
+
+    Returns:
+        Images, float32 [B, H, W, channels], normalised, erased and mixed, and labels, float32
+        [B, num_classes].
+    """
+    images = normalise(part["image"], config.mean, config.std)
+    labels = soft_labels(part["label"], config.num_classes, config.label_smoothing)
+    if config.erasing.prob:
+        images = erase(images, config.erasing, erase_key)
+    if config.mixing.on:
+        images, labels = mix(images, labels, config.mixing, mix_key)
+    return images, labels
+
+
 def make_train_step(
     model: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -78,13 +106,8 @@ def make_train_step(
     def loss_of_part(
         params: Any, part: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        model_key, erase_key, mix_key = jax.random.split(key, 3)
-        images = normalise(part["image"], config.mean, config.std)
-        labels = soft_labels(part["label"], config.num_classes, config.label_smoothing)
-        if config.erasing.prob:
-            images = erase(images, config.erasing, erase_key)
-        if config.mixing.on:
-            images, labels = mix(images, labels, config.mixing, mix_key)
+        model_key, erase_key, mix_key = step_keys(key)
+        images, labels = augmented(part, config, erase_key, mix_key)
         logits = nnx.merge(model, nnx.State(params))(images, key=model_key)
         hits = (logits.argmax(-1) == labels.argmax(-1)).mean(dtype=jnp.float32)
         return optax.softmax_cross_entropy(logits, labels).mean(), hits
@@ -115,7 +138,7 @@ def make_train_step(
         return jax.tree.map(lambda x: x / config.accumulate, total)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = step_key(config.seed, state.step)
         (loss, accuracy), gradients = gradient(state.params, batch, key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
