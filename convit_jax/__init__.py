@@ -13,9 +13,10 @@ _HOMES = {
     "create_model": "convit_jax.models",
     "list_models": "convit_jax.models",
     "load_model": "convit_jax.weights",
+    "preprocess": "convit_jax.data.preprocessing",
 }
 
-__all__ = ["create_model", "list_models", "load_model"]
+__all__ = ["create_model", "list_models", "load_model", "preprocess"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,16 +1,23 @@
 """What all commands share: how a mistake is told, and how `--config` is read."""
 
+import argparse
+import ast
+import dataclasses
+import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Iterable, Sequence
 from types import UnionType
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_flags
 
 from convit_jax.config import Config, resolve
-from convit_jax.errors import InputError, RunError
+from convit_jax.errors import InputError, RunError, nearest
+from convit_jax.models import Architecture
 from convit_jax.typed_config import keys, unknown_key
 
 
@@ -23,7 +30,7 @@ def run(name: str, command: Callable[[], int | None]) -> int:
 
     Returns:
         Its exit code; 2 for a user's mistake and 1 for a run that could not go on, each told in
-        one sentence on standard error; 130 after Ctrl-C.
+        one sentence on standard error; 130 after Ctrl-C; 141 where nobody reads the output.
     """
     try:
         return command() or 0
@@ -35,6 +42,96 @@ def run(name: str, command: Callable[[], int | None]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read standard output has read enough; Python must not flush it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's flags; a mistake in them is an `InputError` that names the nearest flag."""
+
+    def __init__(self, **options: Any) -> None:
+        """Takes argparse's options; flags are written out and documentation is shown as it is."""
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"formatter_class": formatter, "allow_abbrev": False} | options)
+
+    def parse_args(  # type: ignore[override]
+        self, argv: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse, but a misspelt flag is told before what is missing."""
+        argv = sys.argv[1:] if argv is None else argv
+        known = self._flags()
+        for argument in argv:
+            flag = argument.partition("=")[0]
+            if flag.startswith("--") and len(flag) > 2 and flag not in known:
+                raise InputError(f"no flag {flag}: {nearest(flag, known)} (--help tells all)")
+        return super().parse_args(argv, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Told like every other mistake."""
+        raise InputError(f"{message} (--help tells all flags)")
+
+    def _flags(self) -> set[str]:
+        """Flags of this parser and of its commands."""
+        flags = {flag for flag in self._option_string_actions if flag.startswith("--")}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags = flags.union(*(command._flags() for command in action.choices.values()))
+        return flags
+
+
+def add_weights_flags(parser: argparse.ArgumentParser) -> None:
+    """`--weights`, and what its tensors may not tell."""
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="W",
+        help="a .safetensors or .pth file, a checkpoint, a workdir, https://… or hf://ORG/NAME",
+    )
+    add_override_flag(parser)
+
+
+def add_override_flag(parser: argparse.ArgumentParser) -> None:
+    """`--override FIELD=VALUE`, read by `overrides`."""
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of the model: image_size=384 (positions are resampled), dtype=bfloat16, "
+        "num_heads=6 where the tensors do not tell",
+    )
+
+
+def overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """What `--override FIELD=VALUE` says, as fields of `Architecture`.
+
+    Raises:
+        InputError: an unknown field, or a value of another type.
+    """
+    kinds = {field.name: field.type for field in dataclasses.fields(Architecture)}
+    return {
+        name: _field_value(name, value, kinds)
+        for name, _, value in (setting.partition("=") for setting in settings)
+    }
+
+
+def _field_value(name: str, text: str, kinds: dict[str, Any]) -> Any:
+    if name not in kinds:
+        raise InputError(f"--override {name}: models have no such field, {nearest(name, kinds)}")
+    kind = typing.get_origin(kinds[name]) or kinds[name]
+    try:
+        value = text if kind is str else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if name == "image_size" and type(value) is int:
+        value = (value, value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise InputError(f"--override {name}={text}: expected {_type_name(kinds[name])}")
+    return value
 
 
 _FLAGS = flags.FLAGS

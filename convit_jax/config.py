@@ -15,13 +15,10 @@ from typing import Any
 import ml_collections
 
 from convit_jax import models
+from convit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from convit_jax.errors import InputError
 from convit_jax.models import Architecture
 from convit_jax.typed_config import as_config_dict, from_mapping, get, key
-
-# Image statistics of ImageNet (red, green, blue), in units of full scale.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Matrices decay; biases, norms, gates, the class token and absolute positions do not: 70 tensors
 # of a ConViT decay, 110 do not, as in the released recipe on one device.
@@ -59,6 +56,12 @@ class DataConfig:
     eval: str = key("digits:test", "examples to evaluate on, named likewise")
     fraction: float = key(
         1.0, "share of each class's training examples that is used (paper Table 2)", fixed=True
+    )
+    holdout: float = key(
+        0.0,
+        "share of each class's training examples that is kept from training and evaluated on, "
+        "where data.eval is ''",
+        fixed=True,
     )
     fraction_choice: str = key(
         "first",
@@ -144,6 +147,11 @@ class OptimizerConfig:
         "regular expressions of parameters that are not trained; each must match some parameter",
         fixed=True,
     )
+    layer_decay: float = key(
+        1.0,
+        "learning rate of a layer over that of the layer above it, for fine-tuning; 1: all alike",
+        fixed=True,
+    )
     schedule_every: str = key(
         "step", "how often the learning rate changes: each 'step', or each 'epoch'"
     )
@@ -171,6 +179,12 @@ class Config:
 
     seed: int = key(
         0, "decides parameters, data order, augmentation and stochastic depth", fixed=True
+    )
+    init_from: str = key(
+        "",
+        "weights to start from, anything that convit_jax.load_model takes; the head is replaced "
+        "where the classes differ, absolute positions resampled where the grid does",
+        fixed=True,
     )
     train_for: str = key("300 epochs", "duration of the training")
     keep_budget: bool = key(
@@ -236,6 +250,9 @@ def resolve(values: Mapping[str, Any]) -> Config:
     return config
 
 
+_HOLDOUT_RULE = "a share such as 0.1 where data.eval is '', and 0 where it names examples"
+
+
 def _check_values(config: Config) -> None:
     o, c, d = config.optimizer, config.checkpoint, config.data
     for holds, name, expected in (
@@ -255,6 +272,9 @@ def _check_values(config: Config) -> None:
         (o.schedule_every in ("step", "epoch"), "optimizer.schedule_every", "'step' or 'epoch'"),
         (o.schedule_lag >= 0, "optimizer.schedule_lag", "0 or more"),
         (0 < d.fraction <= 1, "data.fraction", "above 0, up to 1"),
+        (0 < o.layer_decay <= 1, "optimizer.layer_decay", "above 0, up to 1"),
+        (0 <= d.holdout < 1, "data.holdout", "a share, in [0, 1)"),
+        (bool(d.eval) != bool(d.holdout), "data.holdout", _HOLDOUT_RULE),
         (d.fraction_choice in ("first", "random"), "data.fraction_choice", "'first' or 'random'"),
         (d.classes >= 0 and d.classes != 1, "data.classes", "0 (all), or at least 2"),
         (0 < d.eval_crop <= 1, "data.eval_crop", "above 0, up to 1"),

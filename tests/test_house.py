@@ -10,15 +10,16 @@ import pytest
 LEVEL = {
     "benchmarks": 1,
     "command_line": 1,
-    "training": 2,
-    "weights": 2,
-    "config": 3,
-    "typed_config": 4,
-    "models": 4,
-    "data": 4,
-    "kernels": 5,
+    "analysis": 2,
+    "training": 3,
+    "weights": 4,
+    "config": 5,
+    "typed_config": 6,
+    "models": 6,
+    "data": 6,
+    "kernels": 7,
 }
-COMMON = {"errors", "huge_pages"}
+COMMON = {"cache", "errors", "huge_pages", "screen"}
 
 
 def imports_of(path):

@@ -17,7 +17,11 @@ _HOMES = {
     "eval_batches": "loader",
     "num_eval_batches": "loader",
     "open_source": "sources",
+    "align_classes": "class_maps",
     "describe_classes": "subsets",
+    "hold_out": "subsets",
+    "occurring_classes": "subsets",
+    "only_classes": "subsets",
     "subset": "subsets",
     "train_batches": "loader",
 }

@@ -195,6 +195,6 @@ class _Health:
             if len(self._seen) > self._allowed:
                 raise RunError(
                     f"{told}; that is broken image number {len(self._seen)} of {self._num_images} "
-                    f"and config.data.max_broken allows {self._allowed}"
+                    f"and max_broken allows {self._allowed}"
                 )
             log.warning("%s (%d of at most %d)", told, len(self._seen), self._allowed)

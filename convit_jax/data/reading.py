@@ -28,7 +28,12 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]: ...
+    def __getitem__(self, index: int) -> tuple[bytes, int | np.ndarray]: ...
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Of one image's label."""
+        ...
 
     def describe(self, index: int) -> str:
         """The image's name, for messages."""
@@ -48,7 +53,7 @@ class RowsRead:
     """What `RowReader.read` found, besides the pixels.
 
     Attributes:
-        labels: int32 [rows].
+        labels: int32 [rows], or of images with several [rows, classes].
         mask: float32 [rows], 0 where a row holds no example.
         broken: the images that could not be read.
     """
@@ -81,7 +86,8 @@ class RowReader:
         In training a broken image is replaced by its next neighbour that is whole; in evaluation
         its row is masked out.
         """
-        labels, mask = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.float32)
+        labels = np.zeros((len(rows), *self.images.label_shape), np.int32)
+        mask = np.zeros(len(rows), np.float32)
         broken: dict[int, Broken] = {}
         for index, places in _by_index(rows):
             found = self._find(index, broken) if index >= 0 else None
@@ -99,7 +105,9 @@ class RowReader:
             return self.transform(pixels)
         return self.transform(pixels, view_generator(self.seed, row))
 
-    def _find(self, index: int, broken: dict[int, Broken]) -> tuple[np.ndarray, int] | None:
+    def _find(
+        self, index: int, broken: dict[int, Broken]
+    ) -> tuple[np.ndarray, int | np.ndarray] | None:
         """Pixels and label of an example, or of a neighbour where it is broken, or None."""
         attempts = 1 if self.seed is None else min(_NEIGHBOURS, len(self.images))
         for near in range(index, index + attempts):

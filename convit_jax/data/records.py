@@ -124,19 +124,31 @@ class TFExamples:
         records: the serialised examples.
         image_key, label_key: what the two features are called.
         name_key: the feature that holds an example's file name, if there is one.
+        classes: 0 where an image has one label; where it may have several or none, how many
+            classes there are.
     """
 
     records: Records
     image_key: str
     label_key: str
     name_key: str | None = None
+    classes: int = 0
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """() for labels, (classes,) for marks of 0 and 1."""
+        return (self.classes,) if self.classes else ()
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        """The encoded image and its label."""
-        image, label = tf_example.parse(self.records[index], self.image_key, self.label_key)
+    def __getitem__(self, index: int) -> tuple[bytes, int | np.ndarray]:
+        """The encoded image and its label, or its marks."""
+        record = self.records[index]
+        image, label = tf_example.parse(record, self.image_key, self.label_key)
+        if self.classes:
+            label = np.zeros(self.classes, np.int32)
+            label[tf_example.parse_list(record, self.label_key)] = 1
         if image is None or label is None:
             raise ValueError(f"no '{self.image_key}' or no '{self.label_key}' in the record")
         return image, label
@@ -145,7 +157,7 @@ class TFExamples:
         """What subsets are chosen by; the name is empty where the data have none."""
         keys = (self.label_key, *([self.name_key] if self.name_key else []))
         label, *name = tf_example.parse(self.records[index], *keys)
-        return (name[0].decode() if name and name[0] else ""), int(label)
+        return (name[0].decode() if name and name[0] else ""), -1 if label is None else int(label)
 
     def describe(self, index: int) -> str:
         """The file name, if the data have one, and where the record lies."""
@@ -168,6 +180,8 @@ class ImageFiles:
     root: str
     names: tuple[str, ...]
     labels: np.ndarray
+
+    label_shape = ()
 
     def __len__(self) -> int:
         return len(self.names)

@@ -16,19 +16,27 @@ class Source:
         examples: all examples of the dataset.
         class_names: the name of each label.
         chosen: int64, the examples that are used, in order; None for all.
+        label_map: int32, the label to give for each of the dataset's; None for its own.
     """
 
     name: str
     examples: TFExamples | ImageFiles
     class_names: tuple[str, ...]
     chosen: np.ndarray | None = None
+    label_map: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.examples) if self.chosen is None else len(self.chosen)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        """The encoded image and its label."""
-        return self.examples[self._original(index)]
+    def __getitem__(self, index: int) -> tuple[bytes, int | np.ndarray]:
+        """The encoded image and its label, or where it may have several, marks of 0 and 1."""
+        image, label = self.examples[self._original(index)]
+        return image, label if self.label_map is None else int(self.label_map[label])
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """() where an image has one label, (classes,) where it may have several."""
+        return self.examples.label_shape
 
     def describe(self, index: int) -> str:
         """What the image is called, for messages."""

@@ -1,13 +1,13 @@
 """Where examples come from: a name like `folder:PATH` → random access to encoded images."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from convit_jax.data.image_paths import SUFFIXES, images_below
 from convit_jax.data.records import ArrayRecords, ImageFiles, Span, TFExamples
 from convit_jax.data.source import Source
 from convit_jax.data.tfrecord_index import open_tfrecords
@@ -18,8 +18,6 @@ KINDS = {
     "tfds": "tfds:NAME:SPLIT[:DATA_DIR]",
     "folder": "folder:PATH",
 }
-# Image files that a folder is searched for.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _SPLIT = r"(?P<split>\w+(\[[^\]]*\])?)"  # a slice has colons of its own, and so has gs://
 _DIGITS = re.compile(_SPLIT)
 _TFDS = re.compile(rf"(?P<dataset>[^:]+):{_SPLIT}(:(?P<data_dir>.+))?")
@@ -66,7 +64,7 @@ def _open_folder(name: str, path: str) -> Source:
         )
     names, labels, empty = [], [], []
     for label, class_name in enumerate(classes):
-        files = sorted(_images_below(root / class_name, class_name))
+        files = sorted(images_below(root / class_name, class_name))
         names += files
         labels += [label] * len(files)
         if not files:
@@ -78,17 +76,6 @@ def _open_folder(name: str, path: str) -> Source:
         )
     files = ImageFiles(path.rstrip("/"), tuple(names), np.asarray(labels, np.int32))
     return Source(name, files, tuple(classes))
-
-
-def _images_below(directory: epath.Path, name: str) -> Iterator[str]:
-    """Paths of the images in a directory and in those inside it, each beginning with `name`."""
-    for entry in directory.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.suffix.lower() in SUFFIXES:
-            yield f"{name}/{entry.name}"
-        elif entry.is_dir():
-            yield from _images_below(entry, f"{name}/{entry.name}")
 
 
 def _digits() -> tfds.core.DatasetBuilder:
@@ -128,12 +115,21 @@ def _open_split(builder: tfds.core.DatasetBuilder, split: str, name: str) -> Sou
         )
     features = builder.info.features
     image_key = _feature_of_type(features, tfds.features.Image, name)
-    label_key = _feature_of_type(features, tfds.features.ClassLabel, name)
+    # Datasets such as ReaL give an image several labels, or none, beside the one it had.
+    several = [key for key, feature in features.items() if _holds_labels(feature)]
+    if several:
+        label_key = several[0]
+        class_names = features[label_key].feature.names
+    else:
+        label_key = _feature_of_type(features, tfds.features.ClassLabel, name)
+        class_names = features[label_key].names
     name_key = "file_name" if "file_name" in features else None
     records = _open_records(builder, split, name)
-    examples = TFExamples(records, image_key, label_key, name_key)
-    source = Source(name, examples, tuple(features[label_key].names))
-    _check_label(source)
+    classes = len(class_names) if several else 0
+    examples = TFExamples(records, image_key, label_key, name_key, classes)
+    source = Source(name, examples, tuple(class_names))
+    if not several:
+        _check_label(source)
     return source
 
 
@@ -163,6 +159,12 @@ def _check_label(source: Source) -> None:
             f"data '{source.name}': the first label is {label}, expected 0 to "
             f"{len(source.class_names) - 1}; some test splits have no labels"
         )
+
+
+def _holds_labels(feature: Any) -> bool:
+    return isinstance(feature, tfds.features.Sequence) and isinstance(
+        feature.feature, tfds.features.ClassLabel
+    )
 
 
 def _feature_of_type(features: tfds.features.FeaturesDict, kind: type, name: str) -> str:

@@ -3,13 +3,15 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from convit_jax.cache import cache_directory
 from convit_jax.data.records import ImageFiles, TFExamples
 from convit_jax.data.source import Source
-from convit_jax.data.tfrecord_index import cache_directory, fingerprint, keep_arrays
+from convit_jax.data.tfrecord_index import fingerprint, keep_arrays
 from convit_jax.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -39,10 +41,8 @@ def subset(source: Source, *, fraction: float, choice: str, classes: int, seed: 
     kept = classes or total
     if fraction == 1.0 and kept == total:
         return source
-    labels, by_name = _labels_and_order(source)
     chosen = []
-    for label in range(kept):
-        members = by_name[labels[by_name] == label]
+    for label, members in enumerate(_members_by_name(source)[:kept]):
         count = int(len(members) * fraction)
         if not count:
             smallest = 1 / len(members) if len(members) else float("nan")
@@ -52,25 +52,78 @@ def subset(source: Source, *, fraction: float, choice: str, classes: int, seed: 
                 f"{smallest:.2g}"
             )
         if choice == "random":
-            rng = np.random.default_rng((seed & (2**64 - 1), label))
-            members = rng.permutation(members)
+            members = _shuffled(members, seed, label)
         chosen.append(members[:count])
     return dataclasses.replace(
         source, class_names=source.class_names[:kept], chosen=np.sort(np.concatenate(chosen))
     )
 
 
+def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
+    """Two parts of a source: the one to train on, and a share of each class to evaluate on.
+
+    Args:
+        source: the whole.
+        share: of each class's examples, at least one of which is held out.
+        seed: decides which.
+
+    Raises:
+        InputError: a class has too few examples for two parts.
+    """
+    held = []
+    for label, members in enumerate(_members_by_name(source)):
+        count = max(1, round(len(members) * share))
+        if count >= len(members):
+            raise InputError(
+                f"config.data.holdout={share} leaves none of the {len(members)} examples of class "
+                f"'{source.class_names[label]}' in {source.name} to train on: name other examples "
+                "by config.data.eval, or add some"
+            )
+        held.append(_shuffled(members, seed, label)[:count])
+    kept_out = np.sort(np.concatenate(held))
+    everything = np.arange(len(source.examples)) if source.chosen is None else source.chosen
+    rest = np.setdiff1d(everything, kept_out)
+    return dataclasses.replace(source, chosen=rest), dataclasses.replace(source, chosen=kept_out)
+
+
+def _shuffled(members: np.ndarray, seed: int, label: int) -> np.ndarray:
+    """A class's examples in an order that is a function of (seed, label)."""
+    return np.random.default_rng((seed & (2**64 - 1), label)).permutation(members)
+
+
+def _members_by_name(source: Source) -> list[np.ndarray]:
+    """The examples of each class, in the order of their file names."""
+    labels, by_name = _labels_and_order(source)
+    if source.label_map is not None:
+        labels = source.label_map[labels]
+    if source.chosen is not None:
+        by_name = by_name[np.isin(by_name, source.chosen)]
+    return [by_name[labels[by_name] == label] for label in range(len(source.class_names))]
+
+
+def occurring_classes(source: Source) -> tuple[int, ...]:
+    """The labels that some example has."""
+    return tuple(label for label, members in enumerate(_members_by_name(source)) if len(members))
+
+
+def only_classes(source: Source, labels: Sequence[int]) -> Source:
+    """The examples of some classes, in their old order, with their old labels."""
+    members = _members_by_name(source)
+    chosen = np.sort(np.concatenate([members[label] for label in labels]))
+    return dataclasses.replace(source, chosen=chosen)
+
+
 def describe_classes(source: Source) -> str:
     """How many examples of each class there are, in a line."""
-    labels, _ = _labels_and_order(dataclasses.replace(source, chosen=None))
-    labels = labels if source.chosen is None else labels[source.chosen]
-    counts = np.bincount(labels, minlength=len(source.class_names))
+    counts = np.array([len(members) for members in _members_by_name(source)])
     spread = f"{counts.min()} to {counts.max()}" if np.ptp(counts) else f"{counts.min()}"
-    return f"{len(labels)} examples, {spread} of each of {len(counts)} classes"
+    return f"{counts.sum()} examples, {spread} of each of {len(counts)} classes"
 
 
 def _labels_and_order(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Every example's label, and the examples sorted by file name, or as they are without names.
+    """Every label of the dataset, chosen or not, and the examples sorted by file name.
+
+    Without file names they are left in their order.
 
     Reading them of a TFDS dataset means reading all of it once; what was found is kept.
     """

@@ -82,6 +82,12 @@ def parse(record: bytes, *names: str) -> tuple[bytes | int | None, ...]:
     return tuple(_first(features[name]) if name in features else None for name in names)
 
 
+def parse_list(record: bytes, name: str) -> list[int]:
+    """All values of a feature of integers; none where the record has no such feature."""
+    features = _Example.FromString(record).features.feature
+    return list(features[name].int64_list.value) if name in features else []
+
+
 def _first(feature: Any) -> bytes | int | None:
     kind = feature.WhichOneof("kind")
     values = getattr(feature, kind).value if kind else ()

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from etils import epath
 
+from convit_jax.cache import cache_directory
 from convit_jax.data.records import TFRECORD_FOOTER, TFRECORD_HEADER, Span, TFRecords
 from convit_jax.errors import InputError
 
@@ -22,12 +23,6 @@ log = logging.getLogger(__name__)
 
 # Files that are indexed at once: it is waiting for a disk or a network, not computing.
 _THREADS = 16
-
-
-def cache_directory() -> pathlib.Path:
-    """Where what was found out about data is kept: `$XDG_CACHE_HOME/convit_jax`."""
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(home) / "convit_jax"
 
 
 def open_tfrecords(spans: Sequence[Span], records_in_file: Sequence[int], name: str) -> TFRecords:

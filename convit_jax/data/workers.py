@@ -4,13 +4,17 @@ They are fresh interpreters (nothing forked from a process that uses JAX) that i
 needs and neither JAX nor TensorFlow. Grain's own workers would: importing Grain imports JAX.
 """
 
-import multiprocessing
+import contextlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import parent_process
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.popen_spawn_posix import Popen
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -23,6 +27,35 @@ from convit_jax.errors import RunError
 ROWS_AT_ONCE = 48
 
 
+class _Worker(SpawnProcess):
+    """A process that does not import the program that starts it again."""
+
+    @staticmethod
+    def _Popen(process: SpawnProcess) -> Popen:  # noqa: N802  (multiprocessing's name)
+        with _hidden_main():
+            return SpawnProcess._Popen(process)
+
+
+class _Context(SpawnContext):
+    Process = _Worker
+
+
+_STARTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keeps from multiprocessing which program this is: a command may import JAX at its top."""
+    main = sys.modules["__main__"]
+    with _STARTING:
+        hidden = {name: main.__dict__.pop(name, None) for name in ("__spec__", "__file__")}
+        main.__spec__ = None
+        try:
+            yield
+        finally:
+            main.__dict__.update({k: v for k, v in hidden.items() if v or k == "__spec__"})
+
+
 class WorkerPool:
     """Processes that share the reading of a batch; for use in a `with` statement."""
 
@@ -31,7 +64,7 @@ class WorkerPool:
         self._shape = reader.image_shape
         self._pool = ProcessPoolExecutor(
             num_workers,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=_Context(),
             initializer=_start,
             initargs=(reader,),
         )
@@ -87,7 +120,7 @@ def _start(reader: RowReader) -> None:
 
 def _end_with_parent() -> None:
     """A parent that was killed cannot tell its workers to stop."""
-    multiprocessing.parent_process().join()
+    parent_process().join()
     os._exit(1)
 
 

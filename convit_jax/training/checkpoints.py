@@ -1,7 +1,7 @@
 """Saving and finding the state of a run, by Orbax.
 
-A checkpoint holds the state and the config that it belongs to, so that it can be understood
-without the run around it.
+A checkpoint holds the state, the config that it belongs to and the model's card, so that it can be
+understood without the run around it.
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from convit_jax.config import CheckpointConfig, Config, resolve
 from convit_jax.errors import InputError, RunError
 from convit_jax.training.step import TrainState
 from convit_jax.typed_config import differences
+from convit_jax.weights import Card
+from convit_jax.weights.model_checkpoints import CARD, CONFIG, DAMAGE, STATE
 
-_STATE, _CONFIG = "state", "config"
 _BEST_METRIC = "accuracy"
 _DAMAGED_SUFFIX = ".damaged"
 
@@ -57,6 +58,7 @@ def save(
     state: TrainState,
     step: int,
     config: Config,
+    card: Card,
     accuracy: float | None,
 ) -> None:
     """Saves the state after `step` steps; the writing goes on in the background.
@@ -66,6 +68,7 @@ def save(
         state: what to save; its buffers may be given away once this returns.
         step: steps done.
         config: the run's configuration, saved beside the state.
+        card: what the model says of itself, saved likewise.
         accuracy: the state's evaluation accuracy, if it was evaluated.
 
     Raises:
@@ -77,8 +80,9 @@ def save(
             step,
             args=ocp.args.Composite(
                 **{
-                    _STATE: ocp.args.StandardSave(state),
-                    _CONFIG: ocp.args.JsonSave(dataclasses.asdict(config)),
+                    STATE: ocp.args.StandardSave(state),
+                    CONFIG: ocp.args.JsonSave(dataclasses.asdict(config)),
+                    CARD: ocp.args.JsonSave(card.as_json()),
                 }
             ),
             metrics=None if accuracy is None else {_BEST_METRIC: accuracy},
@@ -141,10 +145,10 @@ def check_same_run(checkpoints: ocp.CheckpointManager, config: Config) -> None:
     """
     for step in sorted(checkpoints.all_steps(), reverse=True):
         try:
-            args = ocp.args.Composite(**{_CONFIG: ocp.args.JsonRestore()})
-            saved = resolve(checkpoints.restore(step, args=args)[_CONFIG])
+            args = ocp.args.Composite(**{CONFIG: ocp.args.JsonRestore()})
+            saved = resolve(checkpoints.restore(step, args=args)[CONFIG])
             break
-        except _DAMAGE as error:
+        except DAMAGE as error:
             log.debug("config of checkpoint %d: %s", step, error)
     else:
         return
@@ -159,10 +163,6 @@ def check_same_run(checkpoints: ocp.CheckpointManager, config: Config) -> None:
         )
     for key, old, new, _ in changed:
         log.info("config.%s was %r until step %d, is now %r", key, old, step, new)
-
-
-# What Orbax and TensorStore raise for files that are missing, short or garbled.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError)
 
 
 def restore_newest(
@@ -186,9 +186,9 @@ def restore_newest(
     steps = sorted(checkpoints.all_steps(), reverse=True)
     for step in steps:
         try:
-            args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
-            return checkpoints.restore(step, args=args)[_STATE]
-        except _DAMAGE as error:
+            args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(target)})
+            return checkpoints.restore(step, args=args)[STATE]
+        except DAMAGE as error:
             aside = _set_aside(checkpoints.directory / str(step))
             checkpoints.reload()
             log.warning(

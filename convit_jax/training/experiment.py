@@ -17,11 +17,11 @@ from convit_jax.config import Config, architecture, duration_in_steps
 from convit_jax.data import EpochOrder, EvalTransform, TrainTransform
 from convit_jax.data.mixing import Erasing, Mixing
 from convit_jax.training.optimizer import learning_rate, make_optimizer
+from convit_jax.training.scoring import make_eval_step
 from convit_jax.training.step import (
     Metrics,
     StepConfig,
     TrainState,
-    make_eval_step,
     make_train_step,
     new_state,
 )
@@ -110,7 +110,7 @@ def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> E
         log_every=steps("log_every"),
         init_state=lambda: new_state(make_model(), optimizer, ema=bool(config.ema_decay)),
         train_step=make_train_step(graph, optimizer, schedule, step_config),
-        eval_step=make_eval_step(graph, step_config),
+        eval_step=make_eval_step(graph, config.data.mean, config.data.std),
     )
 
 

@@ -15,17 +15,20 @@ from etils import epath
 from convit_jax import data
 from convit_jax.config import Config
 from convit_jax.errors import RunError
+from convit_jax.screen import Screen, duration_in_words
 from convit_jax.training import checkpoints as saving
 from convit_jax.training import mesh as meshes
 from convit_jax.training import workdir as workdirs
 from convit_jax.training.clock import Clock
-from convit_jax.training.evaluation import evaluate
+from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.examples import open_training_data
 from convit_jax.training.experiment import Experiment, make_experiment
-from convit_jax.training.reporting import Screen, duration_in_words, make_writer
+from convit_jax.training.reporting import make_writer
 from convit_jax.training.signals import StopRequest, stop_on_signals
 from convit_jax.training.step import Metrics, TrainState
+from convit_jax.training.warm_start import warm_start
 from convit_jax.training.window import MetricsWindow, NotFiniteError
+from convit_jax.weights import Card, open_weights
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +116,7 @@ class _Run:
     shard: data.Shard
     train_step: Callable[..., tuple[TrainState, Metrics]]
     eval_step: Callable[..., Metrics]
+    card: Card
     train_batches: Callable[[int], Iterator[data.Batch]]
     eval_batches: Callable[[], Iterator[data.Batch]]
 
@@ -124,10 +128,9 @@ class _Run:
         config = experiment.config
         mesh = meshes.create_mesh()
         part = config.batch_size // config.optimizer.accumulate
-        meshes.check_divides(mesh, part, "batch_size / optimizer.accumulate")
-        if experiment.step_config.mixing.on:
-            meshes.check_divides(mesh, part, "batch_size / optimizer.accumulate", pairs=True)
-        meshes.check_divides(mesh, config.eval_batch_size, "eval_batch_size")
+        mixed = experiment.step_config.mixing.on
+        meshes.check_divides(mesh, part, "config.batch_size / optimizer.accumulate", pairs=mixed)
+        meshes.check_divides(mesh, config.eval_batch_size, "config.eval_batch_size")
         everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
         shard = data.Shard(jax.process_index(), jax.process_count())
         reading = data.Reading(
@@ -167,6 +170,7 @@ class _Run:
             eval_step=jax.jit(
                 experiment.eval_step, in_shardings=(everywhere, rows), out_shardings=everywhere
             ),
+            card=Card.of_run(config, experiment.architecture, examples.class_names),
             train_batches=train_batches,
             eval_batches=eval_batches,
         )
@@ -179,8 +183,13 @@ def _first_state(run: _Run, checkpoints: ocp.CheckpointManager) -> tuple[TrainSt
     if state is not None:
         log.info("resuming after step %d from %s", state.step, checkpoints.directory)
         return state, int(state.step)
-    log.info("starting from fresh parameters, seed %d", run.experiment.config.seed)
-    return jax.jit(run.experiment.init_state, out_shardings=everywhere)(), 0
+    config = run.experiment.config
+    state = jax.jit(run.experiment.init_state, out_shardings=everywhere)()
+    if config.init_from:
+        warm = warm_start(state, open_weights(config.init_from), run.card, everywhere)
+        return warm, 0
+    log.info("starting from fresh parameters, seed %d", config.seed)
+    return state, 0
 
 
 def _take_steps(
@@ -237,11 +246,12 @@ def _take_steps(
             accuracy = None
             if evaluating:
                 screen.show("evaluating", step, total)
-                evaluation = evaluate(run.eval_step, state.eval_params, run.eval_batches(), rows)
+                sums = sum_over_examples(run.eval_step, state.eval_params, run.eval_batches(), rows)
+                evaluation = means(sums)
                 writer.write_scalars(step, {f"eval/{k}": v for k, v in evaluation.items()})
                 accuracy = evaluation["accuracy"]
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
-                saving.save(checkpoints, state, step, config, accuracy)
+                saving.save(checkpoints, state, step, config, run.card, accuracy)
     return Outcome(step, stop.signal if step < total else None, evaluation)
 
 

@@ -31,7 +31,7 @@ def check_divides(mesh: Mesh, batch_size: int, key: str, *, pairs: bool = False)
     Args:
         mesh: the devices.
         batch_size: rows of the smallest batch that is spread over them.
-        key: the config key to name.
+        key: the config key or flag to name.
         pairs: whether each device needs an even number, to mix neighbours with each other.
 
     Raises:
@@ -43,7 +43,7 @@ def check_divides(mesh: Mesh, batch_size: int, key: str, *, pairs: bool = False)
         fitting = f"{lower} and {lower + unit}" if lower else f"{unit}"
         in_pairs = " in pairs, as mixup and CutMix need them" if pairs else ""
         raise InputError(
-            f"config.{key}: {batch_size} images do not divide among {mesh.size} devices"
+            f"{key}: {batch_size} images do not divide among {mesh.size} devices"
             f"{in_pairs}; the nearest that do: {fitting}"
         )
 

@@ -81,10 +81,32 @@ def learning_rate(
     return schedule
 
 
+def layer_scales(params: Any, decay: float) -> Any:
+    """What the learning rate of each parameter is multiplied by: layers near the images less.
+
+    Of n blocks, block i (from 0) has decay^(n - i); what comes before the blocks decay^(n + 1), and
+    the last norm and the head 1 (layer-wise decay, Bao et al. 2022, BEiT).
+
+    Returns:
+        A tree like `params`, of float.
+    """
+    names = parameter_names(params)
+    blocks = [re.match(r"blocks\.(\d+)\.", name) for name in names]
+    depth = 1 + max(int(match[1]) for match in blocks if match)
+
+    def scale(name: str, block: re.Match[str] | None) -> float:
+        if block:
+            return decay ** (depth - int(block[1]))
+        return 1.0 if name.startswith(("norm.", "head.")) else decay ** (depth + 1)
+
+    scales = [scale(name, block) for name, block in zip(names, blocks, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), scales)
+
+
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, params: Any
 ) -> optax.GradientTransformation:
-    """Clipping if asked for, then AdamW with its decay mask, but for what is frozen.
+    """Clipping if asked for, then AdamW with its decay mask, by layers, but for what is frozen.
 
     Raises:
         InputError: a pattern of `no_decay` or `frozen` matches no parameter.
@@ -100,6 +122,10 @@ def make_optimizer(
     # Clipping or not, the state has the same structure, so that a run can be resumed either way.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     optimizer = optax.chain(clip, adamw)
+    if config.layer_decay != 1.0:
+        scales = layer_scales(params, config.layer_decay)
+        scaled = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
+        optimizer = optax.chain(optimizer, scaled)
     if not config.frozen:
         return optimizer
     frozen = match_parameters(params, config.frozen, "optimizer.frozen")

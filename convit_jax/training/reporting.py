@@ -8,8 +8,8 @@ from typing import Any
 
 from clu import metric_writers
 from etils import epath
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from convit_jax.screen import duration_in_words
 
 log = logging.getLogger(__name__)
 
@@ -111,13 +111,6 @@ def _in_words(name: str, value: float) -> str:
     return f"{what.replace('_', ' ')} {text}"
 
 
-def duration_in_words(seconds: float) -> str:
-    """3725 → "1h02m", 65 → "1m05s"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
-
-
 def make_writer(
     workdir: epath.Path, *, steps_per_epoch: int, total_steps: int, start_step: int, is_first: bool
 ) -> metric_writers.MetricWriter:
@@ -144,55 +137,3 @@ def make_writer(
             metric_writers.SummaryWriter(str(workdir)),
         ]
     )
-
-
-class _ConsoleHandler(logging.Handler):
-    """Prints log records above the live line."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(self.format(record), markup=False)
-
-
-class Screen:
-    """Standard error: log lines, and below them a live line where a person is watching."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._handler = _ConsoleHandler(console)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> "Screen":
-        package = logging.getLogger("convit_jax")
-        package.addHandler(self._handler)
-        package.setLevel(logging.INFO)
-        package.propagate = False
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-        package = logging.getLogger("convit_jax")
-        package.removeHandler(self._handler)
-        package.propagate = True
-
-    def show(self, description: str, completed: int, total: int, note: str = "") -> None:
-        """Sets the live line: what is going on, how far it is, and a remark."""
-        if self._task is None:
-            self._task = self._progress.add_task(description, total=total, note=note)
-        self._progress.update(
-            self._task, description=description, completed=completed, total=total, note=note
-        )

@@ -156,33 +156,6 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    model: nnx.GraphDef, config: StepConfig
-) -> Callable[[Any, dict[str, jax.Array]], Metrics]:
-    """The function (params, batch) → sums over the batch's rows of mask 1.
-
-    The batch has `image`, `label` and `mask` [B]. The sums are of the cross-entropy, of hits among
-    the first and the first five classes, and of the examples.
-    """
-
-    def eval_step(params: Any, batch: dict[str, jax.Array]) -> Metrics:
-        images = normalise(batch["image"], config.mean, config.std)
-        logits = nnx.merge(model, nnx.State(params))(images)
-        label, mask = batch["label"], batch["mask"]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-        of_label = jnp.take_along_axis(logits, label[:, None], axis=-1)
-        # Classes ahead of the label, NaN counting as ahead: what is no number hits nothing.
-        rank = jnp.sum(~(logits <= of_label), axis=-1)
-        return {
-            "loss": jnp.sum(losses * mask),
-            "accuracy": jnp.sum((rank < 1) * mask),
-            "accuracy_top5": jnp.sum((rank < 5) * mask),
-            "examples": jnp.sum(mask),
-        }
-
-    return eval_step
-
-
 def new_state(
     model: nnx.Module, optimizer: optax.GradientTransformation, *, ema: bool
 ) -> TrainState:

@@ -1,5 +1,6 @@
 """Which model do tensors belong to? Their shapes say nearly everything."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -48,15 +49,18 @@ def recognise(tensors: Mapping[str, np.ndarray], **overrides: Any) -> Architectu
         "use_pos_embed": "pos_embed" in tensors,
     }
     if gpsa:
-        fields["num_heads"] = tensors["blocks.0.attn.pos_proj.weight"].shape[0]
         fields["use_gating"] = "blocks.0.attn.gating_param" in tensors
-    elif width % _DEIT_HEAD_DIM == 0:
-        fields["num_heads"] = width // _DEIT_HEAD_DIM
-    fields |= _positions(tensors, patch_size, has_gpsa=bool(gpsa))
+    heads = likely_heads(tensors)
+    if heads is not None:
+        fields["num_heads"] = heads
+    fields |= square_positions(tensors)
     fields |= overrides
     for name in ("num_heads", "image_size"):
         if name not in fields:
-            raise InputError(f"the tensors do not tell {name}: name it, load_model(…, {name}=…)")
+            raise InputError(
+                f"the tensors do not tell {name}: name it, by load_model(…, {name}=…) or "
+                f"--override {name}=… on a command line"
+            )
     fields["image_size"] = models.as_image_size(fields["image_size"])
     fields["head_dim"] = width // fields["num_heads"]
     if fields["head_dim"] * fields["num_heads"] != width:
@@ -83,15 +87,46 @@ def _blocks_with(tensors: Mapping[str, np.ndarray], pattern: str) -> set[int]:
     return {int(match[1]) for match in found if match}
 
 
-def _positions(
-    tensors: Mapping[str, np.ndarray], patch_size: int, *, has_gpsa: bool
-) -> dict[str, Any]:
-    """The image size and whether the class token has a position, from the rows of positions."""
-    if "pos_embed" not in tensors:
-        return {}
-    rows = tensors["pos_embed"].shape[1]
+def likely_heads(tensors: Mapping[str, np.ndarray]) -> int | None:
+    """The number of heads, where a GPSA layer shows it or the width is a DeiT's."""
+    if "blocks.0.attn.pos_proj.weight" in tensors:
+        return tensors["blocks.0.attn.pos_proj.weight"].shape[0]
+    width = tensors["patch_embed.proj.weight"].shape[0]
+    return None if width % _DEIT_HEAD_DIM else width // _DEIT_HEAD_DIM
+
+
+def square_positions(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """`image_size`, and whether the class token has a position, where rows of positions tell.
+
+    They do where the grid is a square; of another, only who made it knows the sides.
+    """
+    rows = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else 0
+    patch_size = tensors["patch_embed.proj.weight"].shape[2]
+    has_gpsa = bool(_blocks_with(tensors, r"attn\.pos_proj\.weight"))
     for with_class in (False,) if has_gpsa else (True, False):
-        side = math.isqrt(rows - with_class)
-        if side**2 == rows - with_class:
-            return {"image_size": side * patch_size, "class_token_position": with_class}
-    return {}  # not a square: only who made them knows its sides
+        side = math.isqrt(max(rows - with_class, 0))
+        if side and side**2 == rows - with_class:
+            size = side * patch_size
+            return {"image_size": (size, size), "class_token_position": with_class}
+    return {}
+
+
+def model_keys(architecture: Architecture) -> dict[str, Any]:
+    """A model's name and the fields in which it differs: what `config.model` needs to make it.
+
+    Image size and number of classes are left out: the data decide them.
+    """
+    family = "convit" if architecture.gpsa_layers else "deit"
+    fixed = {name: getattr(architecture, name) for name in ("image_size", "num_classes")}
+
+    def changed(name: str) -> dict[str, Any]:
+        named = models.architecture(name, **fixed)
+        return {
+            field.name: getattr(architecture, field.name)
+            for field in dataclasses.fields(Architecture)
+            if getattr(architecture, field.name) != getattr(named, field.name)
+        }
+
+    names = [name for name in models.list_models() if name.startswith(family)]
+    nearest = min(names, key=lambda name: len(changed(name)))
+    return {"name": nearest} | changed(nearest)

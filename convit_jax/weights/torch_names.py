@@ -4,6 +4,7 @@ One table says, for a parameter of ours, what its tensor is called there and how
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from convit_jax import models
 from convit_jax.errors import InputError
 from convit_jax.models import Architecture, VisionTransformer
 
@@ -69,16 +71,21 @@ def to_torch(params: Mapping[str, np.ndarray], architecture: Architecture) -> di
     return tensors
 
 
+@functools.cache
+def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of ours, by dotted name."""
+    model = nnx.eval_shape(lambda: models.build(architecture))
+    variables = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(map(str, path)): variable.shape for path, variable in variables}
+
+
 def from_torch(
-    tensors: Mapping[str, np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-    architecture: Architecture,
+    tensors: Mapping[str, np.ndarray], architecture: Architecture
 ) -> dict[str, np.ndarray]:
     """The released model's tensors as our parameters.
 
     Args:
         tensors: theirs, by name.
-        shapes: of every parameter of ours, by dotted name.
         architecture: of the model.
 
     Returns:
@@ -89,7 +96,7 @@ def from_torch(
     """
     missing, misshapen, params = [], [], {}
     left_over = set(tensors)
-    for name, shape in shapes.items():
+    for name, shape in parameter_shapes(architecture).items():
         theirs, layout = _lookup(name)
         if theirs not in tensors:
             missing.append(theirs)
@@ -120,9 +127,8 @@ def load_tensors(model: VisionTransformer, tensors: Mapping[str, np.ndarray]) ->
     Raises:
         InputError: they do not fit; the model is left as it was.
     """
+    loaded = from_torch(tensors, model.architecture)
     variables = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    shapes = {".".join(map(str, path)): variable.shape for path, variable in variables}
-    loaded = from_torch(tensors, shapes, model.architecture)
     arrays = [
         (path, variable.replace(jnp.asarray(array, variable.dtype)))
         for (path, variable), array in zip(variables, loaded.values(), strict=True)

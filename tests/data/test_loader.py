@@ -63,6 +63,8 @@ def test_a_step_far_ahead_is_reached_without_those_before(digits):
     reads = []
 
     class Counting:
+        label_shape = ()
+
         def __len__(self):
             return len(digits)
 
@@ -156,6 +158,8 @@ class Spoilt:
             return b"no image", 0
         return self.digits[index]
 
+    label_shape = ()
+
     def describe(self, index):
         return f"digit {index}"
 
@@ -215,6 +219,8 @@ class Deadly:
     def __getitem__(self, index):
         os._exit(9)
 
+    label_shape = ()
+
     def describe(self, index):
         return ""
 
@@ -259,6 +265,8 @@ class Images:
         heavy = [m for m in ("jax", "tensorflow", "grain", "flax") if m in sys.modules]
         pathlib.Path(sys.argv[1], f"worker-{os.getpid()}").write_text(" ".join(heavy))
         return b"", 0
+    label_shape = ()
+
     def describe(self, index):
         return ""
 

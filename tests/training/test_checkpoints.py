@@ -12,6 +12,7 @@ from convit_jax.config import CheckpointConfig
 from convit_jax.errors import InputError, RunError
 from convit_jax.training import checkpoints as saving
 from convit_jax.training import make_experiment, mesh
+from convit_jax.weights import Card
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def store(tmp_path, make_config, state_at):
         store = saving.open_checkpoints(epath.Path(tmp_path / "checkpoints"), config.checkpoint)
         opened.append(store)
         for step, accuracy in (accuracies or {}).items():
-            saving.save(store, state_at(step), step, config, accuracy)
+            saving.save(store, state_at(step), step, config, Card(), accuracy)
         saving.finish_saving(store)
         return store
 
@@ -82,7 +83,7 @@ def test_a_checkpoint_that_has_no_room_is_not_begun(store, state_at, monkeypatch
     usage = shutil.disk_usage(kept.directory)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(RunError, match=r"could not be written.* MB needed, 0.0 MB free.*step 1"):
-        saving.save(kept, state_at(2), 2, None, None)
+        saving.save(kept, state_at(2), 2, None, Card(), None)
     assert kept.all_steps() == [1]
 
 
@@ -118,7 +119,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     assert "kept as 8.damaged" in caplog.text
     # Nothing is lost, and the step can be saved again.
     assert (tmp_path / "checkpoints" / "8.damaged").is_dir()
-    saving.save(reopened, state_at(8), 8, make_config(), 0.5)
+    saving.save(reopened, state_at(8), 8, make_config(), Card(), 0.5)
     saving.finish_saving(reopened)
     assert reopened.all_steps() == [4, 8]
 
@@ -156,5 +157,5 @@ def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(
 
     monkeypatch.setattr(kept, "save", full)
     with pytest.raises(RunError, match=r"No space left on device.*kept: step 1\. Free some space"):
-        saving.save(kept, state_at(2), 2, make_config(), None)
+        saving.save(kept, state_at(2), 2, make_config(), Card(), None)
     assert pathlib.Path(kept.directory / "1").is_dir()

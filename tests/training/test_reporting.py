@@ -4,8 +4,9 @@ import math
 import pytest
 from etils import epath
 
+from convit_jax.screen import duration_in_words
 from convit_jax.training.clock import Clock
-from convit_jax.training.reporting import ConsoleWriter, JsonLinesWriter, duration_in_words
+from convit_jax.training.reporting import ConsoleWriter, JsonLinesWriter
 from convit_jax.training.window import MetricsWindow, NotFiniteError
 
 

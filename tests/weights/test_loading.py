@@ -11,7 +11,7 @@ from flax import nnx
 import convit_jax
 from convit_jax import models
 from convit_jax.errors import InputError
-from convit_jax.weights import nearest_model, read_safetensors, recognise, to_torch
+from convit_jax.weights import nearest_model, read_tensors, recognise, to_torch
 
 torch_only = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
@@ -107,7 +107,7 @@ def test_without_pytorch_the_message_says_what_to_do(tmp_path, monkeypatch):
 def test_pytorch_files_give_the_same_tensors(suffix, wrap, reference_data, tmp_path):
     import torch
 
-    tensors = read_safetensors(reference_data / "four_heads.safetensors")
+    tensors = read_tensors(reference_data / "four_heads.safetensors")
     content = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
     if wrap == "parallel":
         content = {f"module.{name}": tensor for name, tensor in content.items()}

@@ -1,0 +1,24 @@
+"""What a trained model has learned, and what becomes of it without a part of that."""
+
+from convit_jax.analysis.accuracy import Accuracy, measure_accuracy
+from convit_jax.analysis.masking import mask_content, mask_pos_embed, mask_position
+from convit_jax.analysis.published import (
+    NO_MASK,
+    Published,
+    known_dataset,
+    published,
+    tfds_name,
+)
+
+__all__ = [
+    "NO_MASK",
+    "Accuracy",
+    "Published",
+    "known_dataset",
+    "mask_content",
+    "mask_pos_embed",
+    "mask_position",
+    "measure_accuracy",
+    "published",
+    "tfds_name",
+]

@@ -1,0 +1,258 @@
+"""Measures how well weights classify images:
+
+    python -m convit_jax.evaluate --weights convit_tiny.pth --data tfds:imagenet2012:validation
+    python -m convit_jax.evaluate --weights runs/mine --data folder:IMAGES/val --per-class
+
+Every example counts exactly once, on one device or many, in one process or many. Weights with the
+shapes of a published model are compared with what was published.
+"""
+
+from convit_jax.huge_pages import restart_with_huge_pages
+
+if __name__ == "__main__":
+    restart_with_huge_pages()
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from convit_jax import analysis, command_line, data
+from convit_jax.data import imagenet
+from convit_jax.errors import InputError
+from convit_jax.models import VisionTransformer
+from convit_jax.screen import Screen
+from convit_jax.training.processes import join_processes
+from convit_jax.weights import Weights, open_weights
+
+# Without --batch-size, images for each device.
+_IMAGES_A_DEVICE = 64
+# ImageNet variants whose images have some of the 1,000 classes that their data sets name.
+_OF_SOME_CLASSES = ("imagenet_a", "imagenet_r")
+
+
+def _parser() -> command_line.Parser:
+
+    parser = command_line.Parser(prog="python -m convit_jax.evaluate", description=__doc__)
+    command_line.add_weights_flags(parser)
+    parser.add_argument(
+        "--data", required=True, metavar="D", help="tfds:NAME:SPLIT[:DIR], folder:PATH, digits:test"
+    )
+    parser.add_argument(
+        "--classes-of",
+        metavar="D",
+        help="tell only those classes apart that occur in these data, and leave out images of "
+        "others; ImageNet-A and -R are taken so by themselves",
+    )
+    masks = parser.add_mutually_exclusive_group()
+    masks.add_argument(
+        "--mask-pos-embed", action="store_true", help="without absolute positions (paper Table 5)"
+    )
+    masks.add_argument(
+        "--mask-content",
+        type=int,
+        metavar="N",
+        help="the first N GPSA layers attend by position alone (paper Table 6)",
+    )
+    masks.add_argument(
+        "--mask-position",
+        type=int,
+        metavar="N",
+        help="the first N GPSA layers attend by content alone (paper Table 6)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help=f"images a step over all devices (default {_IMAGES_A_DEVICE} for each device)",
+    )
+    parser.add_argument(
+        "--crop", type=float, help="share of the scaled image's side that is kept (default 0.875)"
+    )
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=0,
+        help="processes that read images; 0: a thread of this one, -1: one for each core",
+    )
+    parser.add_argument(
+        "--max-broken",
+        type=float,
+        default=0.001,
+        help="share of the images that may be unreadable (default 0.001)",
+    )
+    parser.add_argument("--per-class", action="store_true", help="print each class's accuracy")
+    parser.add_argument(
+        "--confusion", metavar="FILE.csv", help="write which class (row) was taken for which"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluates as the flags say and prints what was measured."""
+    arguments = _parser().parse_args(argv)
+    _check(arguments)
+    fields = command_line.overrides(arguments.override)
+    with Screen() as screen:
+        join_processes()
+        weights = open_weights(arguments.weights)
+        model = weights.model(**fields)
+        mask = _mask(model, arguments)
+        source, among = _examples(arguments, weights)
+        preprocessing = weights.preprocessing(model.architecture)
+        if arguments.crop:
+            preprocessing = dataclasses.replace(preprocessing, crop_fraction=arguments.crop)
+        measured = analysis.measure_accuracy(
+            model,
+            source,
+            preprocessing,
+            batch_size=arguments.batch_size or _IMAGES_A_DEVICE * jax.device_count(),
+            reading=data.Reading(arguments.num_workers, max_broken=arguments.max_broken),
+            among=among,
+            confusion=bool(arguments.per_class or arguments.confusion),
+            progress=screen.counting("evaluating"),
+        )
+    if jax.process_index() == 0:
+        reference = _reference(arguments, weights, source, mask)
+        report = _json if arguments.json else _text
+        report(arguments, measured, source, reference)
+        if arguments.confusion:
+            measured.write_confusion(arguments.confusion, source.class_names)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+
+    for name, holds, expected in (
+        ("batch_size", arguments.batch_size is None or arguments.batch_size >= 1, "at least 1"),
+        ("crop", arguments.crop is None or 0 < arguments.crop <= 1, "above 0, up to 1"),
+        ("num_workers", arguments.num_workers >= -1, "0 or more, or -1"),
+        ("max_broken", 0 <= arguments.max_broken < 1, "a share, in [0, 1)"),
+    ):
+        if not holds:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag}={getattr(arguments, name)}: expected {expected}")
+
+
+def _mask(model: VisionTransformer, arguments: argparse.Namespace) -> tuple[str, int]:
+    """Masks the model as the flags say, and says how: as `analysis.published` has it."""
+    if arguments.mask_pos_embed:
+        analysis.mask_pos_embed(model)
+        return "pos_embed", 0
+    if arguments.mask_content is not None:
+        analysis.mask_content(model, arguments.mask_content)
+        return "content", arguments.mask_content
+    if arguments.mask_position is not None:
+        analysis.mask_position(model, arguments.mask_position)
+        return "position", arguments.mask_position
+    return analysis.NO_MASK
+
+
+def _examples(
+    arguments: argparse.Namespace, weights: Weights
+) -> tuple[data.Source, tuple[int, ...] | None]:
+    """The examples, labelled by the model's classes, and which classes are told apart."""
+
+    def aligned(name: str) -> tuple[data.Source, tuple[int, ...] | None]:
+        source = data.open_source(name)
+        return data.align_classes(source, weights.class_names(), weights.num_classes())
+
+    source, among = aligned(arguments.data)
+    if arguments.classes_of:
+        among = data.occurring_classes(aligned(arguments.classes_of)[0])
+        source = data.only_classes(source, among)
+    elif analysis.tfds_name(arguments.data) in _OF_SOME_CLASSES:
+        among = data.occurring_classes(source)
+    return source, among
+
+
+def _reference(
+    arguments: argparse.Namespace,
+    weights: Weights,
+    source: data.Source,
+    mask: tuple[str, int],
+) -> tuple[str, analysis.Published] | None:
+    """The published model that the weights have the shapes of, and its result on these data."""
+    model = weights.likely_model()
+    if (
+        model is None
+        or not imagenet.is_imagenet(weights.class_names() or ())
+        or weights.native_image_size() != (224, 224)
+        or "image_size" in command_line.overrides(arguments.override)
+    ):
+        return None
+    dataset = analysis.known_dataset(arguments.data, source, arguments.classes_of)
+    found = analysis.published(model, dataset, mask)
+    return (model, found) if found else None
+
+
+def _text(
+    arguments: argparse.Namespace,
+    measured: analysis.Accuracy,
+    source: data.Source,
+    reference: tuple[str, analysis.Published] | None,
+) -> None:
+    print(
+        f"{arguments.weights} on {arguments.data}: top-1 {100 * measured.top1:.2f} %, top-5 "
+        f"{100 * measured.top5:.2f} %, loss {measured.loss:.4f}, {measured.examples:,} examples"
+    )
+    if measured.examples < len(source):
+        print(f"{len(source) - measured.examples:,} examples were unreadable or have no label")
+    if reference:
+        model, found = reference
+        print(f"published for {model} ({found.source}): {_compared(measured, found)}")
+    if arguments.per_class:
+        table = Table(box=box.SIMPLE)
+        for heading in ("class", "examples", "top-1", "mostly mistaken for"):
+            table.add_column(
+                heading, justify="right" if heading in ("examples", "top-1") else "left"
+            )
+        for row in measured.per_class(source.class_names):
+            accuracy = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
+            mistaken = row["mistaken_for"] or ""
+            table.add_row(row["name"], f"{row['examples']}", accuracy, mistaken)
+        Console().print(table)
+
+
+def _compared(measured: analysis.Accuracy, found: analysis.Published) -> str:
+    """`top-1 73.12 % (here -0.02), top-5 91.71 % (here +0.01)`."""
+    parts = [
+        f"{name} {there:.2f} % (here {100 * here - there:+.2f})"
+        for name, there, here in (
+            ("top-1", found.top1, measured.top1),
+            ("top-5", found.top5, measured.top5),
+        )
+        if there is not None
+    ]
+    if found.loss is not None:
+        parts.append(f"loss {found.loss:.3f} (here {measured.loss - found.loss:+.3f})")
+    return ", ".join(parts)
+
+
+def _json(
+    arguments: argparse.Namespace,
+    measured: analysis.Accuracy,
+    source: data.Source,
+    reference: tuple[str, analysis.Published] | None,
+) -> None:
+    record: dict[str, Any] = {
+        "weights": arguments.weights,
+        "data": arguments.data,
+        **{name: getattr(measured, name) for name in ("examples", "top1", "top5", "loss")},
+    }
+    if reference:
+        record["published"] = {"model": reference[0], **dataclasses.asdict(reference[1])}
+    if arguments.per_class:
+        record["per_class"] = measured.per_class(source.class_names)
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run("evaluate", main))

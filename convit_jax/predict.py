@@ -1,0 +1,135 @@
+"""Classifies images:
+
+    python -m convit_jax.predict --weights convit_tiny.safetensors cat.jpg dog.png
+    python -m convit_jax.predict --weights runs/mine --top 3 IMAGES/ "more/*.jpg" --json
+
+IMAGE is a file, a folder (all images below it) or a pattern such as "*.jpg". An image that cannot
+be read is named on standard error, the others are classified, and the exit code is 1.
+"""
+
+from convit_jax.huge_pages import restart_with_huge_pages
+
+if __name__ == "__main__":
+    restart_with_huge_pages()
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convit_jax import command_line
+from convit_jax.data import imagenet
+from convit_jax.data.decoding import BrokenImageError
+from convit_jax.data.image_paths import find_images
+from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.errors import InputError
+from convit_jax.models import VisionTransformer
+from convit_jax.screen import Screen
+from convit_jax.weights import open_weights
+
+
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(prog="python -m convit_jax.predict", description=__doc__)
+    command_line.add_weights_flags(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or pattern")
+    parser.add_argument("--top", type=int, default=5, help="how many classes (default 5)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at once (default 16)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Classifies as the arguments say; returns 1 if some image could not be read."""
+    arguments = _parser().parse_args(argv)
+    for name in ("top", "batch_size"):
+        if getattr(arguments, name) < 1:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag}={getattr(arguments, name)}: expected at least 1")
+    fields = command_line.overrides(arguments.override)
+    paths = find_images(arguments.images)
+    with Screen():
+        weights = open_weights(arguments.weights)
+        model = weights.model(**fields)
+        preprocessing = weights.preprocessing(model.architecture)
+    classes = weights.class_names() or tuple(map(str, range(weights.num_classes())))
+    names = imagenet.readable(classes)
+    show = _show_json if arguments.json else _show_text
+    readable = _Readable(paths, preprocessing)
+    for path, probabilities in classify(model, preprocessing, readable, arguments.batch_size):
+        best = np.argsort(-probabilities, kind="stable")[: arguments.top]
+        show(
+            path,
+            [
+                {
+                    "class": classes[label],
+                    "name": names[label],
+                    "label": int(label),
+                    "probability": float(probabilities[label]),
+                }
+                for label in best
+            ],
+        )
+    return 1 if readable.broken else 0
+
+
+class _Readable:
+    """The images that can be read, by path; the others are named as they come up."""
+
+    def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
+        self._paths, self._preprocessing = paths, preprocessing
+        self.broken = 0
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        for path in self._paths:
+            try:
+                yield path, self._preprocessing.crop(path)
+            except (BrokenImageError, InputError) as error:
+                self.broken += 1
+                print(f"predict: {error}", file=sys.stderr)
+
+
+def classify(
+    model: VisionTransformer,
+    preprocessing: Preprocessing,
+    images: Iterable[tuple[str, np.ndarray]],
+    batch_size: int,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, probabilities [num_classes]) of each (path, uint8 image), some at a time."""
+    graph, state = nnx.split(model)
+    run = jax.jit(lambda state, images: jax.nn.softmax(nnx.merge(graph, state)(images)))
+    for some in _batches(images, batch_size):
+        pixels = np.stack([image for _, image in some])
+        # One shape for all batches, so that one program serves them.
+        padded = np.resize(pixels, (batch_size, *pixels.shape[1:]))
+        probabilities = run(state, jnp.asarray(preprocessing.normalise(padded)))
+        yield from zip((path for path, _ in some), np.asarray(probabilities), strict=False)
+
+
+def _batches(images: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _show_text(path: str, predictions: list[dict[str, Any]]) -> None:
+    print(path)
+    for p in predictions:
+        print(f"  {100 * p['probability']:6.2f} %  {p['name']}")
+
+
+def _show_json(path: str, predictions: list[dict[str, Any]]) -> None:
+    print(json.dumps({"image": path, "predictions": predictions}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run("predict", main))

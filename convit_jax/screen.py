@@ -1,0 +1,90 @@
+"""What a command shows while it works: log lines, and a live line for the person who watches."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+# Between the lines of progress in a log that nobody watches.
+SECONDS_BETWEEN_LINES = 30.0
+
+log = logging.getLogger(__name__)
+
+
+def duration_in_words(seconds: float) -> str:
+    """3725 → "1h02m", 65 → "1m05s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints log records above the live line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False)
+
+
+class Screen:
+    """Standard error: log lines, and below them a live line where a person is watching."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._handler = _ConsoleHandler(console)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Screen":
+        package = logging.getLogger("convit_jax")
+        package.addHandler(self._handler)
+        package.setLevel(logging.INFO)
+        package.propagate = False
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+        package = logging.getLogger("convit_jax")
+        package.removeHandler(self._handler)
+        package.propagate = True
+
+    def counting(self, description: str) -> Callable[[int, int], None]:
+        """A function of (done, total) that shows how far something is, and the time left.
+
+        Where nobody watches a live line, it logs one from time to time.
+        """
+        began = told = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            now = time.monotonic()
+            left = duration_in_words((now - began) / done * (total - done))
+            self.show(description, done, total, f"{left} left")
+            if self._progress.disable and done < total and now - told > SECONDS_BETWEEN_LINES:
+                told = now
+                log.info("%s: %d of %d batches, %s left", description, done, total, left)
+
+        return progress
+
+    def show(self, description: str, completed: int, total: int, note: str = "") -> None:
+        """Sets the live line: what is going on, how far it is, and a remark."""
+        if self._task is None:
+            self._task = self._progress.add_task(description, total=total, note=note)
+        self._progress.update(
+            self._task, description=description, completed=completed, total=total, note=note
+        )

@@ -1,0 +1,94 @@
+"""Starting from weights rather than from nothing (`config.init_from`)."""
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+import numpy as np
+
+from convit_jax.errors import InputError
+from convit_jax.models import Architecture
+from convit_jax.training.optimizer import parameter_names
+from convit_jax.training.step import TrainState
+from convit_jax.weights import Card, Weights, from_torch, to_torch
+
+log = logging.getLogger(__name__)
+
+_HEAD = "head."
+
+
+def warm_start(state: TrainState, weights: Weights, card: Card, sharding: Any) -> TrainState:
+    """A fresh state with the parameters of other weights, as far as they fit.
+
+    The head stays fresh where the weights have other classes. Absolute positions are resampled
+    where they are for another grid; relative ones are computed from the grid and need nothing.
+    What was loaded, resampled and left fresh is logged.
+
+    Args:
+        state: before the first step.
+        weights: to start from.
+        card: the run's own, with its architecture and classes.
+        sharding: how the parameters are to lie on the devices.
+
+    Raises:
+        InputError: the weights are another model's; every misfit is listed.
+    """
+    made = card.architecture
+    names = parameter_names(state.params)
+    fresh = dict(zip(names, jax.tree.leaves(state.params), strict=True))
+    keeps_head, about_head = _compare_classes(weights, card)
+    tensors = dict(weights.tensors_for(made))
+    if not keeps_head:
+        head = {name: np.asarray(fresh[name]) for name in names if name.startswith(_HEAD)}
+        tensors |= to_torch(head, made)
+    with weights.named():
+        _check_heads(weights, made)
+        loaded = from_torch(tensors, made)
+    params = jax.tree.unflatten(jax.tree.structure(state.params), [loaded[name] for name in names])
+    log.info("%s", _report(weights, made, names, keeps_head, about_head))
+    return dataclasses.replace(
+        state,
+        params=jax.device_put(params, sharding),
+        # A copy of its own: the step gives the parameters' buffers away.
+        ema_params=None if state.ema_params is None else jax.device_put(params, sharding),
+    )
+
+
+def _compare_classes(weights: Weights, card: Card) -> tuple[bool, str]:
+    """Whether the weights' head is for the run's classes, and why it is not or may be."""
+    there, here = weights.class_names(), card.class_names
+    count = weights.num_classes()
+    if count != len(here):
+        return False, f"{count} classes there, {len(here)} here"
+    if there is None:
+        return True, f"its {count} classes have no names there and are taken for those here"
+    return there == here, "" if there == here else f"its {count} classes have other names there"
+
+
+def _check_heads(weights: Weights, made: Architecture) -> None:
+    """Plain attention of another number of heads has tensors of the same shapes."""
+    heads = weights.num_heads()
+    if heads is not None and heads != made.num_heads:
+        raise InputError(
+            f"the weights have {heads} heads a layer, config.model makes {made.num_heads}"
+        )
+
+
+def _report(
+    weights: Weights, made: Architecture, names: list[str], keeps_head: bool, about_head: str
+) -> str:
+    """What was loaded, resampled and left fresh."""
+    fresh = [] if keeps_head else [name for name in names if name.startswith(_HEAD)]
+    native = weights.native_image_size()
+    resampled = "pos_embed" in names and native not in (None, made.image_size)
+    loaded = len(names) - len(fresh) - resampled
+    parts = [f"starting from {weights.name}: {loaded} of {len(names)} parameters loaded as is"]
+    if resampled:
+        old = "x".join(str(side // made.patch_size) for side in native)
+        parts.append(f"resampled: pos_embed, {old} to {made.grid[0]}x{made.grid[1]} patches")
+    if fresh:
+        parts.append(f"fresh: {', '.join(fresh)} ({about_head})")
+    elif about_head:
+        parts.append(f"the head is kept: {about_head}")
+    return "; ".join(parts)

@@ -1,0 +1,40 @@
+"""A model with its preprocessing as one program that runs without this package."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import export
+
+from convit_jax.data.device_resizing import resize_and_centre_crop
+from convit_jax.data.mixing import normalise
+from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.models import VisionTransformer
+
+PLATFORMS = ("cpu", "tpu", "cuda")
+
+
+def export_classifier(model: VisionTransformer, preprocessing: Preprocessing) -> bytes:
+    """The function uint8 [B, H, W, channels] → probabilities, float32 [B, num_classes].
+
+    It scales, crops and normalises by itself; B, H and W are open. It holds the weights, and runs
+    on the CPU, TPU and CUDA by `jax.export.deserialize(…).call`.
+
+    Args:
+        model: with its weights.
+        preprocessing: of the images it is for.
+
+    Returns:
+        A serialised `jax.export` artefact, StableHLO inside.
+    """
+    graph, state = nnx.split(model)
+
+    def classify(images: jax.Array) -> jax.Array:
+        cropped = resize_and_centre_crop(
+            images, preprocessing.image_size, preprocessing.crop_fraction
+        )
+        logits = nnx.merge(graph, state)(normalise(cropped, preprocessing.mean, preprocessing.std))
+        return jax.nn.softmax(logits)
+
+    batch, height, width = export.symbolic_shape("batch, height, width")
+    images = jax.ShapeDtypeStruct((batch, height, width, len(preprocessing.mean)), jnp.uint8)
+    return bytes(export.export(jax.jit(classify), platforms=PLATFORMS)(images).serialize())

@@ -1,0 +1,114 @@
+"""Weights → files of other programs, and our own checkpoints."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import safetensors.numpy
+from etils import epath
+
+from convit_jax.errors import InputError, nearest
+from convit_jax.models import Architecture
+from convit_jax.weights.files import TORCH_SUFFIXES
+from convit_jax.weights.loading import METADATA_KEY, Weights
+from convit_jax.weights.model_checkpoints import write_checkpoint
+from convit_jax.weights.torch_names import from_torch
+
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+
+
+def write_weights(weights: Weights, path: epath.Path, architecture: Architecture) -> None:
+    """Writes weights as the path's suffix says; without one, as a checkpoint directory.
+
+    `.safetensors` and PyTorch's suffixes get the released names and layout, which timm's models
+    load strictly; .safetensors and checkpoints also the card.
+
+    Args:
+        weights: what to write.
+        path: from `new_path`.
+        architecture: the weights', or of another image size, to whose grid absolute positions are
+            resampled.
+
+    Raises:
+        InputError: the weights do not fit the architecture, the path cannot be written to, or
+            PyTorch is needed and not installed.
+    """
+    tensors = weights.tensors_for(architecture)
+    with weights.named():
+        params = from_torch(tensors, architecture)  # what does not fit a model is not written
+    card = dataclasses.replace(weights.card, architecture=architecture)
+    if path.suffix == ".safetensors":
+        said = json.dumps(card.as_json())
+        content = safetensors.numpy.save(
+            dict(tensors), metadata={"format": "pt", METADATA_KEY: said}
+        )
+        write_whole(path, lambda file: file.write_bytes(content))
+    elif path.suffix in TORCH_SUFFIXES:
+        _write_torch(path, tensors)
+    else:
+        write_checkpoint(path, params, card)
+
+
+def new_path(destination: str) -> epath.Path:
+    """The path to write to, with a suffix that is known, or none.
+
+    Raises:
+        InputError: the suffix is unknown or the path is taken.
+    """
+    path = epath.Path(destination)
+    if "://" not in destination:
+        path = path.expanduser().resolve()
+    known = (*SUFFIXES, ".stablehlo")
+    if path.suffix and path.suffix not in known and not destination.endswith("/"):
+        raise InputError(
+            f"{destination}: nothing is written as '{path.suffix}', {nearest(path.suffix, known)}. "
+            "Without a suffix it is a checkpoint directory"
+        )
+    if path.exists():
+        raise InputError(f"{destination} is there already: name another, or remove it first")
+    return path
+
+
+def write_whole(path: epath.Path, write: Callable[[pathlib.Path], object]) -> None:
+    """Writes a file that is there whole or not at all.
+
+    Args:
+        path: where to; directories above it are made.
+        write: writes to the path it is given.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "://" in str(path):
+            with tempfile.TemporaryDirectory() as directory:
+                local = pathlib.Path(directory) / path.name
+                write(local)
+                path.write_bytes(local.read_bytes())
+            return
+        partial = pathlib.Path(f"{path}.part")
+        try:
+            write(partial)
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _write_torch(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise InputError(
+            f"{path} takes PyTorch to write: pip install torch, or write .safetensors, which "
+            "PyTorch reads as well"
+        )
+    # Imported here: an optional extra.
+    import torch  # noqa: PLC0415
+
+    content = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+    write_whole(path, lambda file: torch.save(content, file))
