@@ -26,10 +26,12 @@ def main() -> int:
     config = command_line.read_config()
     # Imported once the flags are known to be right: it takes seconds, for TensorFlow, which
     # writes the events and is to keep its remarks on the CPU to itself.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
     logging.set_verbosity(logging.ERROR)  # of the libraries; the run's own lines are not absl's
     from convit_jax.training import loop  # noqa: PLC0415
+    from convit_jax.training.processes import join_processes  # noqa: PLC0415
 
+    join_processes()
     outcome = loop.train(config, workdir.value)
     # Launchers restart what a signal ended: the shell's code for it.
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by

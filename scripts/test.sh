@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # Lints and tests, from a fresh machine:  scripts/test.sh [pytest's arguments]
+# WITH_TORCH=1 installs PyTorch, too: without it the tests of its files are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 enter_environment .venv-test requirements-dev.txt
+if [ -n "${WITH_TORCH:-}" ]; then
+    python -m pip install --quiet torch==2.13.0
+fi
 
 ruff check .
 ruff format --check .

@@ -44,7 +44,7 @@ def reference_data():
     return pathlib.Path(__file__).parent / "data"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config():
     """A function of overrides that makes the config of a run of seconds."""
     from convit_jax.config import resolve
@@ -69,3 +69,15 @@ def make_config():
         return resolve(values)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def workdir(make_config, tmp_path_factory):
+    """What two steps of training on the digits leave, a running average among it."""
+    from convit_jax.training import loop
+
+    directory = tmp_path_factory.mktemp("workdir")
+    loop.train(
+        make_config(train_for="2 steps", ema_decay=0.5, eval_every="2 steps"), str(directory)
+    )
+    return directory

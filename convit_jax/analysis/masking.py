@@ -35,4 +35,5 @@ def _set_gates(model: VisionTransformer, layers: int, gating: float) -> None:
         has = f"its GPSA layers are the first {a.gpsa_layers}" if a.gpsa_layers else "it has none"
         raise InputError(f"cannot mask {layers} GPSA layers of the model: {has}")
     for block in model.blocks[:layers]:
-        block.attention.gating = nnx.Param(jnp.full(a.num_heads, gating))
+        # nnx.data: an ungated layer has None there, which is no data.
+        block.attention.gating = nnx.data(nnx.Param(jnp.full(a.num_heads, gating)))

@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from convit_jax.errors import InputError
@@ -47,12 +48,10 @@ def warm_start(state: TrainState, weights: Weights, card: Card, sharding: Any) -
         loaded = from_torch(tensors, made)
     params = jax.tree.unflatten(jax.tree.structure(state.params), [loaded[name] for name in names])
     log.info("%s", _report(weights, made, names, keeps_head, about_head))
-    return dataclasses.replace(
-        state,
-        params=jax.device_put(params, sharding),
-        # A copy of its own: the step gives the parameters' buffers away.
-        ema_params=None if state.ema_params is None else jax.device_put(params, sharding),
-    )
+    # Copies of their own, not views of the host's memory: the step gives the buffers away.
+    place = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=sharding)
+    ema_params = None if state.ema_params is None else place(params)
+    return dataclasses.replace(state, params=place(params), ema_params=ema_params)
 
 
 def _compare_classes(weights: Weights, card: Card) -> tuple[bool, str]:

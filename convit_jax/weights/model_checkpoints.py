@@ -112,7 +112,10 @@ def write_checkpoint(directory: epath.Path, params: Mapping[str, np.ndarray], ca
 def _restore_params(state: epath.Path) -> dict[str, np.ndarray]:
     """The model's parameters alone, by dotted name, without the optimizer's state."""
     with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
-        saved = reader.metadata(state).item_metadata.tree
+        metadata = reader.metadata(state).item_metadata
+        if metadata is None:
+            raise ValueError("what it holds cannot be read")
+        saved = metadata.tree
         wanted = "ema_params" if saved.get("ema_params") else "params"
         item = {wanted: saved[wanted]}
         as_numpy = jax.tree.map(

@@ -1,0 +1,27 @@
+"""Weights for these tests."""
+
+import jax
+import numpy as np
+import pytest
+
+from convit_jax.weights import open_weights
+
+
+@pytest.fixture
+def four_heads(reference_data):
+    """The reference weights: four heads, four layers of which three GPSA, ten classes, 96 px."""
+    return open_weights(reference_data / "four_heads.safetensors")
+
+
+@pytest.fixture
+def agrees(reference_data):
+    """A function of a model: asserts that its features and logits are the reference's."""
+
+    def check(model, name="four_heads"):
+        with np.load(reference_data / f"{name}.npz") as reference:
+            trace = jax.jit(model.trace)(reference["images"])
+            for what, value in (("features", trace.features), ("logits", trace.logits)):
+                expected = reference[what]
+                assert np.abs(value - expected).max() < 1e-5 * np.abs(expected).max(), what
+
+    return check

@@ -1,0 +1,124 @@
+"""Weights from addresses: a server of our own, and a hub's cache without a network."""
+
+import functools
+import http.server
+import pathlib
+import shutil
+import threading
+
+import pytest
+
+from convit_jax.errors import InputError
+from convit_jax.weights import open_weights
+from convit_jax.weights.downloads import fetch
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a directory; /short… breaks off, /page… is a web page."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        if self.path.startswith(("/short", "/page")):
+            content = b"<!DOCTYPE html> sign in" if self.path.startswith("/page") else b"12345"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content) + 100 * ("short" in self.path)))
+            self.end_headers()
+            self.wfile.write(content)
+            return
+        super().do_GET()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(reference_data, monkeypatch, tmp_path):
+    """A server of tests/data; its paths that were asked for are in `asked`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    handler = functools.partial(Handler, directory=str(reference_data))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        running.asked = []
+        running.address = f"http://127.0.0.1:{running.server_port}"
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_a_file_is_fetched_once(server, agrees, tmp_path):
+    address = f"{server.address}/four_heads.safetensors"
+    agrees(open_weights(address).model())
+    open_weights(address)
+    assert server.asked == ["/four_heads.safetensors"]
+    kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert [path.name for path in kept] == ["four_heads.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("nothing.safetensors", "could not be fetched: .*404|could not be fetched: File not found"),
+        ("short.safetensors", "connection broke after 5 of 105 bytes"),
+        ("page.safetensors", "is a web page, not weights"),
+        ("weights.zip", "expected a file that ends in .safetensors"),
+    ],
+)
+def test_what_goes_wrong_is_told_and_not_kept(server, path, told, tmp_path):
+    with pytest.raises(InputError, match=told):
+        open_weights(f"{server.address}/{path}")
+    assert not [found for found in (tmp_path / "cache").rglob("*") if found.is_file()]
+
+
+def test_no_server_is_told_in_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"could not be fetched: .*[Rr]efused"):
+        fetch("http://127.0.0.1:9/x.safetensors")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The cache of a hub that cannot be reached: a function puts a file into it."""
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is an optional extra")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def put(repository, file):
+        root = tmp_path / f"models--{repository.replace('/', '--')}"
+        snapshot = root / "snapshots" / "0123"
+        snapshot.mkdir(parents=True)
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text("0123")
+        shutil.copy(file, snapshot / "model.safetensors")
+
+    return put
+
+
+def test_a_hubs_model_is_found_in_its_cache_without_a_network(hub, reference_data, agrees):
+    hub("timm/convit_four.fb_in1k", reference_data / "four_heads.safetensors")
+    agrees(open_weights("hf://timm/convit_four.fb_in1k").model())
+    inside = fetch("hf://timm/convit_four.fb_in1k/model.safetensors")
+    assert pathlib.Path(inside).name == "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("hf://timm/convit_tiny.fb_in1k", "cannot be reached, and its cache here has no model.saf"),
+        ("hf://timm", "expected hf://ORG/NAME"),
+        ("hf://timm/a b", "could not be fetched"),
+    ],
+)
+def test_what_a_hub_does_not_have_is_told_in_a_sentence(hub, name, told):
+    with pytest.raises(InputError, match=told):
+        open_weights(name)
+
+
+def test_without_the_hubs_package_the_message_says_what_to_install(monkeypatch):
+    from convit_jax.weights import downloads
+
+    monkeypatch.setattr(downloads.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install huggingface_hub"):
+        open_weights("hf://timm/convit_tiny.fb_in1k")
