@@ -101,7 +101,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(arguments)
     fields = command_line.overrides(arguments.override)
     with Screen() as screen:
-        join_processes()
         weights = open_weights(arguments.weights)
         model = weights.model(**fields)
         mask = _mask(model, arguments)
@@ -255,4 +254,4 @@ def _json(
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.run("evaluate", main))
+    sys.exit(command_line.run("evaluate", lambda: join_processes() or main()))

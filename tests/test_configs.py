@@ -13,6 +13,7 @@ from convit_jax.errors import InputError
 from convit_jax.training import make_experiment
 from convit_jax.training.optimizer import match_parameters, parameter_names
 from convit_jax.typed_config import differences
+from convit_jax.weights import open_weights
 
 VARIANTS = {
     "digits": ["", "convit", "deit"],
@@ -45,7 +46,11 @@ def load(repository, name):
 
 
 def test_every_config_file_is_tested(repository):
-    assert {path.stem for path in repository.glob("configs/*.py")} == {*VARIANTS, "imagenet"}
+    assert {path.stem for path in repository.glob("configs/*.py")} == {
+        *VARIANTS,
+        "imagenet",
+        "finetune",
+    }
 
 
 @pytest.mark.parametrize(
@@ -183,3 +188,61 @@ def test_the_papers_runs_have_the_papers_lengths(repository):
 def test_a_wrong_argument_is_told_in_a_sentence(name, argument, message, repository):
     with pytest.raises(InputError, match=message):
         load(repository, name).get_config(argument)
+
+
+@pytest.fixture
+def finetune(repository):
+    """A function of the argument: configs/finetune.py's config."""
+    module = load(repository, "finetune")
+    return lambda argument: resolve(module.get_config(argument))
+
+
+def test_fine_tuning_takes_the_weights_own_model_and_preprocessing(
+    finetune, workdir, reference_data
+):
+    config = finetune(f"data=digits:train,eval=digits:test,weights={workdir}")
+    made = make_experiment(config, num_examples=100, num_classes=10).architecture
+    there = open_weights(workdir).architecture()
+    assert made == dataclasses.replace(there, drop_path_rate=0.1)
+    assert (config.data.mean, config.data.std) == ((0.3,), (0.4,))
+    assert (config.data.eval, config.data.holdout) == ("digits:test", 0.0)
+    assert config.augment.crop == "none"  # digits may not be mirrored
+    weights = reference_data / "nine_heads.safetensors"
+    config = finetune(f"data=tfds:x:train,weights={weights},image_size=96,epochs=7")
+    assert (config.model.name, config.model.head_dim) == ("convit_small", 8)
+    assert config.data.image_size == (96,)
+    assert (config.train_for, config.data.holdout) == ("7 epochs", 0.1)
+    assert config.augment.crop == "random_resized"
+
+
+def test_a_probe_trains_the_head_alone(finetune, workdir):
+    config = finetune(f"data=digits:train,weights={workdir},probe")
+    experiment = make_experiment(config, num_examples=100, num_classes=10)
+    params = experiment.abstract_state().params
+    frozen = jax.tree.leaves(match_parameters(params, config.optimizer.frozen, "optimizer.frozen"))
+    named = zip(parameter_names(params), frozen, strict=True)
+    assert {name for name, is_frozen in named if not is_frozen} == {"head.kernel", "head.bias"}
+
+
+def test_a_folder_of_parts_is_used_as_they_say(finetune, workdir, tmp_path):
+    for part in ("train", "validation"):
+        (tmp_path / part).mkdir()
+    config = finetune(f"data=folder:{tmp_path},weights={workdir}")
+    assert config.data.train == f"folder:{tmp_path}/train"
+    assert config.data.eval == f"folder:{tmp_path}/validation"
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("data=digits:train", "weights= is missing, expected configs/finetune.py:data="),
+        ("", "data= is missing"),
+        ("dtaa=x,weights=y", "'dtaa=x': did you mean 'data'"),
+        ("data=x,weights=nowhere.safetensors", "nowhere.safetensors: the file does not exist"),
+        ("data=x,weights=W,probe=1", "'probe=1': expected probe, without a value"),
+        ("data=x,weights=W,epochs=many", "'epochs=many': expected a whole number above 0"),
+    ],
+)
+def test_fine_tunings_mistakes_are_told_in_a_sentence(finetune, workdir, argument, told):
+    with pytest.raises(InputError, match=told):
+        finetune(argument.replace("W", str(workdir)))

@@ -1,6 +1,8 @@
 """Where examples come from: a name like `folder:PATH` → random access to encoded images."""
 
+import contextlib
 import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -86,7 +88,9 @@ def _digits() -> tfds.core.DatasetBuilder:
     if not builder.data_path.exists():
         tfds.disable_progress_bar()
         try:
-            builder.download_and_prepare()
+            # TFDS tells of it on standard output, which is the commands'.
+            with contextlib.redirect_stdout(sys.stderr):
+                builder.download_and_prepare()
         except OSError:
             # Another process wrote the same files first; its copy is as good.
             if not builder.data_path.exists():

@@ -1,13 +1,10 @@
 """Several processes of one program, each with devices of its own."""
 
-import logging
 import os
 
 import jax
 
 from convit_jax.errors import InputError, RunError
-
-log = logging.getLogger(__name__)
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -42,4 +39,3 @@ def join_processes() -> None:
     except RuntimeError as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(f"the other processes cannot be reached: {line}") from error
-    log.info("process %d of %d", jax.process_index(), jax.process_count())

@@ -50,7 +50,8 @@ def make_eval_step(
         of_label = jnp.where(true, logits, -jnp.inf).max(axis=-1, keepdims=True)
         rank = jnp.sum(~(logits <= of_label), axis=-1)
         sums = {
-            "loss": jnp.sum(losses * mask),
+            # Padding has a label of its own, which may not be among those told apart: ∞ · 0.
+            "loss": jnp.sum(jnp.where(mask > 0, losses, 0.0)),
             "accuracy": jnp.sum((rank < 1) * mask),
             "accuracy_top5": jnp.sum((rank < 5) * mask),
             "examples": jnp.sum(mask),

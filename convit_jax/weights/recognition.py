@@ -117,14 +117,15 @@ def model_keys(architecture: Architecture) -> dict[str, Any]:
     Image size and number of classes are left out: the data decide them.
     """
     family = "convit" if architecture.gpsa_layers else "deit"
-    fixed = {name: getattr(architecture, name) for name in ("image_size", "num_classes")}
+    by_data = ("image_size", "num_classes")
+    fields = [f.name for f in dataclasses.fields(Architecture) if f.name not in by_data]
 
     def changed(name: str) -> dict[str, Any]:
-        named = models.architecture(name, **fixed)
+        named = models.architecture(name)
         return {
-            field.name: getattr(architecture, field.name)
-            for field in dataclasses.fields(Architecture)
-            if getattr(architecture, field.name) != getattr(named, field.name)
+            field: getattr(architecture, field)
+            for field in fields
+            if getattr(architecture, field) != getattr(named, field)
         }
 
     names = [name for name in models.list_models() if name.startswith(family)]

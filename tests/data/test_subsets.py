@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from convit_jax.data import describe_classes, open_source, subset
+from convit_jax.data import describe_classes, hold_out, open_source, subset
 from convit_jax.errors import InputError
 
 
@@ -68,3 +68,20 @@ def test_a_subset_of_a_tfds_dataset_is_found_once_and_kept(digits, monkeypatch):
 def test_what_leaves_a_class_empty_is_told_in_a_sentence(folder, options, message):
     with pytest.raises(InputError, match=message):
         take(folder, **options)
+
+
+def test_a_share_of_each_class_is_held_out(folder):
+    rest, held = hold_out(folder, 0.2, seed=3)
+    assert describe_classes(held) == "7 examples, 1 to 4 of each of 3 classes"
+    assert sorted(names(rest) + names(held)) == sorted(names(folder))
+    assert names(hold_out(folder, 0.2, seed=3)[1]) == names(held)
+    assert names(hold_out(folder, 0.2, seed=4)[1]) != names(held)
+    # Of what is left a fraction can be taken, as of any source.
+    part = take(rest, 0.5)
+    assert not set(names(part)) & set(names(held))
+    assert describe_classes(part) == "15 examples, 3 to 8 of each of 3 classes"
+
+
+def test_a_class_too_small_to_hold_out_is_told_in_a_sentence(folder):
+    with pytest.raises(InputError, match=r"holdout=0.95 leaves none of the 10 examples .*'a'"):
+        hold_out(folder, 0.95, seed=0)

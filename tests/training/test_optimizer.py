@@ -131,3 +131,29 @@ def test_frozen_parameters_neither_move_nor_decay():
     assert not updates["a"]["kernel"].any()
     assert not updates["a"]["bias"].any()
     assert updates["cls_token"].all()
+
+
+def test_layers_near_the_images_learn_more_slowly():
+    """Block i of n has decay^(n - i) of the rate, what comes before decay^(n + 1), the head 1."""
+    block = {"norm1": {"scale": jnp.ones(1)}}
+    params = {
+        "patch_embed": {"kernel": jnp.ones(1)},
+        "cls_token": jnp.ones(1),
+        "blocks": {0: block, 1: block, 2: block},
+        "norm": {"scale": jnp.ones(1)},
+        "head": {"kernel": jnp.ones(1)},
+    }
+    ones = jax.tree.map(jnp.ones_like, params)
+
+    def updates(layer_decay):
+        values = {"layer_decay": layer_decay, "weight_decay": 0.3, "no_decay": ()}
+        config = resolve({"optimizer": values}).optimizer
+        optimizer = make_optimizer(config, optax.constant_schedule(0.1), params)
+        return optimizer.update(ones, optimizer.init(params), params)[0]
+
+    ratio = jax.tree.map(lambda slow, fast: float((slow / fast)[0]), updates(0.5), updates(1.0))
+    assert [ratio["blocks"][i]["norm1"]["scale"] for i in range(3)] == pytest.approx(
+        [0.125, 0.25, 0.5]
+    )
+    assert ratio["cls_token"] == ratio["patch_embed"]["kernel"] == pytest.approx(0.0625)
+    assert ratio["norm"]["scale"] == ratio["head"]["kernel"] == pytest.approx(1.0)

@@ -11,7 +11,7 @@ from flax import nnx
 import convit_jax
 from convit_jax import models
 from convit_jax.errors import InputError
-from convit_jax.weights import nearest_model, read_tensors, recognise, to_torch
+from convit_jax.weights import model_keys, nearest_model, read_tensors, recognise, to_torch
 
 torch_only = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
@@ -144,3 +144,22 @@ def test_what_is_no_pytorch_file_is_told_in_a_sentence(content, tmp_path):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(InputError, match=r"x.pth"):
         convit_jax.load_model(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("convit_small_plus", {}),
+        ("deit_base", {"num_classes": 3}),
+        ("convit_tiny", {"depth": 4, "gpsa_layers": 3, "num_heads": 9, "head_dim": 8}),
+        ("convit_tiny", {"patch_size": 2, "image_size": 8}),
+        ("deit_tiny", {"depth": 4, "num_heads": 9, "head_dim": 8, "in_channels": 1}),
+        ("convit_base", {"use_gating": False, "qkv_bias": True, "image_size": 96}),
+    ],
+)
+def test_config_keys_make_the_same_model_again(name, overrides):
+    made = models.architecture(name, **overrides)
+    keys = model_keys(made)
+    fixed = {"image_size": made.image_size, "num_classes": made.num_classes}
+    assert models.architecture(**keys, **fixed) == made
+    assert overrides or keys == {"name": name}
