@@ -4,7 +4,7 @@ The workdir receives config.json, checkpoints/, metrics.jsonl and TensorBoard ev
 command again resumes from the newest checkpoint. SIGTERM and Ctrl-C save first.
 """
 
-# Worker processes import this file again, so nothing heavy stands at its top.
+# What is heavy is imported once the flags are known to be right.
 import os
 import sys
 

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if jax.process_index() == 0:
         reference = _reference(arguments, weights, source, mask)
         report = _json if arguments.json else _text
-        report(arguments, measured, source, reference)
+        report(arguments, measured, source, among, reference)
         if arguments.confusion:
             measured.write_confusion(arguments.confusion, source.class_names)
     return 0
@@ -196,12 +196,15 @@ def _text(
     arguments: argparse.Namespace,
     measured: analysis.Accuracy,
     source: data.Source,
+    among: tuple[int, ...] | None,
     reference: tuple[str, analysis.Published] | None,
 ) -> None:
     print(
         f"{arguments.weights} on {arguments.data}: top-1 {100 * measured.top1:.2f} %, top-5 "
         f"{100 * measured.top5:.2f} %, loss {measured.loss:.4f}, {measured.examples:,} examples"
     )
+    if among:
+        print(f"told apart: {len(among):,} of the {len(source.class_names):,} classes")
     if measured.examples < len(source):
         print(f"{len(source) - measured.examples:,} examples were unreadable or have no label")
     if reference:
@@ -239,11 +242,13 @@ def _json(
     arguments: argparse.Namespace,
     measured: analysis.Accuracy,
     source: data.Source,
+    among: tuple[int, ...] | None,
     reference: tuple[str, analysis.Published] | None,
 ) -> None:
     record: dict[str, Any] = {
         "weights": arguments.weights,
         "data": arguments.data,
+        "classes": len(among or source.class_names),
         **{name: getattr(measured, name) for name in ("examples", "top1", "top5", "loss")},
     }
     if reference:

@@ -105,8 +105,8 @@ def _parse_torch(content: bytes, path: epath.Path) -> dict[str, np.ndarray]:
             reason = "it is damaged, or would run code when it is loaded"
         raise InputError(f"{path} was not read: {reason}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} is not a whole PyTorch file: {line}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise InputError(f"{path} is not a whole PyTorch file: {reason}") from error
     return _tensors_in(loaded, path)
 
 
