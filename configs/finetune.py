@@ -65,6 +65,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.optimizer.layer_decay = 0.75
     if "probe" in given:
         config.model.drop_path_rate = 0.0
+        config.optimizer.learning_rate = 3e-3
         config.optimizer.layer_decay = 1.0
         config.optimizer.frozen = (r"(?!head\.).*",)
     return config

@@ -44,8 +44,8 @@ def warm_start(state: TrainState, weights: Weights, card: Card, sharding: Any) -
         head = {name: np.asarray(fresh[name]) for name in names if name.startswith(_HEAD)}
         tensors |= to_torch(head, made)
     with weights.named():
-        _check_heads(weights, made)
         loaded = from_torch(tensors, made)
+        _check_heads(weights, made)
     params = jax.tree.unflatten(jax.tree.structure(state.params), [loaded[name] for name in names])
     log.info("%s", _report(weights, made, names, keeps_head, about_head))
     # Copies of their own, not views of the host's memory: the step gives the buffers away.

@@ -86,3 +86,4 @@ def log_end(directory: epath.Path, checkpoints: ocp.CheckpointManager) -> None:
     log.info("metrics        %s", directory / "metrics.jsonl")
     log.info("configuration  %s", directory / "config.json")
     log.info("next           tensorboard --logdir %s", directory)
+    log.info("               python -m convit_jax.predict --weights %s IMAGE", directory)
