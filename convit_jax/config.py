@@ -165,6 +165,17 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices share the work; the result is the same."""
+
+    fsdp: int = key(
+        1,
+        "devices that parameters and optimizer state are spread over, to save memory; the batch is "
+        "spread over all devices in any case",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """When the state is saved and which saves are kept."""
 
@@ -207,6 +218,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 
@@ -267,6 +279,7 @@ def _check_values(config: Config) -> None:
         (o.accumulate >= 1, "optimizer.accumulate", "at least 1"),
         (config.batch_size % o.accumulate == 0, "optimizer.accumulate", "a divisor of batch_size"),
         (len(config.data.image_size) in (1, 2), "data.image_size", "(side,) or (height, width)"),
+        (config.mesh.fsdp >= 1, "mesh.fsdp", "at least 1"),
         (c.keep_latest >= 1, "checkpoint.keep_latest", "at least 1"),
         (c.keep_best >= 0, "checkpoint.keep_best", "0 or more"),
         (o.schedule_every in ("step", "epoch"), "optimizer.schedule_every", "'step' or 'epoch'"),

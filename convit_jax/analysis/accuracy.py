@@ -122,7 +122,7 @@ def measure_accuracy(
         data.EvalTransform(
             preprocessing.image_size, len(preprocessing.mean), preprocessing.crop_fraction
         ),
-        shard=data.Shard(jax.process_index(), jax.process_count()),
+        rows=meshes.local_rows(rows, batch_size),
         reading=reading,
     )
     total = data.num_eval_batches(len(source), batch_size)
@@ -131,6 +131,7 @@ def measure_accuracy(
         jax.device_put(nnx.to_pure_dict(params), everywhere),
         batches,
         rows,
+        batch_size,
         lambda done: progress(done, total),
     )
     if not totals["examples"]:

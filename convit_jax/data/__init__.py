@@ -11,7 +11,6 @@ _HOMES = {
     "EpochOrder": "order",
     "EvalTransform": "transforms",
     "Reading": "loader",
-    "Shard": "loader",
     "Source": "source",
     "TrainTransform": "transforms",
     "eval_batches": "loader",

@@ -2,8 +2,8 @@
 
 A batch is a dictionary of NumPy arrays, this process's rows of the global batch: `image` uint8
 [rows, height, width, channels], `label` int32 [rows] and, in evaluation, `mask` float32 [rows].
-Process p of P holds rows p·B/P to (p + 1)·B/P - 1, so the global batch of a step is the same for
-any number of processes.
+Which rows those are is said by the caller, who knows the devices; what is in them is not changed by
+it, so the global batch of a step is the same for any number of processes.
 """
 
 import contextlib
@@ -20,34 +20,11 @@ from convit_jax.data.order import EpochOrder
 from convit_jax.data.reading import Broken, Images, Row, RowReader, RowsRead
 from convit_jax.data.transforms import EvalTransform, TrainTransform
 from convit_jax.data.workers import WorkerPool
-from convit_jax.errors import InputError, RunError
+from convit_jax.errors import RunError
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """This process's part of every global batch: process `index` of `count`."""
-
-    index: int = 0
-    count: int = 1
-
-    def rows(self, batch_size: int) -> range:
-        """The rows of a global batch that the process holds.
-
-        Raises:
-            InputError: the batch does not divide among the processes.
-        """
-        if batch_size % self.count:
-            lower = batch_size - batch_size % self.count
-            raise InputError(
-                f"a batch of {batch_size} does not divide among {self.count} processes: the "
-                f"nearest that do are {lower or self.count} and {lower + self.count}"
-            )
-        rows = batch_size // self.count
-        return range(self.index * rows, (self.index + 1) * rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +58,7 @@ def train_batches(
     *,
     start_step: int,
     num_steps: int,
-    shard: Shard = Shard(),
+    rows: Sequence[int] | None = None,
     reading: Reading = Reading(),
 ) -> Iterator[Batch]:
     """This process's rows of the global batches of steps `start_step` to `num_steps` - 1.
@@ -89,18 +66,25 @@ def train_batches(
     A batch depends on the order's seed and its step alone: not on `start_step`, on the number of
     processes or on how the reading is spread. Reaching any `start_step` costs the same.
 
+    Args:
+        images: the examples.
+        order: which of them stands where.
+        transform: of images.
+        start_step, num_steps: the first step, and one past the last.
+        rows: which rows of each batch are this process's, ascending; None for all.
+        reading: how the reading is spread over this machine.
+
     Raises:
-        InputError: the batch does not divide among the processes.
         RunError: more of the images are broken than allowed.
     """
-    mine = shard.rows(order.batch_size)
+    mine = range(order.batch_size) if rows is None else rows
     shape = (*transform.image_size, transform.channels)
     reader = RowReader(images, transform, shape, order.seed)
 
-    def rows(step: int) -> list[Row]:
+    def located(step: int) -> list[Row]:
         return [order.locate(step, row) for row in mine]
 
-    return _batches(reader, rows, range(start_step, num_steps), reading, masked=False)
+    return _batches(reader, located, range(start_step, num_steps), reading, masked=False)
 
 
 def num_eval_batches(num_examples: int, batch_size: int) -> int:
@@ -113,24 +97,26 @@ def eval_batches(
     batch_size: int,
     transform: EvalTransform,
     *,
-    shard: Shard = Shard(),
+    rows: Sequence[int] | None = None,
     reading: Reading = Reading(),
 ) -> Iterator[Batch]:
     """This process's rows of batches that hold every example once, in order.
 
-    The rows that fill up the last batch, and those of broken images, have `mask` 0.
+    The rows that fill up the last batch, and those of broken images, have `mask` 0. `rows` are as
+    in `train_batches`.
 
     Raises:
-        InputError: the batch does not divide among the processes.
         RunError: more of the images are broken than allowed.
     """
-    mine, count = shard.rows(batch_size), len(images)
+    mine, count = range(batch_size) if rows is None else rows, len(images)
     reader = RowReader(images, transform, (*transform.image_size, transform.channels), None)
 
-    def rows(step: int) -> list[Row]:
+    def located(step: int) -> list[Row]:
         return [Row(i if i < count else -1) for i in (step * batch_size + row for row in mine)]
 
-    return _batches(reader, rows, range(num_eval_batches(count, batch_size)), reading, masked=True)
+    return _batches(
+        reader, located, range(num_eval_batches(count, batch_size)), reading, masked=True
+    )
 
 
 def _batches(

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from convit_jax.config import CheckpointConfig, Config, resolve
@@ -44,7 +45,9 @@ def open_checkpoints(directory: epath.Path, keep: CheckpointConfig) -> ocp.Check
                 get_metric_fn=_score, n=keep.keep_best, keep_checkpoints_without_metrics=False
             )
         )
-    _set_aside_unranked(directory)
+    if jax.process_index() == 0:
+        _set_aside_unranked(directory)
+    multihost_utils.sync_global_devices("checkpoints can be listed")
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         best_fn=_score,
@@ -175,13 +178,15 @@ def restore_newest(
     Args:
         checkpoints: where from.
         abstract_state: shapes and types of the state.
-        sharding: how each array is to lie on the devices; a tree like the state or one for all.
+        sharding: how each array is to lie on the devices, a tree like the state.
 
     Raises:
         RunError: there are checkpoints, and none can be read.
     """
     target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract_state,
+        sharding,
     )
     steps = sorted(checkpoints.all_steps(), reverse=True)
     for step in steps:
@@ -189,14 +194,16 @@ def restore_newest(
             args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(target)})
             return checkpoints.restore(step, args=args)[STATE]
         except DAMAGE as error:
-            aside = _set_aside(checkpoints.directory / str(step))
-            checkpoints.reload()
             log.warning(
-                "the checkpoint of step %d is damaged (%s): kept as %s, trying the one before",
+                "the checkpoint of step %d is damaged (%s): it is set aside, trying the one before",
                 step,
                 _first_line(error),
-                aside.name,
             )
+            # Every process found so; one renames it, and the others wait for that.
+            if jax.process_index() == 0:
+                _set_aside(checkpoints.directory / str(step))
+            multihost_utils.sync_global_devices(f"set step {step} aside")
+            checkpoints.reload()
     if steps:
         raise RunError(
             f"none of the {len(steps)} checkpoints in {checkpoints.directory} can be read; they "
@@ -214,22 +221,22 @@ def _set_aside_unranked(directory: epath.Path) -> None:
         try:
             json.loads(metrics.read_text())
         except ValueError:
-            aside = _set_aside(checkpoint)
             log.warning(
-                "the checkpoint of step %s is damaged (its metrics cannot be read): kept as %s",
+                "the checkpoint of step %s is damaged (no metrics can be read): it is set aside",
                 checkpoint.name,
-                aside.name,
             )
+            _set_aside(checkpoint)
 
 
-def _set_aside(checkpoint: epath.Path) -> epath.Path:
+def _set_aside(checkpoint: epath.Path) -> None:
     """Renames a damaged checkpoint, so that its step can be saved again and nothing is lost."""
     aside = checkpoint.parent / (checkpoint.name + _DAMAGED_SUFFIX)
     number = 1
     while aside.exists():
         number += 1
         aside = checkpoint.parent / f"{checkpoint.name}{_DAMAGED_SUFFIX}{number}"
-    return checkpoint.rename(aside)
+    checkpoint.rename(aside)
+    log.warning("the damaged checkpoint is kept as %s", aside.name)
 
 
 def _first_line(error: Exception) -> str:

@@ -22,6 +22,7 @@ def sum_over_examples(
     params: Any,
     batches: Iterable[Batch],
     sharding: NamedSharding,
+    batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, np.ndarray]:
     """What the evaluation step sums, over all batches.
@@ -31,12 +32,13 @@ def sum_over_examples(
         params: the model's parameters.
         batches: this process's rows of each batch, padding marked by `mask`.
         sharding: of a batch.
+        batch_size: rows of all processes together.
         progress: told after each batch how many are done.
     """
     totals: Metrics | None = None
     in_flight: collections.deque[Metrics] = collections.deque()
     for done, batch in enumerate(batches, 1):
-        sums = eval_step(params, to_global(batch, sharding))
+        sums = eval_step(params, to_global(batch, sharding, batch_size))
         totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         in_flight.append(sums)
         if len(in_flight) > BATCHES_IN_FLIGHT:

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.examples import open_training_data
 from convit_jax.training.experiment import Experiment, make_experiment
 from convit_jax.training.reporting import make_writer
+from convit_jax.training.sharding import state_sharding
 from convit_jax.training.signals import StopRequest, stop_on_signals
 from convit_jax.training.step import Metrics, TrainState
 from convit_jax.training.warm_start import warm_start
@@ -82,7 +84,7 @@ def train(config: Config, workdir: str) -> Outcome:
         state, start = _first_state(run, checkpoints)
         if jax.process_index() == 0:
             workdirs.write_config(directory, experiment)
-        workdirs.log_beginning(experiment, state, start, run.shard.count)
+        workdirs.log_beginning(experiment, state, start, run.mesh, run.state_sharding)
         writer = make_writer(
             directory,
             steps_per_epoch=experiment.order.steps_per_epoch,
@@ -113,7 +115,7 @@ class _Run:
 
     experiment: Experiment
     mesh: jax.sharding.Mesh
-    shard: data.Shard
+    state_sharding: TrainState
     train_step: Callable[..., tuple[TrainState, Metrics]]
     eval_step: Callable[..., Metrics]
     card: Card
@@ -124,15 +126,15 @@ class _Run:
     def make(
         cls, experiment: Experiment, examples: data.Source, eval_examples: data.Source
     ) -> "_Run":
-        """Raises InputError where the devices do not divide a batch."""
+        """Raises InputError where the devices do not divide a batch or into groups."""
         config = experiment.config
-        mesh = meshes.create_mesh()
+        mesh = meshes.create_mesh(config.mesh.fsdp)
         part = config.batch_size // config.optimizer.accumulate
         mixed = experiment.step_config.mixing.on
         meshes.check_divides(mesh, part, "config.batch_size / optimizer.accumulate", pairs=mixed)
         meshes.check_divides(mesh, config.eval_batch_size, "config.eval_batch_size")
         everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
-        shard = data.Shard(jax.process_index(), jax.process_count())
+        on_devices = state_sharding(experiment.abstract_state(), mesh)
         reading = data.Reading(
             config.data.num_workers, config.data.prefetch_batches, config.data.max_broken
         )
@@ -144,7 +146,7 @@ class _Run:
                 experiment.train_transform,
                 start_step=start,
                 num_steps=experiment.total_steps,
-                shard=shard,
+                rows=meshes.local_rows(rows, config.batch_size),
                 reading=reading,
             )
 
@@ -153,22 +155,24 @@ class _Run:
                 eval_examples,
                 config.eval_batch_size,
                 experiment.eval_transform,
-                shard=shard,
+                rows=meshes.local_rows(rows, config.eval_batch_size),
                 reading=reading,
             )
 
         return cls(
             experiment=experiment,
             mesh=mesh,
-            shard=shard,
+            state_sharding=on_devices,
             train_step=jax.jit(
                 experiment.train_step,
-                in_shardings=(everywhere, rows),
-                out_shardings=everywhere,
+                in_shardings=(on_devices, rows),
+                out_shardings=(on_devices, everywhere),
                 donate_argnums=0,
             ),
             eval_step=jax.jit(
-                experiment.eval_step, in_shardings=(everywhere, rows), out_shardings=everywhere
+                experiment.eval_step,
+                in_shardings=(on_devices.eval_params, rows),
+                out_shardings=everywhere,
             ),
             card=Card.of_run(config, experiment.architecture, examples.class_names),
             train_batches=train_batches,
@@ -178,15 +182,15 @@ class _Run:
 
 def _first_state(run: _Run, checkpoints: ocp.CheckpointManager) -> tuple[TrainState, int]:
     """The newest checkpoint's state or else a fresh one, and the steps it has done."""
-    everywhere = meshes.replicated(run.mesh)
-    state = saving.restore_newest(checkpoints, run.experiment.abstract_state(), everywhere)
+    on_devices = run.state_sharding
+    state = saving.restore_newest(checkpoints, run.experiment.abstract_state(), on_devices)
     if state is not None:
         log.info("resuming after step %d from %s", state.step, checkpoints.directory)
         return state, int(state.step)
     config = run.experiment.config
-    state = jax.jit(run.experiment.init_state, out_shardings=everywhere)()
+    state = jax.jit(run.experiment.init_state, out_shardings=on_devices)()
     if config.init_from:
-        warm = warm_start(state, open_weights(config.init_from), run.card, everywhere)
+        warm = warm_start(state, open_weights(config.init_from), run.card, on_devices)
         return warm, 0
     log.info("starting from fresh parameters, seed %d", config.seed)
     return state, 0
@@ -219,10 +223,10 @@ def _take_steps(
             scalars = means | clock.lap(step)
             writer.write_scalars(step, {f"train/{name}": v for name, v in scalars.items()})
 
-    step, stopping = start, bool(stop)
+    step, stopping = start, stop.reached(start)
     while step < total and not stopping:
         with clock.waiting():
-            batch = meshes.to_global(next(batches), rows)
+            batch = meshes.to_global(next(batches), rows, config.batch_size)
         state, metrics = run.train_step(state, batch)
         step += 1
         if step == start + 1:
@@ -236,7 +240,7 @@ def _take_steps(
         # A line is written one step late, when its numbers are there without waiting.
         if (step - 1) % experiment.log_every == 0:
             report(step - 1)
-        last, stopping = step == total, bool(stop)
+        last, stopping = step == total, stop.reached(step)
         evaluating = last or step % experiment.eval_every == 0
         saving_now = last or step % experiment.checkpoint_every == 0 or stopping
         if not (evaluating or saving_now):
@@ -246,12 +250,21 @@ def _take_steps(
             accuracy = None
             if evaluating:
                 screen.show("evaluating", step, total)
-                sums = sum_over_examples(run.eval_step, state.eval_params, run.eval_batches(), rows)
+                sums = sum_over_examples(
+                    run.eval_step,
+                    state.eval_params,
+                    run.eval_batches(),
+                    rows,
+                    config.eval_batch_size,
+                )
                 evaluation = means(sums)
                 writer.write_scalars(step, {f"eval/{k}": v for k, v in evaluation.items()})
                 accuracy = evaluation["accuracy"]
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
+                began = time.monotonic()
                 saving.save(checkpoints, state, step, config, run.card, accuracy)
+                stall = time.monotonic() - began
+                writer.write_scalars(step, {"checkpoint/stall_seconds": stall})
     return Outcome(step, stop.signal if step < total else None, evaluation)
 
 

@@ -1,5 +1,7 @@
 """The devices as one mesh, and how arrays lie on it."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -10,9 +12,26 @@ from convit_jax.errors import InputError
 AXES = ("data", "fsdp")
 
 
-def create_mesh() -> Mesh:
-    """All devices of all processes, along the `data` axis."""
-    return jax.make_mesh((jax.device_count(), 1), AXES, axis_types=(AxisType.Auto,) * 2)
+def create_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices in groups of `fsdp`, in which parameters are spread, along the `data` axis.
+
+    Args:
+        fsdp: size of a group.
+        devices: to be used; None for all of all processes.
+
+    Raises:
+        InputError: the devices do not divide into such groups.
+    """
+    count = jax.device_count() if devices is None else len(devices)
+    if count % fsdp:
+        fitting = [size for size in range(1, count + 1) if count % size == 0]
+        near = sorted(sorted(fitting, key=lambda size: abs(size - fsdp))[:2])
+        raise InputError(
+            f"config.mesh.fsdp={fsdp}: {count} devices do not divide into such groups; the "
+            f"nearest that do: {' and '.join(map(str, near))}"
+        )
+    shape, kinds = (count // fsdp, fsdp), (AxisType.Auto,) * 2
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -48,9 +67,26 @@ def check_divides(mesh: Mesh, batch_size: int, key: str, *, pairs: bool = False)
         )
 
 
-def to_global(batch: Batch, sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Every process's rows as one array over the mesh; returns before the copy is done."""
+def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
+    """The rows of a batch that this process's devices hold, ascending.
+
+    On a pod they need not be neighbours: a mesh follows the wires between chips, not the hosts.
+    """
+    places = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (rows,) in places for row in range(batch_size)[rows]})
+
+
+def to_global(batch: Batch, sharding: NamedSharding, batch_size: int) -> dict[str, jax.Array]:
+    """Every process's rows as one array over the mesh; returns before the copy is done.
+
+    Args:
+        batch: this process's `local_rows`.
+        sharding: of a batch.
+        batch_size: rows of all processes together.
+    """
     return {
-        name: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(rows))
+        name: jax.make_array_from_process_local_data(
+            sharding, np.ascontiguousarray(rows), (batch_size, *rows.shape[1:])
+        )
         for name, rows in batch.items()
     }

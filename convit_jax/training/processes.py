@@ -9,11 +9,15 @@ from convit_jax.errors import InputError, RunError
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
-def join_processes() -> None:
+def join_processes(heartbeat_seconds: int = 60) -> None:
     """Joins the other processes of this program, where there are any; to be called before JAX runs.
 
     JAX finds out about Cloud TPU, GKE, Slurm and Open MPI by itself. Elsewhere the environment
     tells: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+
+    Args:
+        heartbeat_seconds: how long a process may not be heard of before JAX's coordination service
+            ends the others, saying so: they would wait for it for ever.
 
     Raises:
         InputError: the environment tells some of the three, or what is no number.
@@ -30,7 +34,7 @@ def join_processes() -> None:
     else:
         arguments = {}
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat_seconds)
     except ValueError as error:
         # What JAX raises where it knows of no cluster, and nothing was told: one process.
         if not told and "coordinator_address should be defined" in str(error):

@@ -5,6 +5,9 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+import jax
+from jax.experimental import multihost_utils
+
 
 class StopRequest:
     """Whether, and by which signal, the run was asked to stop."""
@@ -12,14 +15,29 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
-    def __bool__(self) -> bool:
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step` steps; to be asked after each, by every process.
+
+        Of several processes any one may have been asked: JAX's coordination service tells the
+        others, and all agree on a step that none has passed.
+        """
+        alone = jax.process_count() == 1
+        if not alone and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = signal.SIGTERM
         return self.signal is not None
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Notes SIGTERM and Ctrl-C instead of dying of them; a second one is not held back."""
+    """Notes SIGTERM and Ctrl-C instead of dying of them; a second one is not held back.
+
+    Of several processes SIGTERM is noted by JAX's coordination service, which began to listen when
+    they joined, and Ctrl-C ends the one that it reaches.
+    """
     request = StopRequest()
+    if jax.process_count() > 1:
+        yield request
+        return
     previous = {}
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 
 from convit_jax.errors import InputError
 from convit_jax.models import Architecture
+from convit_jax.training.mesh import replicated
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.training.step import TrainState
 from convit_jax.weights import Card, Weights, from_torch, to_torch
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _HEAD = "head."
 
 
-def warm_start(state: TrainState, weights: Weights, card: Card, sharding: Any) -> TrainState:
+def warm_start(state: TrainState, weights: Weights, card: Card, sharding: TrainState) -> TrainState:
     """A fresh state with the parameters of other weights, as far as they fit.
 
     The head stays fresh where the weights have other classes. Absolute positions are resampled
@@ -30,28 +30,35 @@ def warm_start(state: TrainState, weights: Weights, card: Card, sharding: Any) -
         state: before the first step.
         weights: to start from.
         card: the run's own, with its architecture and classes.
-        sharding: how the parameters are to lie on the devices.
+        sharding: how the state is to lie on the devices, a tree like it.
 
     Raises:
         InputError: the weights are another model's; every misfit is listed.
     """
     made = card.architecture
     names = parameter_names(state.params)
-    fresh = dict(zip(names, jax.tree.leaves(state.params), strict=True))
     keeps_head, about_head = _compare_classes(weights, card)
     tensors = dict(weights.tensors_for(made))
     if not keeps_head:
-        head = {name: np.asarray(fresh[name]) for name in names if name.startswith(_HEAD)}
-        tensors |= to_torch(head, made)
+        tensors |= to_torch(_fresh_head(state, names, sharding), made)
     with weights.named():
         loaded = from_torch(tensors, made)
         _check_heads(weights, made)
     params = jax.tree.unflatten(jax.tree.structure(state.params), [loaded[name] for name in names])
     log.info("%s", _report(weights, made, names, keeps_head, about_head))
     # Copies of their own, not views of the host's memory: the step gives the buffers away.
-    place = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=sharding)
+    place = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=sharding.params)
     ema_params = None if state.ema_params is None else place(params)
     return dataclasses.replace(state, params=place(params), ema_params=ema_params)
+
+
+def _fresh_head(state: TrainState, names: list[str], sharding: TrainState) -> dict[str, np.ndarray]:
+    """The head's parameters, whole, wherever their parts lie."""
+    leaves = zip(names, jax.tree.leaves(state.params), strict=True)
+    head = {name: leaf for name, leaf in leaves if name.startswith(_HEAD)}
+    mesh = jax.tree.leaves(sharding.params)[0].mesh
+    gathered = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(head)
+    return {name: np.asarray(leaf) for name, leaf in gathered.items()}
 
 
 def _compare_classes(weights: Weights, card: Card) -> tuple[bool, str]:

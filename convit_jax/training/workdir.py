@@ -10,9 +10,11 @@ import jax
 import orbax.checkpoint as ocp
 from clu import parameter_overview
 from etils import epath
+from jax.sharding import Mesh
 
 from convit_jax.errors import InputError
 from convit_jax.training.experiment import Experiment
+from convit_jax.training.sharding import measure_spread
 from convit_jax.training.step import TrainState
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
@@ -50,23 +52,29 @@ def write_config(directory: epath.Path, experiment: Experiment) -> None:
     (directory / "config.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def log_beginning(experiment: Experiment, state: TrainState, start: int, processes: int) -> None:
-    """Logs what is about to run: parameters, steps, devices and how the batch falls on them."""
+def log_beginning(
+    experiment: Experiment, state: TrainState, start: int, mesh: Mesh, sharding: TrainState
+) -> None:
+    """Logs what is about to run: parameters, steps, devices and what of it falls on each."""
     config = experiment.config
     if start == 0:
         table = parameter_overview.get_parameter_overview(
             state.params, include_stats=False, max_lines=None
         )
         log.info("parameters of %s:\n%s", config.model.name, table)
-    devices = jax.devices()
     log.info(
-        "%d device(s) (%s) in %d process(es); global batch %d, %d a device",
-        len(devices),
-        devices[0].device_kind,
-        processes,
+        "%d device(s) (%s) in %d process(es), mesh data=%d x fsdp=%d; global batch %d: "
+        "%d a process, %d a device",
+        mesh.size,
+        mesh.devices.flat[0].device_kind,
+        jax.process_count(),
+        *mesh.devices.shape,
         config.batch_size,
-        config.batch_size // len(devices),
+        config.batch_size // jax.process_count(),
+        config.batch_size // mesh.size,
     )
+    log.info("parameters       %s", measure_spread(state.params, sharding.params))
+    log.info("optimizer state  %s", measure_spread(state.opt_state, sharding.opt_state))
     log.info(
         "steps %d to %d, %d an epoch of %d examples; the first step compiles",
         start + 1,

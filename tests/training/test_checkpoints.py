@@ -49,7 +49,8 @@ def store(tmp_path, make_config, state_at):
 
 def restore(store, state_at):
     everywhere = mesh.replicated(mesh.create_mesh())
-    return saving.restore_newest(store, jax.eval_shape(lambda: state_at(0)), everywhere)
+    abstract = jax.eval_shape(lambda: state_at(0))
+    return saving.restore_newest(store, abstract, jax.tree.map(lambda _: everywhere, abstract))
 
 
 def test_what_is_saved_comes_back_bit_for_bit(store, state_at):

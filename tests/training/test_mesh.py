@@ -28,7 +28,7 @@ rng, losses = np.random.default_rng(0), []
 for _ in range(4):
     batch = {"image": rng.integers(0, 256, (32, 8, 8, 1)).astype(np.uint8),
              "label": rng.integers(0, 10, 32).astype(np.int32)}
-    batch = mesh.to_global(batch, rows)
+    batch = mesh.to_global(batch, rows, 32)
     assert len(batch["image"].addressable_shards) == devices
     state, metrics = step(state, batch)
     losses.append(float(metrics["loss"]))

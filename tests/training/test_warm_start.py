@@ -12,6 +12,7 @@ from convit_jax.errors import InputError
 from convit_jax.models import architecture
 from convit_jax.training import make_experiment, mesh
 from convit_jax.training.optimizer import parameter_names
+from convit_jax.training.sharding import state_sharding
 from convit_jax.training.warm_start import warm_start
 from convit_jax.weights import Card, Weights, open_weights, to_torch
 from convit_jax.weights.torch_names import parameter_shapes
@@ -45,7 +46,7 @@ def start(caplog):
         experiment = make_experiment(config, num_examples=5000, num_classes=len(class_names))
         state = jax.jit(experiment.init_state)()
         card = Card(experiment.architecture, class_names)
-        warm = warm_start(state, weights, card, mesh.replicated(mesh.create_mesh()))
+        warm = warm_start(state, weights, card, state_sharding(state, mesh.create_mesh()))
         leaves = map(np.asarray, jax.tree.leaves(warm.params))
         return state, warm, dict(zip(parameter_names(warm.params), leaves, strict=True))
 
