@@ -11,7 +11,7 @@ import sys
 
 def main() -> int:
     """Trains as the flags say; returns an exit code."""
-    from absl import flags, logging  # noqa: PLC0415
+    from absl import flags  # noqa: PLC0415
 
     from convit_jax import command_line  # noqa: PLC0415
 
@@ -27,10 +27,11 @@ def main() -> int:
     # Imported once the flags are known to be right: it takes seconds, for TensorFlow, which
     # writes the events and is to keep its remarks on the CPU to itself.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
-    logging.set_verbosity(logging.ERROR)  # of the libraries; the run's own lines are not absl's
     from convit_jax.training import loop  # noqa: PLC0415
+    from convit_jax.training.checkpoints import hush_writers  # noqa: PLC0415
     from convit_jax.training.processes import join_processes  # noqa: PLC0415
 
+    hush_writers()
     join_processes()
     outcome = loop.train(config, workdir.value)
     # Launchers restart what a signal ended: the shell's code for it.

@@ -73,3 +73,29 @@ def test_a_config_file_with_a_misspelt_key_is_told_in_a_sentence(train, tmp_path
     assert done.returncode == 2
     assert "weight_decay" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_sentence(
+    repository, tmp_path, digits
+):
+    """A limit on the size of a file stands for the full disk: the write itself fails."""
+    import os
+    import resource
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    command = [
+        sys.executable, "train.py", CONFIG, f"--workdir={tmp_path}", "--config.train_for=2 steps",
+        "--config.checkpoint.every=2 steps", "--config.eval_every=2 steps",
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    done = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, check=False,
+        preexec_fn=limit,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("train: a checkpoint could not be written to ")
+    assert "kept: none. Free some space and start again with the same --workdir" in last

@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import shutil
+import sys
 from typing import Any
 
 import jax
@@ -32,6 +33,22 @@ log = logging.getLogger(__name__)
 
 def _score(metrics: dict[str, float]) -> float:
     return metrics[_BEST_METRIC]
+
+
+def hush_writers() -> None:
+    """For a program that ends when a checkpoint cannot be written: says nothing besides its error.
+
+    Orbax logs the error that it also raises, and TensorStore's threads, which go on for a moment,
+    find that nobody waits for them any more.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    tell = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            tell(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def open_checkpoints(directory: epath.Path, keep: CheckpointConfig) -> ocp.CheckpointManager:

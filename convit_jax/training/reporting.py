@@ -102,6 +102,8 @@ def _in_words(name: str, value: float) -> str:
         text = f"{100 * value:.2f}%"
     elif what == "seconds_left":
         return f"{duration_in_words(value)} left"
+    elif what == "stall_seconds":
+        return f"stalled {value:.2f} s for a checkpoint"
     elif what == "images_per_second":
         return f"{value:,.0f} images/s"
     elif value >= 100:
