@@ -27,7 +27,6 @@ from convit_jax import command_line, models
 from convit_jax.benchmarks.input import measure_input
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
 from convit_jax.benchmarks.timm_model import check_timm, measure_timm
-from convit_jax.errors import InputError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -155,9 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and prints what was measured."""
     arguments = _parser().parse_args(argv)
     for name in ("batch_size", "image_size"):
-        if getattr(arguments, name) < 1:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag}={getattr(arguments, name)}: expected at least 1")
+        command_line.expect(arguments, name, getattr(arguments, name) >= 1, "at least 1")
     _COMMANDS[arguments.command](arguments)
     return 0
 

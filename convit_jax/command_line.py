@@ -81,6 +81,13 @@ class Parser(argparse.ArgumentParser):
         return flags
 
 
+def expect(arguments: argparse.Namespace, name: str, holds: bool, expected: str) -> None:
+    """Raises InputError, naming a flag and its value, unless something `holds` of it."""
+    if not holds:
+        flag = name.replace("_", "-")
+        raise InputError(f"--{flag}={getattr(arguments, name)}: expected {expected}")
+
+
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:
     """`--weights`, and what its tensors may not tell."""
     parser.add_argument(

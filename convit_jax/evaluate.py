@@ -26,7 +26,6 @@ from rich.table import Table
 
 from convit_jax import analysis, command_line, data
 from convit_jax.data import imagenet
-from convit_jax.errors import InputError
 from convit_jax.models import VisionTransformer
 from convit_jax.screen import Screen
 from convit_jax.training.processes import join_processes
@@ -36,10 +35,10 @@ from convit_jax.weights import Weights, open_weights
 _IMAGES_A_DEVICE = 64
 # ImageNet variants whose images have some of the 1,000 classes that their data sets name.
 _OF_SOME_CLASSES = ("imagenet_a", "imagenet_r")
+_MASKS = ("mask_pos_embed", "mask_content", "mask_position")
 
 
 def _parser() -> command_line.Parser:
-
     parser = command_line.Parser(prog="python -m convit_jax.evaluate", description=__doc__)
     command_line.add_weights_flags(parser)
     parser.add_argument(
@@ -135,9 +134,7 @@ def _check(arguments: argparse.Namespace) -> None:
         ("num_workers", arguments.num_workers >= -1, "0 or more, or -1"),
         ("max_broken", 0 <= arguments.max_broken < 1, "a share, in [0, 1)"),
     ):
-        if not holds:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag}={getattr(arguments, name)}: expected {expected}")
+        command_line.expect(arguments, name, holds, expected)
 
 
 def _mask(model: VisionTransformer, arguments: argparse.Namespace) -> tuple[str, int]:
@@ -249,6 +246,7 @@ def _json(
         "weights": arguments.weights,
         "data": arguments.data,
         "classes": len(among or source.class_names),
+        **{mask: getattr(arguments, mask) for mask in _MASKS if getattr(arguments, mask)},
         **{name: getattr(measured, name) for name in ("examples", "top1", "top5", "loss")},
     }
     if reference:

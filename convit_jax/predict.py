@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Classifies as the arguments say; returns 1 if some image could not be read."""
     arguments = _parser().parse_args(argv)
     for name in ("top", "batch_size"):
-        if getattr(arguments, name) < 1:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag}={getattr(arguments, name)}: expected at least 1")
+        command_line.expect(arguments, name, getattr(arguments, name) >= 1, "at least 1")
     fields = command_line.overrides(arguments.override)
     paths = find_images(arguments.images)
     with Screen():

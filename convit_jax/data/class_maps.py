@@ -38,6 +38,8 @@ def align_classes(
     if theirs == class_names:
         return source, None
     label_of = _labels_by_name(class_names)
+    if source.label_shape:
+        raise InputError(f"{source.name} has several labels an image, and not the weights' classes")
     unknown = [name for name in theirs if name not in label_of]
     if unknown:
         raise InputError(

@@ -92,13 +92,21 @@ def _shuffled(members: np.ndarray, seed: int, label: int) -> np.ndarray:
 
 
 def _members_by_name(source: Source) -> list[np.ndarray]:
-    """The examples of each class, in the order of their file names."""
+    """The examples of each class, in the order of their file names.
+
+    Raises:
+        InputError: the images have several labels.
+    """
+    if source.label_shape:
+        raise InputError(f"{source.name} has several labels an image, expected one")
     labels, by_name = _labels_and_order(source)
     if source.label_map is not None:
         labels = source.label_map[labels]
     if source.chosen is not None:
         by_name = by_name[np.isin(by_name, source.chosen)]
-    return [by_name[labels[by_name] == label] for label in range(len(source.class_names))]
+    grouped = by_name[np.argsort(labels[by_name], kind="stable")]
+    counts = np.bincount(labels[by_name], minlength=len(source.class_names))
+    return np.split(grouped, np.cumsum(counts)[:-1])
 
 
 def occurring_classes(source: Source) -> tuple[int, ...]:
