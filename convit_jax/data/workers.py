@@ -14,8 +14,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
-from multiprocessing.popen_spawn_posix import Popen
 from multiprocessing.shared_memory import SharedMemory
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class _Worker(SpawnProcess):
     """A process that does not import the program that starts it again."""
 
     @staticmethod
-    def _Popen(process: SpawnProcess) -> Popen:  # noqa: N802  (multiprocessing's name)
+    def _Popen(process: SpawnProcess) -> Any:  # noqa: N802  (multiprocessing's name)
         with _hidden_main():
             return SpawnProcess._Popen(process)
 
