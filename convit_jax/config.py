@@ -8,7 +8,6 @@ Durations are strings, "300 epochs" or "1500 steps", so that each is given in ex
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ import ml_collections
 
 from convit_jax import models
 from convit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from convit_jax.durations import in_steps
 from convit_jax.errors import InputError
 from convit_jax.models import Architecture
 from convit_jax.typed_config import as_config_dict, from_mapping, get, key
@@ -222,25 +222,13 @@ class Config:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?)\s*")
-
-
 def duration_in_steps(config: Config, name: str, steps_per_epoch: float) -> int:
-    """A duration in steps: "1500 steps" as it is, "0.5 epochs" by the length of an epoch.
+    """The duration that a key gives, in steps.
 
     Raises:
-        InputError: the key's value is neither of the two, or a broken number of steps.
+        InputError: the key's value is no duration.
     """
-    value = get(config, name)
-    match = _DURATION.fullmatch(value)
-    if not match:
-        raise InputError(f"config.{name}='{value}': expected '<number> steps' or '<number> epochs'")
-    number, unit = float(match[1]), match[2]
-    if unit.startswith("epoch"):
-        return round(number * steps_per_epoch)
-    if not number.is_integer():
-        raise InputError(f"config.{name}='{value}': expected a whole number of steps")
-    return int(number)
+    return in_steps(get(config, name), f"config.{name}", steps_per_epoch)
 
 
 def template() -> ml_collections.ConfigDict:

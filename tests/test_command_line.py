@@ -80,20 +80,16 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_sentence(
 ):
     """A limit on the size of a file stands for the full disk: the write itself fails."""
     import os
-    import resource
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
     command = [
+        "bash", "-c", 'ulimit -f 500 && exec "$@"', "limited",
         sys.executable, "train.py", CONFIG, f"--workdir={tmp_path}", "--config.train_for=2 steps",
         "--config.checkpoint.every=2 steps", "--config.eval_every=2 steps",
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     done = subprocess.run(
-        command, cwd=repository, env=environment, capture_output=True, text=True, check=False,
-        preexec_fn=limit,
-    )  # fmt: skip
+        command, cwd=repository, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]

@@ -38,10 +38,11 @@ def _score(metrics: dict[str, float]) -> float:
 def hush_writers() -> None:
     """For a program that ends when a checkpoint cannot be written: says nothing besides its error.
 
-    Orbax logs the error that it also raises, and TensorStore's threads, which go on for a moment,
-    find that nobody waits for them any more.
+    Orbax logs the error that it also raises, by absl, and asyncio those of the other writes, which
+    nobody asks for then; TensorStore's threads go on for a moment and find that nobody waits.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     tell = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

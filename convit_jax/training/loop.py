@@ -24,8 +24,8 @@ from convit_jax.training.clock import Clock
 from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.examples import open_training_data
 from convit_jax.training.experiment import Experiment, make_experiment
+from convit_jax.training.placement import Placement, place
 from convit_jax.training.reporting import make_writer
-from convit_jax.training.sharding import state_sharding
 from convit_jax.training.signals import StopRequest, stop_on_signals
 from convit_jax.training.step import Metrics, TrainState
 from convit_jax.training.warm_start import warm_start
@@ -84,7 +84,7 @@ def train(config: Config, workdir: str) -> Outcome:
         state, start = _first_state(run, checkpoints)
         if jax.process_index() == 0:
             workdirs.write_config(directory, experiment)
-        workdirs.log_beginning(experiment, state, start, run.mesh, run.state_sharding)
+        workdirs.log_beginning(experiment, state, start, run.placed)
         writer = make_writer(
             directory,
             steps_per_epoch=experiment.order.steps_per_epoch,
@@ -114,10 +114,7 @@ class _Run:
     """An experiment with its data, placed on this machine's devices."""
 
     experiment: Experiment
-    mesh: jax.sharding.Mesh
-    state_sharding: TrainState
-    train_step: Callable[..., tuple[TrainState, Metrics]]
-    eval_step: Callable[..., Metrics]
+    placed: Placement
     card: Card
     train_batches: Callable[[int], Iterator[data.Batch]]
     eval_batches: Callable[[], Iterator[data.Batch]]
@@ -128,13 +125,7 @@ class _Run:
     ) -> "_Run":
         """Raises InputError where the devices do not divide a batch or into groups."""
         config = experiment.config
-        mesh = meshes.create_mesh(config.mesh.fsdp)
-        part = config.batch_size // config.optimizer.accumulate
-        mixed = experiment.step_config.mixing.on
-        meshes.check_divides(mesh, part, "config.batch_size / optimizer.accumulate", pairs=mixed)
-        meshes.check_divides(mesh, config.eval_batch_size, "config.eval_batch_size")
-        everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
-        on_devices = state_sharding(experiment.abstract_state(), mesh)
+        placed = place(experiment, meshes.create_mesh(config.mesh.fsdp))
         reading = data.Reading(
             config.data.num_workers, config.data.prefetch_batches, config.data.max_broken
         )
@@ -146,7 +137,7 @@ class _Run:
                 experiment.train_transform,
                 start_step=start,
                 num_steps=experiment.total_steps,
-                rows=meshes.local_rows(rows, config.batch_size),
+                rows=meshes.local_rows(placed.rows, config.batch_size),
                 reading=reading,
             )
 
@@ -155,25 +146,13 @@ class _Run:
                 eval_examples,
                 config.eval_batch_size,
                 experiment.eval_transform,
-                rows=meshes.local_rows(rows, config.eval_batch_size),
+                rows=meshes.local_rows(placed.rows, config.eval_batch_size),
                 reading=reading,
             )
 
         return cls(
             experiment=experiment,
-            mesh=mesh,
-            state_sharding=on_devices,
-            train_step=jax.jit(
-                experiment.train_step,
-                in_shardings=(on_devices, rows),
-                out_shardings=(on_devices, everywhere),
-                donate_argnums=0,
-            ),
-            eval_step=jax.jit(
-                experiment.eval_step,
-                in_shardings=(on_devices.eval_params, rows),
-                out_shardings=everywhere,
-            ),
+            placed=placed,
             card=Card.of_run(config, experiment.architecture, examples.class_names),
             train_batches=train_batches,
             eval_batches=eval_batches,
@@ -182,7 +161,7 @@ class _Run:
 
 def _first_state(run: _Run, checkpoints: ocp.CheckpointManager) -> tuple[TrainState, int]:
     """The newest checkpoint's state or else a fresh one, and the steps it has done."""
-    on_devices = run.state_sharding
+    on_devices = run.placed.state
     state = saving.restore_newest(checkpoints, run.experiment.abstract_state(), on_devices)
     if state is not None:
         log.info("resuming after step %d from %s", state.step, checkpoints.directory)
@@ -208,7 +187,7 @@ def _take_steps(
 ) -> Outcome:
     """Steps `start` + 1 to the last, with what is due between them."""
     experiment, config = run.experiment, run.experiment.config
-    total, rows = experiment.total_steps, meshes.batch_sharding(run.mesh)
+    total, placed = experiment.total_steps, run.placed
     clock, window = Clock(config.batch_size, total), MetricsWindow()
     in_flight: collections.deque[Metrics] = collections.deque()
     profile = _profiler(config, checkpoints.directory.parent)
@@ -226,8 +205,8 @@ def _take_steps(
     step, stopping = start, stop.reached(start)
     while step < total and not stopping:
         with clock.waiting():
-            batch = meshes.to_global(next(batches), rows, config.batch_size)
-        state, metrics = run.train_step(state, batch)
+            batch = meshes.to_global(next(batches), placed.rows, config.batch_size)
+        state, metrics = placed.train_step(state, batch)
         step += 1
         if step == start + 1:
             clock.restart(step)  # it compiled
@@ -251,10 +230,10 @@ def _take_steps(
             if evaluating:
                 screen.show("evaluating", step, total)
                 sums = sum_over_examples(
-                    run.eval_step,
+                    placed.eval_step,
                     state.eval_params,
                     run.eval_batches(),
-                    rows,
+                    placed.rows,
                     config.eval_batch_size,
                 )
                 evaluation = means(sums)

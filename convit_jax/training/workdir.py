@@ -10,10 +10,10 @@ import jax
 import orbax.checkpoint as ocp
 from clu import parameter_overview
 from etils import epath
-from jax.sharding import Mesh
 
 from convit_jax.errors import InputError
 from convit_jax.training.experiment import Experiment
+from convit_jax.training.placement import Placement
 from convit_jax.training.sharding import measure_spread
 from convit_jax.training.step import TrainState
 
@@ -52,9 +52,7 @@ def write_config(directory: epath.Path, experiment: Experiment) -> None:
     (directory / "config.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def log_beginning(
-    experiment: Experiment, state: TrainState, start: int, mesh: Mesh, sharding: TrainState
-) -> None:
+def log_beginning(experiment: Experiment, state: TrainState, start: int, placed: Placement) -> None:
     """Logs what is about to run: parameters, steps, devices and what of it falls on each."""
     config = experiment.config
     if start == 0:
@@ -65,16 +63,16 @@ def log_beginning(
     log.info(
         "%d device(s) (%s) in %d process(es), mesh data=%d x fsdp=%d; global batch %d: "
         "%d a process, %d a device",
-        mesh.size,
-        mesh.devices.flat[0].device_kind,
+        placed.mesh.size,
+        placed.mesh.devices.flat[0].device_kind,
         jax.process_count(),
-        *mesh.devices.shape,
+        *placed.mesh.devices.shape,
         config.batch_size,
         config.batch_size // jax.process_count(),
-        config.batch_size // mesh.size,
+        config.batch_size // placed.mesh.size,
     )
-    log.info("parameters       %s", measure_spread(state.params, sharding.params))
-    log.info("optimizer state  %s", measure_spread(state.opt_state, sharding.opt_state))
+    log.info("parameters       %s", measure_spread(state.params, placed.state.params))
+    log.info("optimizer state  %s", measure_spread(state.opt_state, placed.state.opt_state))
     log.info(
         "steps %d to %d, %d an epoch of %d examples; the first step compiles",
         start + 1,

@@ -1,0 +1,132 @@
+"""Plans a run on a TPU slice without one:
+
+    python -m convit_jax.plan --config configs/convit_b.py --topology v4:4x4x4
+    python -m convit_jax.plan --config configs/convit_s.py --topology v5e-8 --sweep
+
+The TPU compiler, which runs on any Linux (pip install libtpu), compiles the very train step of
+train.py for the slice; this says what it would take. All figures are the compiler's estimates,
+nothing is run: steps take at least so long. One compilation takes minutes.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+from absl import flags
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from convit_jax import command_line
+from convit_jax.config import Config
+from convit_jax.errors import InputError
+from convit_jax.planning import Plan, Topology, find_topology, make_plan
+
+_TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: v5e-256, or v4:4x4x4.")
+_EXAMPLES = flags.DEFINE_integer("examples", 1_281_167, "Training images; ImageNet's by default.")
+_CLASSES = flags.DEFINE_integer("classes", 1000, "Classes; ImageNet's by default.")
+_SWEEP = flags.DEFINE_bool("sweep", False, "Find the largest batch that fits, by doubling.")
+_JSON = flags.DEFINE_bool("json", False, "One JSON object a line, for programs.")
+
+# Up to how many images a chip larger batches are tried.
+_MOST = 2048
+
+
+def sweep(config: Config, topology: Topology, *, examples: int, classes: int) -> Iterator[Plan]:
+    """Plans for batches twice as large each time, until one does not fit.
+
+    Where the config's own does not fit, halves of it, until one does.
+    """
+    options = {"num_examples": examples, "num_classes": classes}
+    plan = make_plan(config, topology, **options)
+    yield plan
+    grow = plan.fits
+    size = config.batch_size
+    while plan.fits == grow:
+        size = size * 2 if grow else size // 2
+        unit = 2 * topology.chips * config.optimizer.accumulate
+        if (grow and size > _MOST * topology.chips) or size % unit:
+            return
+        resized = dataclasses.replace(config, batch_size=size, eval_batch_size=size)
+        plan = make_plan(resized, topology, **options)
+        yield plan
+
+
+def _rows(plan: Plan) -> list[tuple[str, str]]:
+    """What is printed of a plan."""
+    gib = 2**30
+    rows = [
+        ("slice", f"{plan.topology}: {plan.chips} chips, {plan.hosts} hosts"),
+        ("mesh", f"data={plan.mesh[0]} x fsdp={plan.mesh[1]}"),
+        ("batch", f"{plan.batch_size:,}: {plan.batch_per_chip:,} a chip"),
+        ("parameters", f"{plan.parameter_bytes / gib:.3f} GiB a chip"),
+        ("optimizer state", f"{plan.optimizer_bytes / gib:.3f} GiB a chip"),
+    ]
+    if not plan.fits:
+        return [*rows, ("does not fit", plan.problem)]
+    moved = ", ".join(
+        f"{count} {kind} of {size / 1e6:.1f} MB" for kind, count, size in plan.collectives
+    )
+    rows += [
+        ("activations and the rest", f"{plan.temporary_bytes / gib:.3f} GiB a chip"),
+        (
+            "memory",
+            f"{plan.total_bytes / gib:.2f} of {plan.hbm_bytes / gib:.0f} GiB a chip "
+            f"({100 * plan.total_bytes / plan.hbm_bytes:.0f} %)",
+        ),
+        ("arithmetic", f"{plan.gflops_per_image:.2f} GFLOP an image"),
+        ("memory traffic", f"{plan.bytes_per_step / 1e9:.1f} GB a step and chip"),
+        ("collectives", moved or "none"),
+        ("cycles", f"{plan.cycles:,} a step"),
+        ("images/s, at most", f"{plan.images_per_second:,.0f}"),
+        ("of the peak, at most", f"{100 * plan.mfu:.1f} %"),
+        ("training, at least", f"{plan.hours:.1f} hours"),
+        ("input, up to", f"{plan.images_per_second_per_host:,.0f} images/s from each host"),
+    ]
+    if plan.custom_kernels:
+        rows.append(("left out", f"{plan.custom_kernels} custom kernels, not in the cycles"))
+    return rows
+
+
+def _print(plan: Plan) -> None:
+    table = Table(box=box.SIMPLE, title=f"{plan.model} on {plan.topology}", show_header=False)
+    for row in _rows(plan):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Plans as the flags say; returns 1 if the run does not fit."""
+    if {"--help", "-h", "-help"} & set(argv):
+        print(f"{__doc__}\nFlags: --config, --config.key=value, and\n")
+        for flag in (_TOPOLOGY, _EXAMPLES, _CLASSES, _SWEEP, _JSON):
+            print(f"--{flag.name}: {flags.FLAGS[flag.name].help}")
+        return 0
+    command_line.parse(argv)
+    if not _TOPOLOGY.value:
+        raise InputError("expected --topology=NAME, such as v5e-256 or v4:4x4x4")
+    for flag in (_EXAMPLES, _CLASSES):
+        if flag.value < 1:
+            raise InputError(f"--{flag.name}={flag.value}: expected at least 1")
+    topology, config = find_topology(_TOPOLOGY.value), command_line.read_config()
+    if _SWEEP.value:
+        plans = sweep(config, topology, examples=_EXAMPLES.value, classes=_CLASSES.value)
+    else:
+        plans = iter(
+            [make_plan(config, topology, num_examples=_EXAMPLES.value, num_classes=_CLASSES.value)]
+        )
+    fits = False
+    for plan in plans:
+        fits = fits or plan.fits
+        if _JSON.value:
+            print(json.dumps(dataclasses.asdict(plan)), flush=True)
+        else:
+            _print(plan)
+    if not _JSON.value:
+        print("The compiler's estimates: nothing was run.")
+    return 0 if fits else 1
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run("plan", lambda: main(sys.argv)))

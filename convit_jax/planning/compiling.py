@@ -1,0 +1,153 @@
+"""The very train step of `train.py`, compiled for a slice, and what that tells."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from convit_jax.config import Config
+from convit_jax.planning.program import read_cost
+from convit_jax.planning.topologies import Topology
+from convit_jax.training import Experiment, make_experiment
+from convit_jax.training import mesh as meshes
+from convit_jax.training.placement import Placement, place
+from convit_jax.training.sharding import measure_spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the compiler says of a run; estimates, nothing was run.
+
+    Attributes:
+        model, topology: names.
+        chips, hosts: of the slice.
+        mesh: (data, fsdp).
+        batch_size, batch_per_chip: images a step.
+        fits: whether the program fits a chip's memory.
+        problem: what to do where it does not, else "".
+        hbm_bytes: a chip's memory.
+        parameter_bytes, optimizer_bytes, temporary_bytes, total_bytes: on each chip; temporary is
+            activations and whatever else lives during a step.
+        gflops_per_image: of the train step, billions.
+        bytes_per_step: that a chip reads and writes in a step.
+        collectives: (kind, how many, bytes) in a step.
+        custom_kernels: which the estimate leaves out.
+        cycles: estimated, of a step.
+        images_per_second: an upper estimate, for the whole slice.
+        mfu: share of the peak that this would be.
+        hours: for the config's whole training, likewise.
+        images_per_second_per_host: what each host must read and augment.
+    """
+
+    model: str
+    topology: str
+    chips: int
+    hosts: int
+    mesh: tuple[int, int]
+    batch_size: int
+    batch_per_chip: int
+    fits: bool
+    problem: str
+    hbm_bytes: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    temporary_bytes: int = 0
+    total_bytes: int = 0
+    gflops_per_image: float = 0.0
+    bytes_per_step: float = 0.0
+    collectives: tuple[tuple[str, int, int], ...] = ()
+    custom_kernels: int = 0
+    cycles: int = 0
+    images_per_second: float = 0.0
+    mfu: float = 0.0
+    hours: float = 0.0
+    images_per_second_per_host: float = 0.0
+
+
+def make_plan(config: Config, topology: Topology, *, num_examples: int, num_classes: int) -> Plan:
+    """Compiles a config's train step for a slice and reads off what it needs.
+
+    Args:
+        config: the run.
+        topology: the slice.
+        num_examples, num_classes: of the training data, which need not be here.
+
+    Raises:
+        InputError: the config does not fit the slice's devices, or the compiler is not installed.
+    """
+    experiment = make_experiment(config, num_examples=num_examples, num_classes=num_classes)
+    devices = topology.devices()
+    mesh = meshes.create_mesh(config.mesh.fsdp, devices)
+    placed, state = place(experiment, mesh), experiment.abstract_state()
+    where = placed.state
+    known: dict[str, Any] = {
+        "model": config.model.name,
+        "topology": topology.name,
+        "chips": topology.chips,
+        "hosts": len({device.process_index for device in devices}),
+        "mesh": tuple(mesh.devices.shape),
+        "batch_size": config.batch_size,
+        "batch_per_chip": config.batch_size // topology.chips,
+        "hbm_bytes": topology.chip.hbm_bytes,
+        "parameter_bytes": measure_spread(state.params, where.params).on_device,
+        "optimizer_bytes": measure_spread(state.opt_state, where.opt_state).on_device
+        + measure_spread(state.ema_params, where.ema_params).on_device,
+    }
+    try:
+        compiled = _lower(experiment, placed).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sizes = re.search(
+            r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", str(error)
+        )
+        much = f" ({sizes[1]} for the step alone, {sizes[2]} there)" if sizes else ""
+        return Plan(**known, fits=False, problem=f"too large for a chip's memory{much}: {_HELP}")
+    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    program = read_cost(compiled.as_text())
+    seconds = program.cycles / topology.chip.clock
+    # Of one chip. The compiler counts a loop once, and the parts of an accumulated batch are one.
+    flops, accessed = (
+        costs[what] * config.optimizer.accumulate for what in ("flops", "bytes accessed")
+    )
+    per_second = config.batch_size / seconds
+    return Plan(
+        **known,
+        fits=True,
+        problem="",
+        temporary_bytes=memory.temp_size_in_bytes,
+        total_bytes=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        gflops_per_image=flops * topology.chips / config.batch_size / 1e9,
+        bytes_per_step=accessed,
+        collectives=program.collectives,
+        custom_kernels=program.custom_calls,
+        cycles=program.cycles,
+        images_per_second=per_second,
+        mfu=flops / seconds / topology.chip.peak_flops,
+        hours=experiment.total_steps * seconds / 3600,
+        images_per_second_per_host=per_second / known["hosts"],
+    )
+
+
+_HELP = (
+    "try --config.model.remat=true, a smaller config.batch_size, config.optimizer.accumulate, or "
+    "a larger config.mesh.fsdp"
+)
+
+
+def _lower(experiment: Experiment, placed: Placement) -> Any:
+    """The train step as placed, traced for shapes."""
+    a, batch_size = experiment.architecture, experiment.config.batch_size
+    shapes = {"image": (batch_size, *a.image_size, a.in_channels), "label": (batch_size,)}
+    kinds = {"image": jnp.uint8, "label": jnp.int32}
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, kinds[name], sharding=placed.rows)
+        for name, shape in shapes.items()
+    }
+    return placed.train_step.lower(experiment.abstract_state(), batch)

@@ -1,0 +1,100 @@
+"""What a compiled TPU program says of its cost: cycles and collectives, from its text."""
+
+import collections
+import dataclasses
+import math
+import re
+
+_COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+_BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2,
+          "s16": 2, "u16": 2, "s8": 1, "u8": 1, "pred": 1}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramCost:
+    """Of one run of a program on one chip.
+
+    Attributes:
+        cycles: what the compiler estimates for its instructions, one after another; loops as often
+            as they go round. Custom kernels are left out by the compiler.
+        custom_calls: how many such kernels there are.
+        collectives: (kind, how many, bytes of their results).
+    """
+
+    cycles: int
+    custom_calls: int
+    collectives: tuple[tuple[str, int, int], ...]
+
+
+def read_cost(text: str) -> ProgramCost:
+    """The cost of a program, from the text of its optimised HLO.
+
+    Raises:
+        ValueError: there is no entry computation in it.
+    """
+    computations = _computations(text)
+    entry = next((name for name in computations if name.startswith("ENTRY")), None)
+    if entry is None:
+        raise ValueError("no ENTRY computation in the program's text")
+    total = _cost_of(entry, computations)
+    collectives = tuple(
+        (kind, total[f"number {kind}"], total[f"bytes {kind}"])
+        for kind in _COLLECTIVES
+        if total[f"number {kind}"]
+    )
+    return ProgramCost(total["cycles"], total["kernels"], collectives)
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """Lines of instructions by the name of their computation."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line and not line[0].isspace() and line.rstrip().endswith("{"):
+            words = line.split()
+            name = f"ENTRY {words[1]}" if words[0] == "ENTRY" else words[0]
+            lines = found.setdefault(name, [])
+        elif line[:1].isspace():
+            lines.append(line)
+    return found
+
+
+def _cost_of(name: str, computations: dict[str, list[str]]) -> collections.Counter[str]:
+    """Cycles, custom kernels and collectives of a computation and of what it calls."""
+    cost: collections.Counter[str] = collections.Counter()
+    for line in computations.get(name, ()):
+        own = re.search(r'"estimated_cycles":"(\d+)"', line)
+        cost["cycles"] += int(own[1]) if own else 0
+        cost["kernels"] += 'custom_call_target="tpu_custom_call"' in line
+        moved = re.search(rf"= (.*?) ({'|'.join(_COLLECTIVES)})(-start)?\(", line)
+        if moved:
+            cost[f"number {moved[2]}"] += 1
+            cost[f"bytes {moved[2]}"] += _bytes_in(moved[1], started=bool(moved[3]))
+        loop = re.search(r"\bwhile\(.*body=(%[\w.-]+)", line)
+        if loop:
+            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+            inside = _cost_of(loop[1], computations)
+            cost.update({what: int(trips[1] if trips else 1) * n for what, n in inside.items()})
+        called = re.search(r"\bcall\(.*to_apply=(%[\w.-]+)", line)
+        if called:
+            cost.update(_cost_of(called[1], computations))
+        branches = re.search(r"\bconditional\(.*branch_computations=\{([^}]*)\}", line)
+        if branches:
+            costs = [_cost_of(one.strip(), computations) for one in branches[1].split(",")]
+            cost.update(max(costs, key=lambda one: one["cycles"]))
+    return cost
+
+
+def _bytes_in(shapes: str, *, started: bool) -> int:
+    """Bytes of the arrays of a result's type; a started operation lists its operands as well."""
+    total = sum(
+        _BYTES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
+    )
+    return total // 2 if started else total

@@ -1,0 +1,63 @@
+"""An experiment on a mesh: where its arrays lie, and its steps compiled for that."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from convit_jax.training import mesh as meshes
+from convit_jax.training.experiment import Experiment
+from convit_jax.training.sharding import state_sharding
+from convit_jax.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """What a run needs to know of its devices.
+
+    Attributes:
+        mesh: the devices.
+        state: how each array of the state lies on them.
+        rows: how a batch does.
+        train_step: jitted (state, batch) → (state, metrics), which gives the old state away.
+        eval_step: jitted (params, batch) → sums of metrics.
+    """
+
+    mesh: Mesh
+    state: TrainState
+    rows: NamedSharding
+    train_step: Callable[..., Any]
+    eval_step: Callable[..., Any]
+
+
+def place(experiment: Experiment, mesh: Mesh) -> Placement:
+    """Puts an experiment on a mesh. Nothing is compiled yet.
+
+    Raises:
+        InputError: the devices do not divide a batch.
+    """
+    config = experiment.config
+    part = config.batch_size // config.optimizer.accumulate
+    mixed = experiment.step_config.mixing.on
+    meshes.check_divides(mesh, part, "config.batch_size / optimizer.accumulate", pairs=mixed)
+    meshes.check_divides(mesh, config.eval_batch_size, "config.eval_batch_size")
+    everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+    state = state_sharding(experiment.abstract_state(), mesh)
+    return Placement(
+        mesh=mesh,
+        state=state,
+        rows=rows,
+        train_step=jax.jit(
+            experiment.train_step,
+            in_shardings=(state, rows),
+            out_shardings=(state, everywhere),
+            donate_argnums=0,
+        ),
+        eval_step=jax.jit(
+            experiment.eval_step,
+            in_shardings=(state.eval_params, rows),
+            out_shardings=everywhere,
+        ),
+    )

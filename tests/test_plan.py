@@ -1,0 +1,198 @@
+"""python -m convit_jax.plan: the TPU compiler runs here, a TPU does not."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from convit_jax.errors import InputError
+from convit_jax.planning.program import read_cost
+from convit_jax.planning.topologies import CHIPS, TOPOLOGIES, find_topology
+
+compiler_only = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
+)
+
+SMALL = [
+    "--config.model.num_heads=4", "--config.model.head_dim=8", "--config.model.depth=2",
+    "--config.model.gpsa_layers=1", "--config.model.patch_size=8",
+    "--config.eval_batch_size=64",
+]  # fmt: skip
+
+
+def plan(repository, *arguments, image_size=32, batch_size=64):
+    """The command, with the optimisations that other tests do without."""
+    arguments += f"--config.data.image_size=({image_size},)", f"--config.batch_size={batch_size}"
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    command = [sys.executable, "-m", "convit_jax.plan", "--config=configs/convit_ti.py"]
+    return subprocess.run(
+        [*command, *SMALL, *arguments],
+        cwd=repository, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@compiler_only
+def test_a_run_is_planned_on_a_slice_that_is_not_there(repository):
+    """Spread in pairs, accumulated: what is printed adds up."""
+    done = plan(
+        repository, "--topology=v5e-4", "--json", "--config.mesh.fsdp=2",
+        "--config.optimizer.accumulate=2", "--config.ema_decay=0.9", "--classes=10",
+        "--examples=6400", "--config.augment.repeats=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["chips"], found["hosts"], found["mesh"]) == (4, 1, [2, 2])
+    assert (found["batch_size"], found["batch_per_chip"]) == (64, 16)
+    assert found["fits"]
+    # Two moments and the running average of each parameter, and a few counters.
+    assert found["optimizer_bytes"] == pytest.approx(3 * found["parameter_bytes"], abs=64)
+    assert found["parameter_bytes"] < found["total_bytes"] < found["hbm_bytes"]
+    kinds = {kind for kind, _, _ in found["collectives"]}
+    assert {"all-reduce", "all-gather"} <= kinds
+    assert found["cycles"] > 10_000
+    seconds = 64 / found["images_per_second"]
+    assert seconds == pytest.approx(found["cycles"] / CHIPS["v5e"].clock)
+    assert found["hours"] == pytest.approx(300 * 100 * seconds / 3600)
+    assert found["images_per_second_per_host"] == found["images_per_second"]
+    # A forward pass and twice that backward: 17 tokens of width 32, two layers, and the patches.
+    tokens, width = 16, 32
+    layer = 12 * width**2 * tokens + 3 * tokens**2 * width
+    forward = 2 * (2 * layer + 192 * width * tokens) / 1e9
+    assert 2 * forward < found["gflops_per_image"] < 6 * forward
+
+
+@compiler_only
+@pytest.mark.parametrize("generation", CHIPS)
+def test_the_compilers_cycles_agree_with_the_matrix_units(generation):
+    """A large product runs at nearly, and never above, what the units can do in a cycle."""
+    import jax
+    import jax.numpy as jnp
+
+    device = find_topology(f"{generation}-{4 * CHIPS[generation].cores_in_name}").devices()[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    matrix = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=sharding)
+    compiled = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+    rate = 2 * 4096**3 / read_cost(compiled.as_text()).cycles
+    assert 0.8 < rate / CHIPS[generation].flops_per_cycle <= 1.0
+
+
+@compiler_only
+def test_what_does_not_fit_says_so_and_what_helps(repository):
+    """Two layers of 224 pixels, 65,536 images a chip."""
+    done = plan(repository, "--topology=v5e-4", image_size=224, batch_size=262144)
+    assert done.returncode == 1, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "does not fit" in said
+    assert "T for the step alone, 15.75G there): try --config.model.remat=true" in said
+
+
+@pytest.mark.parametrize(
+    ("largest", "tried"),
+    [(64, [64, 128]), (100, [64, 128]), (300, [64, 128, 256, 512]), (20, [64, 32, 16]), (9, None)],
+)
+def test_a_sweep_doubles_or_halves_the_batch_until_that_changes(largest, tried, monkeypatch):
+    from convit_jax import plan as command
+    from convit_jax.config import resolve
+
+    def judged(config, topology, **options):
+        return SimpleNamespace(fits=config.batch_size <= largest, batch_size=config.batch_size)
+
+    monkeypatch.setattr(command, "make_plan", judged)
+    config = resolve({"batch_size": 64, "eval_batch_size": 64})
+    plans = command.sweep(config, find_topology("v5e-4"), examples=100, classes=10)
+    # 8 is the least that four chips take in pairs.
+    assert [plan.batch_size for plan in plans] == (tried or [64, 32, 16, 8])
+
+
+@compiler_only
+def test_a_slice_has_a_device_for_each_chip():
+    for name in ("v4-8", "v5e-8", "v5p-16", "v6e-16"):
+        topology = find_topology(name)
+        assert len(topology.devices()) == topology.chips
+
+
+def test_names_and_shapes():
+    assert find_topology("v4-128") == TOPOLOGIES["v4-128"]
+    assert (find_topology("v4-128").shape, find_topology("v4-128").chips) == ("4x4x4", 64)
+    assert find_topology("v5p:2x2x4").chips == 16
+    assert find_topology("v6e-256").shape == "16x16"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("v5e-7", r"did you mean 'v5e-8'\?.*Known: v4-8, v4-16"),
+        ("v9:2x2", "expected one of v4, v5e, v5p, v6e"),
+        ("v4:4x4", "expected v4:2x4x4 or another such shape"),
+    ],
+)
+def test_an_unknown_slice_is_told_in_a_sentence(name, told):
+    with pytest.raises(InputError, match=told):
+        find_topology(name)
+
+
+def test_without_the_compiler_the_message_says_what_to_install(monkeypatch):
+    from convit_jax.planning import topologies
+
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install libtpu"):
+        find_topology("v5e-4").devices()
+
+
+@compiler_only
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--topology=v5e-4", "--config.mesh.fsdp=3"], "config.mesh.fsdp=3: 4 devices do not"),
+        (["--topology=v5e-256"], "64 images do not divide among 256 devices in pairs"),
+        ([], "expected --topology=NAME"),
+        (["--topology=v5e-4", "--examples=0"], "--examples=0: expected at least 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(repository, arguments, told):
+    done = plan(repository, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+PROGRAM = """
+HloModule step
+
+%body (p: f32[8]) -> f32[8] {
+  %a = f32[8]{0} fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"10"}
+  %b = (f32[8]{0}, f32[8]{0}) all-reduce-start(%a), to_apply=%add
+  ROOT %c = f32[8]{0} custom-call(%b), custom_call_target="tpu_custom_call"
+}
+
+%one (p: f32[8]) -> f32[8] {
+  ROOT %a = f32[8]{0} fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"7"}
+}
+
+%two (p: f32[8]) -> f32[8] {
+  ROOT %a = f32[8]{0} fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"9"}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = f32[8]{0} while(%p), body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %c = f32[8]{0} conditional(%i, %w, %w), branch_computations={%one, %two}
+  %g = bf16[4,8]{1,0} all-gather(%c), dimensions={0}
+  ROOT %f = f32[8]{0} fusion(%g), kind=kLoop, backend_config={"estimated_cycles":"100"}
+}
+"""
+
+
+def test_loops_count_as_often_as_they_go_round():
+    cost = read_cost(PROGRAM)
+    assert cost.cycles == 5 * 10 + 9 + 100
+    assert cost.custom_calls == 5
+    assert cost.collectives == (("all-reduce", 5, 5 * 32), ("all-gather", 1, 64))
+
+
+def test_what_is_no_program_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        read_cost("nothing")
