@@ -8,6 +8,11 @@ train.py for the slice; this says what it would take. All figures are the compil
 nothing is run: steps take at least so long. One compilation takes minutes.
 """
 
+import os
+
+# The arrays' shapes are worked out on the CPU; a TPU that is here is not needed, nor looked for.
+os.environ["JAX_PLATFORMS"] = "cpu"
+
 import dataclasses
 import json
 import sys
