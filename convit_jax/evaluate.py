@@ -127,7 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-
     for name, holds, expected in (
         ("batch_size", arguments.batch_size is None or arguments.batch_size >= 1, "at least 1"),
         ("crop", arguments.crop is None or 0 < arguments.crop <= 1, "above 0, up to 1"),
