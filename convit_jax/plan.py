@@ -118,9 +118,8 @@ def main(argv: Sequence[str]) -> int:
     if _SWEEP.value:
         plans = sweep(config, topology, examples=_EXAMPLES.value, classes=_CLASSES.value)
     else:
-        plans = iter(
-            [make_plan(config, topology, num_examples=_EXAMPLES.value, num_classes=_CLASSES.value)]
-        )
+        options = {"num_examples": _EXAMPLES.value, "num_classes": _CLASSES.value}
+        plans = [make_plan(config, topology, **options)]
     fits = False
     for plan in plans:
         fits = fits or plan.fits

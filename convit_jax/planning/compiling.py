@@ -14,6 +14,7 @@ from convit_jax.training import Experiment, make_experiment
 from convit_jax.training import mesh as meshes
 from convit_jax.training.placement import Placement, place
 from convit_jax.training.sharding import measure_spread
+from convit_jax.training.step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ def make_plan(config: Config, topology: Topology, *, num_examples: int, num_clas
         + measure_spread(state.ema_params, where.ema_params).on_device,
     }
     try:
-        compiled = _lower(experiment, placed).compile()
+        compiled = _lower(experiment, placed, state).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -141,7 +142,7 @@ _HELP = (
 )
 
 
-def _lower(experiment: Experiment, placed: Placement) -> Any:
+def _lower(experiment: Experiment, placed: Placement, state: TrainState) -> Any:
     """The train step as placed, traced for shapes."""
     a, batch_size = experiment.architecture, experiment.config.batch_size
     shapes = {"image": (batch_size, *a.image_size, a.in_channels), "label": (batch_size,)}
@@ -150,4 +151,4 @@ def _lower(experiment: Experiment, placed: Placement) -> Any:
         name: jax.ShapeDtypeStruct(shape, kinds[name], sharding=placed.rows)
         for name, shape in shapes.items()
     }
-    return placed.train_step.lower(experiment.abstract_state(), batch)
+    return placed.train_step.lower(state, batch)
