@@ -206,6 +206,11 @@ class Config:
     batch_size: int = key(1024, "images a step, over all devices", fixed=True)
     eval_every: str = key("1 epochs", "interval between evaluations, besides the last step's")
     eval_batch_size: int = key(1024, "images an evaluation step, over all devices")
+    attention_images: int = key(
+        1024,
+        "evaluation images that each evaluation measures gates and non-locality on (paper Fig. 5, "
+        "6); 0: none",
+    )
     log_every: str = key("50 steps", "interval between lines of training metrics")
     profile_at: int = key(0, "first of five steps to profile for TensorBoard; 0: none")
     label_smoothing: float = key(0.1, "share of the label spread over all classes")
@@ -258,6 +263,7 @@ def _check_values(config: Config) -> None:
     for holds, name, expected in (
         (config.batch_size >= 1, "batch_size", "at least 1"),
         (config.eval_batch_size >= 1, "eval_batch_size", "at least 1"),
+        (config.attention_images >= 0, "attention_images", "0 (none) or more"),
         (config.profile_at >= 0, "profile_at", "a step, or 0 for none"),
         (0 <= config.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
         (0 <= config.ema_decay < 1, "ema_decay", "in [0, 1)"),

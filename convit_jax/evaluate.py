@@ -28,6 +28,7 @@ from convit_jax import analysis, command_line, data
 from convit_jax.data import imagenet
 from convit_jax.models import VisionTransformer
 from convit_jax.screen import Screen
+from convit_jax.training.accuracy import Accuracy, measure_accuracy
 from convit_jax.training.processes import join_processes
 from convit_jax.weights import Weights, open_weights
 
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         preprocessing = weights.preprocessing(model.architecture)
         if arguments.crop:
             preprocessing = dataclasses.replace(preprocessing, crop_fraction=arguments.crop)
-        measured = analysis.measure_accuracy(
+        measured = measure_accuracy(
             model,
             source,
             preprocessing,
@@ -190,7 +191,7 @@ def _reference(
 
 def _text(
     arguments: argparse.Namespace,
-    measured: analysis.Accuracy,
+    measured: Accuracy,
     source: data.Source,
     among: tuple[int, ...] | None,
     reference: tuple[str, analysis.Published] | None,
@@ -219,7 +220,7 @@ def _text(
         Console().print(table)
 
 
-def _compared(measured: analysis.Accuracy, found: analysis.Published) -> str:
+def _compared(measured: Accuracy, found: analysis.Published) -> str:
     """`top-1 73.12 % (here -0.02), top-5 91.71 % (here +0.01)`."""
     parts = [
         f"{name} {there:.2f} % (here {100 * here - there:+.2f})"
@@ -236,7 +237,7 @@ def _compared(measured: analysis.Accuracy, found: analysis.Published) -> str:
 
 def _json(
     arguments: argparse.Namespace,
-    measured: analysis.Accuracy,
+    measured: Accuracy,
     source: data.Source,
     among: tuple[int, ...] | None,
     reference: tuple[str, analysis.Published] | None,

@@ -56,6 +56,7 @@ def make_config():
             "eval_batch_size": 128,
             "eval_every": "6 steps",
             "log_every": "3 steps",
+            "attention_images": 0,
             "model": {"num_heads": 4, "head_dim": 4, "depth": 2, "gpsa_layers": 1,
                       "patch_size": 4, "in_channels": 1, "drop_path_rate": 0.2},
             "data": {"image_size": (8,), "mean": (0.3,), "std": (0.4,)},

@@ -10,9 +10,9 @@ import pytest
 LEVEL = {
     "benchmarks": 1,
     "command_line": 1,
-    "analysis": 2,
     "planning": 2,
     "training": 3,
+    "analysis": 4,
     "weights": 4,
     "config": 5,
     "typed_config": 6,
@@ -71,6 +71,7 @@ def test_files_hold_one_idea(repository):
         ("import convit_jax.models", ("tensorflow", "grain", "ml_collections")),
         ("import convit_jax.config", ("tensorflow", "grain", "clu")),
         ("import convit_jax.training", ("tensorflow", "clu")),
+        ("import convit_jax.training.loop", ("matplotlib", "jinja2")),
     ],
 )
 def test_importing_brings_only_what_it_needs(statement, unwanted, repository):

@@ -1,6 +1,5 @@
 """What a trained model has learned, and what becomes of it without a part of that."""
 
-from convit_jax.analysis.accuracy import Accuracy, measure_accuracy
 from convit_jax.analysis.masking import mask_content, mask_pos_embed, mask_position
 from convit_jax.analysis.published import (
     NO_MASK,
@@ -12,13 +11,11 @@ from convit_jax.analysis.published import (
 
 __all__ = [
     "NO_MASK",
-    "Accuracy",
     "Published",
     "known_dataset",
     "mask_content",
     "mask_pos_embed",
     "mask_position",
-    "measure_accuracy",
     "published",
     "tfds_name",
 ]

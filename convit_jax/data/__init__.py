@@ -21,6 +21,7 @@ _HOMES = {
     "hold_out": "subsets",
     "occurring_classes": "subsets",
     "only_classes": "subsets",
+    "spread_out": "subsets",
     "subset": "subsets",
     "train_batches": "loader",
 }

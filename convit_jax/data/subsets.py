@@ -121,6 +121,14 @@ def only_classes(source: Source, labels: Sequence[int]) -> Source:
     return dataclasses.replace(source, chosen=chosen)
 
 
+def spread_out(source: Source, count: int) -> Source:
+    """So many of a source's examples, at even distances, or all if there are not more."""
+    if count >= len(source):
+        return source
+    chosen = np.arange(len(source.examples)) if source.chosen is None else source.chosen
+    return dataclasses.replace(source, chosen=chosen[np.arange(count) * len(chosen) // count])
+
+
 def describe_classes(source: Source) -> str:
     """How many examples of each class there are, in a line."""
     counts = np.array([len(members) for members in _members_by_name(source)])

@@ -200,14 +200,18 @@ class VisionTransformer(nnx.Module):
             a.width, a.num_classes, kernel_init=normal, dtype=jnp.float32, rngs=rngs
         )
 
+    def embed_patches(self, images: jax.Array) -> jax.Array:
+        """Patches alone, without positions or class token: [B, H, W, channels] → [B, N, C]."""
+        self._check(images)
+        return self.patch_embed(_patches(images, self.architecture.patch_size))
+
     def embed(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Patches as tokens, with absolute positions: [B, H, W, channels] → [B, N, C].
 
         The class token is there from the beginning in a model without GPSA layers (N + 1 tokens).
         """
-        self._check(images)
         a = self.architecture
-        patches = self.patch_embed(_patches(images, a.patch_size))
+        patches = self.embed_patches(images)
         if a.class_token_position:
             patches = self._with_class_token(patches)
         if self.pos_embed is not None:

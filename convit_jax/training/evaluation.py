@@ -7,10 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
-from convit_jax.data import Batch
-from convit_jax.training.mesh import to_global
 from convit_jax.training.step import Metrics
 
 # Batches that may be on their way at once: the host reads ahead of the devices, but not far.
@@ -20,9 +17,7 @@ BATCHES_IN_FLIGHT = 2
 def sum_over_examples(
     eval_step: Callable[[Any, dict[str, jax.Array]], Metrics],
     params: Any,
-    batches: Iterable[Batch],
-    sharding: NamedSharding,
-    batch_size: int,
+    batches: Iterable[dict[str, jax.Array]],
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, np.ndarray]:
     """What the evaluation step sums, over all batches.
@@ -30,15 +25,13 @@ def sum_over_examples(
     Args:
         eval_step: jitted (params, batch) → sums.
         params: the model's parameters.
-        batches: this process's rows of each batch, padding marked by `mask`.
-        sharding: of a batch.
-        batch_size: rows of all processes together.
+        batches: on the devices of all processes, padding marked by `mask`.
         progress: told after each batch how many are done.
     """
     totals: Metrics | None = None
     in_flight: collections.deque[Metrics] = collections.deque()
     for done, batch in enumerate(batches, 1):
-        sums = eval_step(params, to_global(batch, sharding, batch_size))
+        sums = eval_step(params, batch)
         totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         in_flight.append(sums)
         if len(in_flight) > BATCHES_IN_FLIGHT:

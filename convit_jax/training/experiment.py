@@ -39,6 +39,7 @@ class Experiment:
         step_config: what the steps know, the device's part of augmentation among it.
         total_steps: length of the run.
         eval_every, checkpoint_every, log_every: in steps.
+        graph: the model's structure.
         init_state: () → state before the first step; a function of the seed, for `jax.jit`.
         train_step: (state, batch) → (state, metrics).
         eval_step: (params, batch) → sums of metrics.
@@ -54,6 +55,7 @@ class Experiment:
     eval_every: int
     checkpoint_every: int
     log_every: int
+    graph: nnx.GraphDef
     init_state: Callable[[], TrainState]
     train_step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]
     eval_step: Callable[[Any, dict[str, jax.Array]], Metrics]
@@ -108,6 +110,7 @@ def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> E
         eval_every=steps("eval_every"),
         checkpoint_every=steps("checkpoint.every"),
         log_every=steps("log_every"),
+        graph=graph,
         init_state=lambda: new_state(make_model(), optimizer, ema=bool(config.ema_decay)),
         train_step=make_train_step(graph, optimizer, schedule, step_config),
         eval_step=make_eval_step(graph, config.data.mean, config.data.std),

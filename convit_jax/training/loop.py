@@ -20,6 +20,7 @@ from convit_jax.screen import Screen, duration_in_words
 from convit_jax.training import checkpoints as saving
 from convit_jax.training import mesh as meshes
 from convit_jax.training import workdir as workdirs
+from convit_jax.training.attention_log import make_attention_log
 from convit_jax.training.clock import Clock
 from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.examples import open_training_data
@@ -117,7 +118,8 @@ class _Run:
     placed: Placement
     card: Card
     train_batches: Callable[[int], Iterator[data.Batch]]
-    eval_batches: Callable[[], Iterator[data.Batch]]
+    eval_batches: Callable[[], Iterator[dict[str, jax.Array]]]
+    log_attention: Callable[[Any], dict[str, float]]
 
     @classmethod
     def make(
@@ -141,14 +143,16 @@ class _Run:
                 reading=reading,
             )
 
-        def eval_batches() -> Iterator[data.Batch]:
-            return data.eval_batches(
+        def eval_batches() -> Iterator[dict[str, jax.Array]]:
+            batches = data.eval_batches(
                 eval_examples,
                 config.eval_batch_size,
                 experiment.eval_transform,
                 rows=meshes.local_rows(placed.rows, config.eval_batch_size),
                 reading=reading,
             )
+            for batch in batches:
+                yield meshes.to_global(batch, placed.rows, config.eval_batch_size)
 
         return cls(
             experiment=experiment,
@@ -156,6 +160,7 @@ class _Run:
             card=Card.of_run(config, experiment.architecture, examples.class_names),
             train_batches=train_batches,
             eval_batches=eval_batches,
+            log_attention=make_attention_log(experiment, placed, eval_examples, reading),
         )
 
 
@@ -229,15 +234,11 @@ def _take_steps(
             accuracy = None
             if evaluating:
                 screen.show("evaluating", step, total)
-                sums = sum_over_examples(
-                    placed.eval_step,
-                    state.eval_params,
-                    run.eval_batches(),
-                    placed.rows,
-                    config.eval_batch_size,
-                )
+                sums = sum_over_examples(placed.eval_step, state.eval_params, run.eval_batches())
                 evaluation = means(sums)
                 writer.write_scalars(step, {f"eval/{k}": v for k, v in evaluation.items()})
+                if config.attention_images:
+                    writer.write_scalars(step, run.log_attention(state.eval_params))
                 accuracy = evaluation["accuracy"]
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
                 began = time.monotonic()

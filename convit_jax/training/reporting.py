@@ -77,7 +77,8 @@ class ConsoleWriter(_ScalarWriter):
         """Logs a line."""
         epoch = step / self._steps_per_epoch
         words = [f"step {step}/{self._total_steps}", f"epoch {epoch:.2f}"]
-        words += [_in_words(name, float(scalars[name])) for name in sorted(scalars, key=_rank)]
+        told = [name for name in scalars if "/layer_" not in name]  # those are for figures
+        words += [_in_words(name, float(scalars[name])) for name in sorted(told, key=_rank)]
         log.info("  ".join(words))
 
 

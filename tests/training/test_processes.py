@@ -69,13 +69,16 @@ def wait_for(text, path, seconds=180):
     pytest.fail(f"no '{text}' in {path.read_text() if path.exists() else path}")
 
 
+TOLD = ("train/loss", "train/gradient", "train/accuracy", "eval/", "gate/", "nonlocality/")
+
+
 def metrics_of(workdir):
-    """{(step, name): value} of losses, gradients and evaluations."""
+    """{(step, name): value} of losses, gradients, evaluations and attention."""
     found = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         for name, value in record.items():
-            if name.startswith(("train/loss", "train/gradient", "train/accuracy", "eval/")):
+            if name.startswith(TOLD):
                 found[record["step"], name] = value
     return found
 
@@ -86,7 +89,7 @@ def test_two_processes_stop_together_and_another_mesh_goes_on_to_the_same_end(
     """2 x 4 devices in groups of 2, SIGTERM to one process, then one process of one device."""
     config = make_config(
         train_for="40 steps", eval_every="20 steps", log_every="1 steps", ema_decay=0.9,
-        checkpoint__every="40 steps", optimizer__accumulate=2, batch_size=32,
+        checkpoint__every="40 steps", optimizer__accumulate=2, batch_size=32, attention_images=100,
         augment={"rotate": 10.0, "mixup": 0.8, "cutmix": 1.0, "erase": 0.3},
     )  # fmt: skip
     expected = tmp_path / "alone"
@@ -113,6 +116,7 @@ def test_two_processes_stop_together_and_another_mesh_goes_on_to_the_same_end(
     assert found.keys() == wanted.keys()
     assert {name: found[name] for name in found} == pytest.approx(wanted, rel=2e-4, abs=1e-6)
     assert found[40, "eval/examples"] == 397
+    assert found[40, "gate/layer_01/head_04"] != found[20, "gate/layer_01/head_04"]
 
 
 def test_a_process_that_dies_ends_the_others_with_a_message(make_config, start, tmp_path):

@@ -129,9 +129,7 @@ def measure_accuracy(
     totals = sum_over_examples(
         jax.jit(step, in_shardings=(everywhere, rows), out_shardings=everywhere),
         jax.device_put(nnx.to_pure_dict(params), everywhere),
-        batches,
-        rows,
-        batch_size,
+        (meshes.to_global(batch, rows, batch_size) for batch in batches),
         lambda done: progress(done, total),
     )
     if not totals["examples"]:
