@@ -71,7 +71,7 @@ def test_files_hold_one_idea(repository):
         ("import convit_jax.models", ("tensorflow", "grain", "ml_collections")),
         ("import convit_jax.config", ("tensorflow", "grain", "clu")),
         ("import convit_jax.training", ("tensorflow", "clu")),
-        ("import convit_jax.training.loop", ("matplotlib", "jinja2")),
+        ("import convit_jax.analysis", ("matplotlib", "jinja2", "tensorflow")),
     ],
 )
 def test_importing_brings_only_what_it_needs(statement, unwanted, repository):
