@@ -1,5 +1,13 @@
 """What a trained model has learned, and what becomes of it without a part of that."""
 
+from convit_jax.analysis.history import History, read_history
+from convit_jax.analysis.locality import (
+    HeadGeometry,
+    Locality,
+    gates,
+    head_geometry,
+    measure_locality,
+)
 from convit_jax.analysis.masking import mask_content, mask_pos_embed, mask_position
 from convit_jax.analysis.published import (
     NO_MASK,
@@ -11,11 +19,18 @@ from convit_jax.analysis.published import (
 
 __all__ = [
     "NO_MASK",
+    "HeadGeometry",
+    "History",
+    "Locality",
     "Published",
+    "gates",
+    "head_geometry",
     "known_dataset",
     "mask_content",
     "mask_pos_embed",
     "mask_position",
+    "measure_locality",
     "published",
+    "read_history",
     "tfds_name",
 ]

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 
 from convit_jax import data
 from convit_jax.data import imagenet
@@ -113,9 +115,7 @@ def measure_accuracy(
     meshes.check_divides(mesh, batch_size, "--batch-size")
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     graph, params = nnx.split(model, nnx.Param)
-    step = make_eval_step(
-        graph, preprocessing.mean, preprocessing.std, among=among, confusion=confusion
-    )
+    how = (preprocessing.mean, preprocessing.std, among and tuple(among), confusion)
     batches = data.eval_batches(
         source,
         batch_size,
@@ -127,7 +127,7 @@ def measure_accuracy(
     )
     total = data.num_eval_batches(len(source), batch_size)
     totals = sum_over_examples(
-        jax.jit(step, in_shardings=(everywhere, rows), out_shardings=everywhere),
+        _compiled_step(graph, *how, mesh),
         jax.device_put(nnx.to_pure_dict(params), everywhere),
         (meshes.to_global(batch, rows, batch_size) for batch in batches),
         lambda done: progress(done, total),
@@ -142,3 +142,18 @@ def measure_accuracy(
         loss=mean["loss"],
         confusion=totals.get("confusion"),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_step(
+    graph: nnx.GraphDef,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    among: tuple[int, ...] | None,
+    confusion: bool,
+    mesh: Mesh,
+) -> Callable[..., Any]:
+    """One program for all models of one structure: a model under several masks compiles once."""
+    everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+    step = make_eval_step(graph, mean, std, among=among, confusion=confusion)
+    return jax.jit(step, in_shardings=(everywhere, rows), out_shardings=everywhere)

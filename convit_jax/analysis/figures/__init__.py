@@ -1,0 +1,25 @@
+"""Figures of the paper's kind: functions of plain arrays that return matplotlib figures.
+
+None of them touches pyplot or any global setting: `figure.savefig("gates.pdf")` is all that is
+needed, and a notebook shows what is returned.
+"""
+
+from convit_jax.analysis.figures.curves import (
+    gates_by_layer,
+    gates_over_training,
+    nonlocality_by_layer,
+    nonlocality_over_training,
+)
+from convit_jax.analysis.figures.maps import AttentionRow, attention_maps, positional_maps
+from convit_jax.analysis.figures.masks import accuracy_under_masks
+
+__all__ = [
+    "AttentionRow",
+    "accuracy_under_masks",
+    "attention_maps",
+    "gates_by_layer",
+    "gates_over_training",
+    "nonlocality_by_layer",
+    "nonlocality_over_training",
+    "positional_maps",
+]

@@ -1,0 +1,58 @@
+"""What a run told of its attention while it trained, read back from its metrics."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+from etils import epath
+
+from convit_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class History:
+    """Gates and non-locality at each evaluation of a run.
+
+    Attributes:
+        epochs: float [T], when.
+        nonlocality: [T, L], patches, the mean over heads (paper Eq. 8).
+        gates: [T, G, H], σ(λ).
+    """
+
+    epochs: np.ndarray
+    nonlocality: np.ndarray
+    gates: np.ndarray
+
+
+def read_history(workdir: str | epath.Path) -> History | None:
+    """The history in a workdir's `metrics.jsonl`, or None where there is none of attention.
+
+    Raises:
+        InputError: a line of the file is damaged.
+    """
+    path = epath.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return None
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+        if "nonlocality/layer_01" in record:
+            records.append(record)
+    if not records:
+        return None
+    layers = [name for name in records[0] if name.startswith("nonlocality/layer_")]
+    heads = [name for name in records[0] if re.fullmatch(r"gate/layer_\d+/head_\d+", name)]
+    gated = len({name.split("/")[1] for name in heads})
+    gates = _column(records, heads).reshape(len(records), gated, -1 if gated else 0)
+    epochs = _column(records, ["epoch"])[:, 0]
+    return History(epochs, _column(records, layers), gates)
+
+
+def _column(records: list[dict[str, float | None]], names: list[str]) -> np.ndarray:
+    """Float [records, names], the names in order; what was no number is NaN."""
+    rows = [[record.get(name) for name in sorted(names)] for record in records]
+    return np.array(rows, np.float64).reshape(len(records), len(names))
