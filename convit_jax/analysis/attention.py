@@ -58,7 +58,10 @@ def attention_from(
     Raises:
         InputError: a query outside the grid, or images that the model does not take.
     """
-    check_query(query, model.architecture.grid)
+    a = model.architecture
+    check_query(query, a.grid)
+    if not len(images):
+        return np.zeros((a.depth, 0, a.num_heads, *a.grid), np.float32)
     graph, state = nnx.split(model)
     return np.asarray(_attention_from(graph, state, jnp.asarray(images), query))
 

@@ -53,7 +53,9 @@ class Weights:
             InputError: these are no such model's tensors, or something must be said by name.
         """
         said = self.card.architecture
-        known = {} if said is None else {k: getattr(said, k) for k in ("num_heads", "image_size")}
+        # What the tensors may not tell: the rows of positions do only where the grid is square.
+        untold = ("num_heads", "image_size", "class_token_position")
+        known = {} if said is None else {name: getattr(said, name) for name in untold}
         with self.named():
             return recognise(self.tensors, **(known | overrides))
 
