@@ -207,6 +207,8 @@ def _take_steps(
             scalars = means | clock.lap(step)
             writer.write_scalars(step, {f"train/{name}": v for name, v in scalars.items()})
 
+    if start == 0 and config.attention_images:
+        writer.write_scalars(0, run.log_attention(state.eval_params))
     step, stopping = start, stop.reached(start)
     while step < total and not stopping:
         with clock.waiting():

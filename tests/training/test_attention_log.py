@@ -16,10 +16,12 @@ def lines_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_every_evaluation_tells_gates_and_nonlocality(make_config, tmp_path, capsys):
+def test_the_beginning_and_every_evaluation_tell_gates_and_nonlocality(
+    make_config, tmp_path, capsys
+):
     loop.train(make_config(attention_images=50), str(tmp_path / "run"))
     lines = [line for line in lines_of(tmp_path / "run") if "nonlocality/layer_01" in line]
-    assert [line["step"] for line in lines] == [6, 12]
+    assert [line["step"] for line in lines] == [0, 6, 12]
     last = lines[-1]
 
     model = convit_jax.load_model(tmp_path / "run")

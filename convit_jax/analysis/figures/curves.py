@@ -33,7 +33,7 @@ def nonlocality_over_training(histories: Mapping[str, History]) -> Figure:
             _line(axes, history.epochs, values, colours[layer])
         axes.set(title=name, xlabel="epoch")
     panels[0].set_ylabel(_NONLOCALITY)
-    _layer_scale(figure, panels, depth)
+    _colour_scale(figure, panels, depth, "layer")
     return figure
 
 
@@ -51,16 +51,15 @@ def gates_over_training(history: History, name: str = "") -> Figure:
     colours = style.ordered_colours(heads)
     for layer, axes in enumerate(panels[:layers]):
         for head in range(heads):
-            label = f"head {head + 1}" if layer == 0 else None
-            _line(axes, history.epochs, history.gates[:, layer, head], colours[head], label)
-        mean, label = history.gates[:, layer].mean(axis=-1), "mean" if layer == 0 else None
-        _line(axes, history.epochs, mean, "black", label, linewidth=1.8)
-        axes.set(title=f"layer {layer + 1}", ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
+            _line(axes, history.epochs, history.gates[:, layer, head], colours[head])
+        _line(axes, history.epochs, history.gates[:, layer].mean(axis=-1), "black", linewidth=2)
+        axes.set_title(f"layer {layer + 1}")
     for axes in panels[layers:]:
         axes.set_axis_off()
     figure.supxlabel("epoch", fontsize=8)
     figure.supylabel(_GATE, fontsize=8)
-    figure.legend(loc="outside upper center", ncols=min(heads + 1, 9), title=name or None)
+    figure.suptitle(name, fontsize=8)
+    _colour_scale(figure, panels, heads, "head")
     return figure
 
 
@@ -102,13 +101,7 @@ def gates_by_layer(gates: np.ndarray, name: str = "") -> Figure:
     axes.set(xlabel="layer", ylabel=_GATE, ylim=(-0.03, 1.03), title=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
-    heads = mpl.cm.ScalarMappable(
-        mpl.colors.BoundaryNorm(np.arange(len(colours) + 1) + 0.5, len(colours)),
-        mpl.colors.ListedColormap(colours),
-    )
-    bar = figure.colorbar(heads, ax=axes, label="head")
-    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    bar.ax.minorticks_off()
+    _colour_scale(figure, np.array([axes]), gates.shape[1], "head")
     return figure
 
 
@@ -141,12 +134,12 @@ def _dots(
         axes.scatter(places, values[layer], s=size, c=colours, alpha=0.75, linewidths=0, zorder=3)
 
 
-def _layer_scale(figure: Figure, panels: np.ndarray, depth: int) -> None:
-    """A scale that tells the layers' colours."""
-    norm = mpl.colors.BoundaryNorm(np.arange(depth + 1) + 0.5, depth)
-    colours = mpl.colors.ListedColormap(style.ordered_colours(depth))
+def _colour_scale(figure: Figure, panels: np.ndarray, count: int, label: str) -> None:
+    """A scale that tells the colours of layers or heads, from 1."""
+    norm = mpl.colors.BoundaryNorm(np.arange(count + 1) + 0.5, count)
+    colours = mpl.colors.ListedColormap(style.ordered_colours(count))
     scale = figure.colorbar(
-        mpl.cm.ScalarMappable(norm, colours), ax=list(panels), label="layer", pad=0.02
+        mpl.cm.ScalarMappable(norm, colours), ax=list(panels), label=label, pad=0.02
     )
     scale.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     scale.ax.minorticks_off()

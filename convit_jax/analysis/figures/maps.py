@@ -45,6 +45,7 @@ def attention_maps(image: np.ndarray, rows: Sequence[AttentionRow]) -> Figure:
     figure = Figure(figsize=(_width(heads, cell), (cell + 0.2) * len(rows) + 0.35))
     panels = figure.subplots(len(rows), heads + 1, squeeze=False)
     norm = _norm([row.attention for row in rows])
+    before = None
     for row, axes in zip(rows, panels, strict=True):
         _show_image(axes[0], image, row)
         axes[0].set_ylabel(row.label.replace(" layer", "\nlayer"), fontsize=7)
@@ -55,8 +56,9 @@ def attention_maps(image: np.ndarray, rows: Sequence[AttentionRow]) -> Figure:
             _show_map(panel, row.attention[head], norm, row.query)
             if row.gates is not None:
                 panel.set_title(f"σ = {row.gates[head]:.2f}", fontsize=7, pad=2)
-            elif row is rows[0] or len(row.attention) != len(rows[0].attention):
+            elif before is None or before.gates is not None:
                 panel.set_title(f"head {head + 1}", fontsize=7, pad=2)
+        before = row
     _scale(figure, panels, norm, "attention (log scale)")
     return figure
 
@@ -77,11 +79,11 @@ def positional_maps(
     figure = Figure(figsize=(_width(heads, cell), (cell + 0.12) * len(rows) + 0.55))
     panels = figure.subplots(len(rows), heads, squeeze=False)
     norm = _norm([maps for _, maps in rows])
-    for (name, maps), axes in zip(rows, panels, strict=True):
+    for number, ((name, maps), axes) in enumerate(zip(rows, panels, strict=True)):
         axes[0].set_ylabel(name, fontsize=7)
         for head, panel in enumerate(axes):
             _show_map(panel, maps[head], norm, query)
-            if axes is panels[0]:
+            if number == 0:
                 where = "" if centres is None else f"\n({centres[head][0]:g}, {centres[head][1]:g})"
                 panel.set_title(f"head {head + 1}{where}", fontsize=6 if heads > 9 else 7, pad=2)
     _scale(figure, panels, norm, "attention (log scale)")
