@@ -66,7 +66,7 @@ def launch(repository, tmp_path):
         }  # fmt: skip
         return subprocess.run(
             [repository / "scripts/tpu.sh", *arguments], env=environment, capture_output=True,
-            text=True, check=False, timeout=60,
+            text=True, check=False, timeout=30,
         )  # fmt: skip
 
     return run
