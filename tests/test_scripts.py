@@ -1,0 +1,295 @@
+"""The shell scripts: linted, and the launcher of pods run against a `gcloud` of our own."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import time
+
+import pytest
+import yaml
+
+TPU = {"PROJECT": "my-project", "ZONE": "us-west4-a", "NAME": "pod", "TYPE": "v5litepod-16"}
+WHERE = " --project=my-project --zone=us-west4-a --quiet"
+FLAGS = ["--config", "configs/convit_b.py", "--workdir=gs://bucket/b"]
+
+# A cloud of one slice. Its state and the workers' files are files in $CLOUD; what is asked of it is
+# in $CLOUD/asked. The commands for the workers are really run, in $CLOUD/worker.
+GCLOUD = r"""#!/usr/bin/env bash
+cd "$CLOUD" || exit
+echo "$*" | head -n 1 >>asked
+state=$(cat state)
+case "$3 $4" in
+    'queued-resources create') echo PROVISIONING >state ;;
+    'queued-resources delete') echo NONE >state; rm -rf worker ;;
+    'queued-resources describe')
+        [ "$state" != NONE ] || { echo 'ERROR: NOT_FOUND: Resource was not found' >&2; exit 1; }
+        if [ "$state" = PROVISIONING ]; then mkdir worker; state=ACTIVE; echo ACTIVE >state; fi
+        echo "$state" ;;
+    'tpu-vm scp') cp "$5" worker/ ;;
+    'tpu-vm ssh')
+        for argument; do case $argument in --command=*) command=${argument#*=} ;; esac; done
+        [ "$state" = ACTIVE ] || exit 255
+        cd worker || exit
+        HOME=$PWD PATH=$CLOUD/bin:$PATH bash -c "$command" ;;
+    *) echo "gcloud: no such command: $*" >&2; exit 2 ;;
+esac
+"""
+# In place of uv: the environment that it makes has a Python that does what the next line of
+# $CLOUD/script says.
+UV = r"""#!/usr/bin/env bash
+[ "$1" = venv ] || exit 0
+mkdir -p .venv/bin
+printf '%s\n' '#!/usr/bin/env bash' 'echo "$JAX_COMPILATION_CACHE_DIR $*" >>"$CLOUD/trained"' \
+    'next=$(head -n 1 "$CLOUD/script")' 'sed -i 1d "$CLOUD/script"' 'eval "$next"' >.venv/bin/python
+chmod +x .venv/bin/python
+"""
+
+
+@pytest.fixture
+def launch(repository, tmp_path):
+    """A function of the launcher's arguments and variables; the cloud is in `tmp_path`."""
+    pip = '#!/bin/sh\nmkdir -p ~/.local/bin && cp "$CLOUD/uv" ~/.local/bin\n'
+    programs = {"gcloud": GCLOUD, "bin/python3": pip, "uv": UV}
+    for name, text in programs.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    (tmp_path / "state").write_text("NONE\n")
+
+    def run(*arguments, script=(), **variables):
+        (tmp_path / "script").write_text("\n".join(script) + "\n")
+        environment = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "POLL": "0.05",
+            "TMPDIR": str(tmp_path), "CLOUD": str(tmp_path), **TPU, **variables,
+        }  # fmt: skip
+        return subprocess.run(
+            [repository / "scripts/tpu.sh", *arguments], env=environment, capture_output=True,
+            text=True, check=False, timeout=30,
+        )  # fmt: skip
+
+    return run
+
+
+def wait_until(holds):
+    for _ in range(200):
+        if holds():
+            return
+        time.sleep(0.1)
+    pytest.fail("it never came to that")
+
+
+def asked(cloud):
+    """What was asked of the cloud, but for the looks: [verb, ...]."""
+    lines = (cloud / "asked").read_text().splitlines()
+    return [
+        line.split()[3] for line in lines if "describe" not in line and "--worker=0" not in line
+    ]
+
+
+def test_scripts_are_clean(repository):
+    if not shutil.which("shellcheck"):
+        pytest.skip("no shellcheck: pip install -r requirements-dev.txt")
+    scripts = sorted(repository.glob("scripts/*.sh"))
+    assert len(scripts) >= 4
+    done = subprocess.run(
+        ["shellcheck", "--external-sources", *scripts], cwd=repository, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+QUEUED = "gcloud compute tpus queued-resources"
+SSH = "gcloud compute tpus tpu-vm ssh pod"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["create"],
+            [f"{QUEUED} create pod --node-id=pod --accelerator-type=v5litepod-16 "
+             f"--runtime-version=v2-alpha-tpuv5-lite{WHERE}"],
+        ),
+        (
+            ["create", "--spot"],
+            [f"{QUEUED} create pod --node-id=pod --accelerator-type=v5litepod-16 "
+             f"--runtime-version=v2-alpha-tpuv5-lite --spot{WHERE}"],
+        ),
+        (
+            ["status"],
+            [f"{QUEUED} describe pod '--format=value(state.state)'{WHERE}", f"{SSH} --worker=0 "],
+        ),
+        (
+            ["setup"],
+            ["git archive --output=", "gcloud compute tpus tpu-vm scp /",
+             f" pod:convit_jax.tar.gz --worker=all{WHERE}", f"{SSH} --worker=all '--command=",
+             "-r requirements.txt"],
+        ),
+        (
+            ["train", *FLAGS, "--config.train_for=3 epochs"],
+            [f"{SSH} --worker=all '--command=",
+             " .venv/bin/python train.py --config configs/convit_b.py --workdir=gs://bucket/b "
+             "'\\''--config.train_for=3 epochs'\\'' >>train.log"],
+        ),
+        (["logs"], [f"{SSH} --worker=0 '--command=tail -n 100 -F convit_jax/train.log'{WHERE}"]),
+        (["stop"], [f"{SSH} --worker=all '--command=kill -TERM "]),
+        (["delete"], [f"{QUEUED} delete pod --force{WHERE}"]),
+        (
+            ["run", *FLAGS],
+            [f"{QUEUED} create pod ", f"{QUEUED} describe ", "tpu-vm scp ", " train.py --config",
+             f"{QUEUED} delete pod --force"],
+        ),
+    ],
+    ids=lambda value: " ".join(value[:2]) if value[0] in ("create", "run") else value[0][:8],
+)  # fmt: skip
+def test_a_dry_run_prints_the_commands_and_runs_none(arguments, expected, launch, tmp_path):
+    done = launch("--dry-run", *arguments)
+    assert done.returncode == 0, done.stderr
+    place = -1
+    for part in expected:
+        place = done.stdout.find(part, place + 1)
+        assert place >= 0, f"no '{part}' in its place in {done.stdout}"
+    assert not (tmp_path / "asked").exists()
+    assert not list(tmp_path.glob("*.tar.gz"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [
+        ("v4-128", "tpu-ubuntu2204-base"),
+        ("v5litepod-256", "v2-alpha-tpuv5-lite"),
+        ("v5p-128", "v2-alpha-tpuv5"),
+        ("v6e-256", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_the_runtime_version_goes_with_the_type(kind, version, launch):
+    said = launch("create", "--dry-run", TYPE=kind).stdout
+    assert f"--accelerator-type={kind} --runtime-version={version} " in said
+    said = launch("create", "--dry-run", TYPE=kind, VERSION="another", DISK="imagenet").stdout
+    assert "--runtime-version=another " in said
+    disk = "projects/my-project/zones/us-west4-a/disks/imagenet"
+    assert f" --data-disk=source={disk},mode=read-only " in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "sentence"),
+    [
+        ([], {}, "expected one of create status setup train logs stop delete run"),
+        (["staus"], {}, "no command 'staus': did you mean 'status'?"),
+        (["xyz"], {}, "no command 'xyz': expected one of create status"),
+        (["create"], {"ZONE": ""}, "ZONE is not set: expected PROJECT ZONE NAME TYPE"),
+        (["create"], {"TYPE": "v5e-8"}, "TYPE=v5e-8: did you mean 'v5litepod-8'?"),
+        (["create"], {"TYPE": "h100-8"}, "TYPE=h100-8: expected v4-N, v5litepod-N, v5p-N or v6e-N"),
+        (["stop", "--now"], {}, "stop takes no '--now'"),
+        (["train", "--config=c.py"], {}, "expected --workdir=gs://BUCKET/DIRECTORY among"),
+        (["run", "--workdir", "/tmp/w"], {}, "--workdir=/tmp/w goes when the slice goes"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(arguments, variables, sentence, launch, tmp_path):
+    done = launch(*arguments, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"tpu.sh: {sentence}")
+    assert not (tmp_path / "asked").exists()
+
+
+def test_help_tells_every_command_and_variable(launch):
+    done = launch("--help")
+    assert done.returncode == 0
+    words = "create status setup train logs stop delete run PROJECT TYPE VERSION DISK CACHE RETRIES"
+    assert set(words.split()) <= set(done.stdout.split())
+
+
+def test_run_goes_on_after_preemptions_and_gives_the_slice_back(launch, tmp_path):
+    """Taken away without a word; then SIGTERM on a slice that stays; then the end."""
+    taken = 'echo SUSPENDED >"$CLOUD/state"; exec sleep 5'
+    done = launch("run", "--spot", *FLAGS, "--config.train_for=3 epochs",
+                  script=[taken, "exit 143", "exit 0"], CACHE="gs://bucket/compiled")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    verbs = ["create", "scp", "ssh", "ssh"]  # setup is one ssh, train another
+    assert asked(tmp_path) == [*verbs, "delete", *verbs, "ssh", "delete"]
+    trained = (tmp_path / "trained").read_text().splitlines()
+    flags = f"{' '.join(FLAGS)} --config.train_for=3 epochs"
+    assert trained == [f"gs://bucket/compiled train.py {flags}"] * 3
+    for said in ("pod is SUSPENDED", "pod is ACTIVE 143", "finished"):
+        assert f"tpu.sh: {said}" in done.stderr
+    assert (tmp_path / "state").read_text() == "NONE\n"
+
+
+def test_run_stops_at_a_mistake_and_keeps_the_slice(launch, tmp_path):
+    done = launch("run", *FLAGS, script=["echo 'train: no such key' >&2; exit 2"])
+    assert done.returncode == 2
+    assert asked(tmp_path) == ["create", "scp", "ssh", "ssh"]
+    assert "pod is kept and costs money" in done.stderr
+    log = (tmp_path / "worker/convit_jax/train.log").read_text()
+    assert log == "train: no such key\n"
+
+
+def test_run_bears_so_many_failures_and_no_more(launch, tmp_path):
+    done = launch("run", *FLAGS, script=["exit 1", "exit 134", "exit 1"], RETRIES="2")
+    assert done.returncode == 1
+    assert len((tmp_path / "trained").read_text().splitlines()) == 3
+    assert "delete" not in asked(tmp_path)
+
+
+def test_run_can_be_started_again_while_it_trains(launch, tmp_path):
+    """It finds the run under way: it neither makes another slice nor starts train.py twice."""
+    assert launch("create").returncode == 0
+    assert launch("status").stdout == "ACTIVE new\n"
+    assert launch("setup").returncode == 0
+    assert launch("status").stdout == "ACTIVE ready\n"
+    script = ['for i in {1..600}; do [ ! -e "$CLOUD/go" ] || exit 0; sleep 0.1; done; exit 1']
+    assert launch("train", *FLAGS, script=script).returncode == 0
+    wait_until(lambda: launch("status", script=script).stdout == "ACTIVE running\n")
+    assert launch("train", *FLAGS).stdout == "it trains already\n"
+    (tmp_path / "gcloud").write_text(
+        GCLOUD + 'case "$*" in *worker=0*) touch "$CLOUD/go" ;; esac\n'
+    )
+    done = launch("run", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    assert "pod is ACTIVE running" in done.stderr
+    assert asked(tmp_path).count("create") == 1
+    assert len((tmp_path / "trained").read_text().splitlines()) == 1
+
+
+def test_run_stops_where_the_cloud_cannot_be_asked(launch, tmp_path):
+    (tmp_path / "gcloud").write_text("#!/bin/sh\necho 'ERROR: no active account' >&2; exit 1\n")
+    done = launch("run", *FLAGS)
+    assert done.returncode == 1
+    assert done.stderr == "ERROR: no active account\n"
+
+
+def test_stop_ends_train_py_with_the_code_that_restarts_it(launch, tmp_path):
+    for command in ("create", "status", "setup"):
+        assert launch(command).returncode == 0
+    launch("train", *FLAGS, script=["trap 'exit 143' TERM; touch \"$CLOUD/up\"; sleep 3 & wait"])
+    wait_until(lambda: (tmp_path / "up").exists())
+    assert launch("stop").returncode == 0
+    wait_until(lambda: launch("status").stdout == "ACTIVE 143\n")
+
+
+def test_the_kubernetes_manifest_fits_together(repository):
+    text = pathlib.Path(repository / "scripts/gke.yaml").read_text()
+    service, job = yaml.safe_load_all(text)
+    spec = job["spec"]
+    pod = spec["template"]["spec"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert pod["restartPolicy"] == "Never"  # the only one that may have a podFailurePolicy
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"]
+    (container,) = pod["containers"]
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    assert container["resources"]["requests"]["google.com/tpu"] == chips
+    shape = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    width, height = map(int, shape.split("x"))
+    assert spec["completions"] * chips == width * height
+    rules = {rule["action"]: rule["onExitCodes"]["values"]
+             for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule}  # fmt: skip
+    assert rules == {"FailJob": [2], "Ignore": [143]}
+    command = container["command"]
+    assert command[:2] == ["python", "train.py"]
+    assert (repository / command[command.index("--config") + 1]).exists()
