@@ -27,12 +27,14 @@ def main() -> int:
     # Imported once the flags are known to be right: it takes seconds, for TensorFlow, which
     # writes the events and is to keep its remarks on the CPU to itself.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
+    from convit_jax.cache import keep_compiled_programs  # noqa: PLC0415
     from convit_jax.training import loop  # noqa: PLC0415
     from convit_jax.training.checkpoints import hush_writers  # noqa: PLC0415
     from convit_jax.training.processes import join_processes  # noqa: PLC0415
 
     hush_writers()
     join_processes()
+    keep_compiled_programs()
     outcome = loop.train(config, workdir.value)
     # Launchers restart what a signal ended: the shell's code for it.
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by

@@ -32,6 +32,7 @@ from convit_jax.analysis.attention import check_layers
 from convit_jax.analysis.findings import Findings, find_out, layer_records
 from convit_jax.analysis.history import read_history
 from convit_jax.analysis.report import write_report
+from convit_jax.cache import keep_compiled_programs
 from convit_jax.data.decoding import BrokenImageError
 from convit_jax.data.image_paths import find_images
 from convit_jax.data.preprocessing import Preprocessing
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fields = command_line.overrides(arguments.override)
     out = _directory(arguments.out)
     examples = _Examples.open(arguments.images, arguments.count)
+    keep_compiled_programs()
     with Screen() as screen:
         found = []
         for weights, name in _named_weights(arguments):

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convit_jax import analysis, command_line, data
+from convit_jax.cache import keep_compiled_programs
 from convit_jax.data import imagenet
 from convit_jax.models import VisionTransformer
 from convit_jax.screen import Screen
@@ -100,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _check(arguments)
     fields = command_line.overrides(arguments.override)
+    keep_compiled_programs()
     with Screen() as screen:
         weights = open_weights(arguments.weights)
         model = weights.model(**fields)

@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 
 from convit_jax import command_line
+from convit_jax.cache import keep_compiled_programs
 from convit_jax.data import imagenet
 from convit_jax.data.decoding import BrokenImageError
 from convit_jax.data.image_paths import find_images
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command_line.expect(arguments, name, getattr(arguments, name) >= 1, "at least 1")
     fields = command_line.overrides(arguments.override)
     paths = find_images(arguments.images)
+    keep_compiled_programs()
     with Screen():
         weights = open_weights(arguments.weights)
         model = weights.model(**fields)

@@ -12,7 +12,7 @@ from convit_jax.planning.program import read_cost
 from convit_jax.planning.topologies import Topology
 from convit_jax.training import Experiment, make_experiment
 from convit_jax.training import mesh as meshes
-from convit_jax.training.placement import Placement, place
+from convit_jax.training.placement import TO_SAVE_MEMORY, Placement, place
 from convit_jax.training.sharding import measure_spread
 from convit_jax.training.step import TrainState
 
@@ -105,7 +105,9 @@ def make_plan(config: Config, topology: Topology, *, num_examples: int, num_clas
             r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", str(error)
         )
         much = f" ({sizes[1]} for the step alone, {sizes[2]} there)" if sizes else ""
-        return Plan(**known, fits=False, problem=f"too large for a chip's memory{much}: {_HELP}")
+        return Plan(
+            **known, fits=False, problem=f"too large for a chip's memory{much}: {TO_SAVE_MEMORY}"
+        )
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
     program = read_cost(compiled.as_text())
     seconds = program.cycles / topology.chip.clock
@@ -134,12 +136,6 @@ def make_plan(config: Config, topology: Topology, *, num_examples: int, num_clas
         hours=experiment.total_steps * seconds / 3600,
         images_per_second_per_host=per_second / known["hosts"],
     )
-
-
-_HELP = (
-    "try --config.model.remat=true, a smaller config.batch_size, config.optimizer.accumulate, or "
-    "a larger config.mesh.fsdp"
-)
 
 
 def _lower(experiment: Experiment, placed: Placement, state: TrainState) -> Any:

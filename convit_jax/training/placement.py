@@ -12,6 +12,12 @@ from convit_jax.training.experiment import Experiment
 from convit_jax.training.sharding import state_sharding
 from convit_jax.training.step import TrainState
 
+# What to say where a step does not fit.
+TO_SAVE_MEMORY = (
+    "try --config.model.remat=true, a smaller config.batch_size, config.optimizer.accumulate, or "
+    "a larger config.mesh.fsdp"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Placement:

@@ -167,3 +167,21 @@ def test_fewer_examples_than_a_batch_are_told_in_a_sentence(make_config, tmp_pat
 def test_a_profile_is_taken_on_request(make_config, tmp_path):
     loop.train(make_config(profile_at=3, eval_every="100 steps"), str(tmp_path))
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
+
+
+def test_a_step_that_does_not_fit_is_told_in_a_sentence(make_config, tmp_path, monkeypatch):
+    import dataclasses
+
+    import jax
+
+    make = loop.place
+
+    def crowded(*arguments):
+        def train_step(state, batch):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 G")
+
+        return dataclasses.replace(make(*arguments), train_step=train_step)
+
+    monkeypatch.setattr(loop, "place", crowded)
+    with pytest.raises(RunError, match=r"does not fit .*remat=true.*\(RESOURCE_EXHAUSTED: Out of"):
+        loop.train(make_config(), str(tmp_path))
