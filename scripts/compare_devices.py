@@ -2,9 +2,9 @@
 
     python scripts/compare_devices.py OUT
 
-OUT gets the three workdirs and `devices.png`, the figure of docs/tpu.md. The devices are made of this
-machine's CPU. The runs are the demo's for twenty epochs; the eight devices are a mesh of 8 x 1, the
-two processes one of 4 x 2, with the parameters spread over pairs.
+OUT gets the three workdirs and `devices.png`, the figure of docs/tpu.md. The devices are made of
+this machine's CPU. The runs are the demo's for twenty epochs; the eight devices are a mesh of
+8 x 1, the two processes one of 4 x 2, with the parameters spread over pairs.
 """
 
 import json

@@ -167,3 +167,17 @@ def test_a_mistake_is_one_sentence_and_code_2(arguments, words, workdir, tmp_pat
     assert code == 2, said.err
     assert words in said.err.splitlines()[-1]
     assert "Traceback" not in said.err
+
+
+def test_the_documented_lines_of_python_run(history_workdir, repository, tmp_path, monkeypatch):
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (repository / "docs/analysis.md").read_text(), re.S
+    )
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    code = code.replace("runs/convit", str(history_workdir)).replace("query=(2, 2)", "query=(1, 1)")
+    found = {}
+    exec(code, found)
+    assert found["maps"].shape == (2, 2, 4, 2, 2)
+    assert (tmp_path / "nonlocality.pdf").stat().st_size > 1000

@@ -1,0 +1,110 @@
+"""Figures hold the numbers that they are given."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from convit_jax.analysis import History, figures
+from convit_jax.analysis.figures import AttentionRow
+
+
+def make_history(evaluations=3, layers=4, gated=2, heads=9, seed=0):
+    rng = np.random.default_rng(seed)
+    return History(
+        np.arange(evaluations) * 1.0,
+        rng.uniform(1, 5, (evaluations, layers)),
+        rng.uniform(size=(evaluations, gated, heads)),
+    )
+
+
+def panels(figure):
+    return [axes for axes in figure.axes if axes.axison and axes.get_label() != "<colorbar>"]
+
+
+def colour_bars(figure):
+    return [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+
+
+def test_models_stand_side_by_side_on_one_scale():
+    histories = {"ConViT": make_history(), "DeiT": make_history(gated=0, seed=1)}
+    figure = figures.nonlocality_over_training(histories)
+    shown = panels(figure)
+    assert [axes.get_title() for axes in shown] == ["ConViT", "DeiT"]
+    assert shown[0].get_ylim() == shown[1].get_ylim()
+    for axes, history in zip(shown, histories.values(), strict=True):
+        drawn = np.array([line.get_ydata() for line in axes.get_lines()])
+        assert np.array_equal(drawn, history.nonlocality.T)
+    assert [axes.get_ylabel() for axes in colour_bars(figure)] == ["layer"]
+
+
+def test_a_panel_for_each_layer_with_the_mean_in_black():
+    history = make_history(gated=7, layers=8)
+    shown = panels(figures.gates_over_training(history, "ConViT"))
+    assert [axes.get_title() for axes in shown] == [f"layer {n}" for n in range(1, 8)]
+    for layer, axes in enumerate(shown):
+        *heads, mean = axes.get_lines()
+        assert np.array_equal([line.get_ydata() for line in heads], history.gates[:, layer].T)
+        assert np.allclose(mean.get_ydata(), history.gates[:, layer].mean(axis=-1))
+        assert mean.get_color() == "black"
+        assert not any(np.array_equal(line.get_color(), "black") for line in heads)
+
+
+def test_one_evaluation_can_be_seen():
+    (axes,) = panels(figures.nonlocality_over_training({"one": make_history(evaluations=1)}))
+    assert {line.get_marker() for line in axes.get_lines()} == {"o"}
+
+
+def test_layer_by_layer_all_heads_are_there():
+    values = {"a": make_history().gates[0], "b": np.ones((5, 4))}
+    (axes,) = panels(figures.nonlocality_by_layer(values))
+    assert [line.get_label() for line in axes.get_lines()] == ["a", "b"]
+    assert sum(len(dots.get_offsets()) for dots in axes.collections) == 2 * 9 + 5 * 4
+    (axes,) = panels(figures.gates_by_layer(values["a"]))
+    assert sum(len(dots.get_offsets()) for dots in axes.collections) == 2 * 9
+
+
+@pytest.mark.parametrize("heads", [3, 9, 16])
+def test_attention_of_models_with_other_grids_and_heads(heads):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (48, 32, 3), np.uint8)
+    gated = AttentionRow(
+        "ConViT layer 2", rng.uniform(size=(heads, 6, 4)), np.full(heads, 0.25), (5, 3)
+    )
+    plain = AttentionRow("DeiT layer 2", rng.uniform(size=(2, 3, 2)), None, (1, 1))
+    figure = figures.attention_maps(image, [gated, plain])
+    shown = panels(figure)
+    assert len(shown) == heads + 1 + 2 + 1
+    assert shown[1].get_title() == "σ = 0.25"
+    assert shown[heads + 2].get_title() == "head 1"
+    assert np.array_equal(shown[1].get_images()[0].get_array(), gated.attention[0])
+    # The frame is around the patch that asks, in the image's pixels and in the map's patches.
+    frames = [axes.patches[0].get_bbox().bounds for axes in (shown[0], shown[1])]
+    assert frames == [(23.5, 39.5, 8, 8), (2.5, 4.5, 1, 1)]
+    assert figure.get_figwidth() < 14
+
+
+def test_positions_name_the_centres():
+    maps = np.random.default_rng(0).uniform(size=(4, 3, 3))
+    centres = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]])
+    figure = figures.positional_maps([("initialisation", maps), ("layer 1", maps)], (1, 1), centres)
+    shown = panels(figure)
+    assert len(shown) == 8
+    assert shown[1].get_title() == "head 2\n(-0.5, 0.5)"
+    assert shown[4].get_ylabel() == "layer 1"
+
+
+def test_masks_start_from_the_whole_model():
+    top1 = {("none", 0): 0.9, ("pos_embed", 0): 0.7, ("content", 1): 0.8, ("content", 3): 0.2,
+            ("position", 1): 0.5, ("position", 3): 0.4}  # fmt: skip
+    (axes,) = panels(figures.accuracy_under_masks(top1, 0.1))
+    content, position = axes.get_lines()[:2]
+    assert np.allclose(content.get_xydata(), [[0, 90], [1, 80], [3, 20]])
+    assert np.allclose(position.get_xydata(), [[0, 90], [1, 50], [3, 40]])
+
+
+def test_settings_outside_are_left_alone_and_do_not_matter():
+    before = dict(mpl.rcParams)
+    with mpl.rc_context({"lines.linewidth": 9, "font.size": 30}):
+        figure = figures.nonlocality_over_training({"one": make_history()})
+    assert {line.get_linewidth() for line in panels(figure)[0].get_lines()} == {1.2}
+    assert dict(mpl.rcParams) == before
