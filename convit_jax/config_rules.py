@@ -1,18 +1,15 @@
 """What the values of a configuration must be, key by key, besides their types."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from convit_jax.errors import InputError
 from convit_jax.typed_config import get
 
-if TYPE_CHECKING:
-    from convit_jax.config import Config
-
 _HOLDOUT_RULE = "a share such as 0.1 where data.eval is '', and 0 where it names examples"
 
 
-def check_ranges(config: "Config") -> None:
-    """Raises InputError for the first value that makes no sense."""
+def check_ranges(config: Any) -> None:
+    """Raises InputError for the first value of a `Config` that makes no sense."""
     o, c, d = config.optimizer, config.checkpoint, config.data
     for holds, name, expected in (
         (config.batch_size >= 1, "batch_size", "at least 1"),
