@@ -72,10 +72,11 @@ def draw(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     for number, (name, (steps, values)) in enumerate(found.items()):
         look = {key: choices[number] for key, choices in looks.items()}
         above.plot(steps, values, label=name, **look)
-        below.plot(steps, np.maximum(abs(values / first - 1), 1e-9), **look)
+        if number:
+            below.plot(steps, np.maximum(abs(values / first - 1), 1e-9), **look)
     above.set(ylabel="training loss")
     above.legend(frameon=False)
-    below.set(xlabel="step", ylabel="relative\ndifference", yscale="log", ylim=(5e-10, 1e-1))
+    below.set(xlabel="step", ylabel="relative\ndifference", yscale="log", ylim=(5e-10, 1e-2))
     return figure
 
 
