@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from convit_jax import models
+from convit_jax import kernels, models
 from convit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from convit_jax.durations import in_steps
 from convit_jax.errors import InputError
@@ -214,6 +214,11 @@ class Config:
         "decay, a step, of the parameters' running average, then also what is evaluated; 0: off",
         fixed=True,
     )
+    attention: str = key(
+        "auto",
+        "form of the attention's arithmetic: 'xla', 'pallas' (the fused TPU kernel; slow "
+        "elsewhere) or 'auto' (the kernel on TPUs)",
+    )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
@@ -283,6 +288,7 @@ def _check_values(config: Config) -> None:
         (d.num_workers >= -1, "data.num_workers", "0 or more, or -1 for one for each core"),
         (d.prefetch_batches >= 1, "data.prefetch_batches", "at least 1"),
         (config.augment.repeats >= 1, "augment.repeats", "at least 1"),
+        (config.attention in kernels.FORMS, "attention", f"one of {', '.join(kernels.FORMS)}"),
     ):
         if not holds:
             raise InputError(f"config.{name}={get(config, name)!r}: expected {expected}")

@@ -51,7 +51,9 @@ class Target:
             batch // self.shards, tokens, heads, channels, jnp.dtype(dtype), self.memory
         )
 
-    def spread(self, function: Callable[..., Any], batched: Any, results: Any) -> Callable[..., Any]:
+    def spread(
+        self, function: Callable[..., Any], batched: Any, results: Any
+    ) -> Callable[..., Any]:
         """`function` on every device's own rows.
 
         Args:
@@ -176,9 +178,7 @@ def _backward(target: Target, heads: int, saved: Any, d_out: jax.Array) -> tuple
     count = len(parts) if blocks.groups == 1 else 3
     d_parts, d_maps, content = target.spread(
         run, ((True,) * len(parts), True, True, whole, whole), ([True] * count, whole, whole)
-    )(
-        parts, d_out, log_sums, _weighted(blocks, positional, gate), _as_float32(gate)
-    )
+    )(parts, d_out, log_sums, _weighted(blocks, positional, gate), _as_float32(gate))
     if blocks.groups > 1:
         together = jnp.concatenate([_token_major(blocks, d) for d in d_parts], axis=-1)
         cuts = [sum(part.shape[-1] for part in parts[:n]) for n in range(1, len(parts))]

@@ -1,12 +1,14 @@
 """An experiment on a mesh: where its arrays lie, and its steps compiled for that."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from convit_jax import kernels
 from convit_jax.training import mesh as meshes
 from convit_jax.training.experiment import Experiment
 from convit_jax.training.sharding import state_sharding
@@ -45,18 +47,29 @@ def place(experiment: Experiment, mesh: Mesh) -> Placement:
     meshes.check_divides(mesh, config.eval_batch_size, "config.eval_batch_size")
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     state = state_sharding(experiment.abstract_state(), mesh)
+
+    def placed(step: Callable[..., Any]) -> Callable[..., Any]:
+        """The step, which lets its attention know of the mesh."""
+
+        @functools.wraps(step)
+        def traced(*arguments: Any) -> Any:
+            with kernels.compiled_for(mesh, meshes.AXES, config.attention):
+                return step(*arguments)
+
+        return traced
+
     return Placement(
         mesh=mesh,
         state=state,
         rows=rows,
         train_step=jax.jit(
-            experiment.train_step,
+            placed(experiment.train_step),
             in_shardings=(state, rows),
             out_shardings=(state, everywhere),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            experiment.eval_step,
+            placed(experiment.eval_step),
             in_shardings=(state.eval_params, rows),
             out_shardings=everywhere,
         ),
