@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from convit_jax.config import Config
+from convit_jax.planning import schedules
 from convit_jax.planning.program import read_cost
 from convit_jax.planning.topologies import Topology
 from convit_jax.training import Experiment, make_experiment
@@ -33,7 +34,9 @@ class Plan:
         gflops_per_image: of the train step, billions.
         bytes_per_step: that a chip reads and writes in a step.
         collectives: (kind, how many, bytes) in a step.
-        custom_kernels: which the estimate leaves out.
+        custom_kernels: how many run in a step.
+        custom_cycles: of the cycles, what they have by their schedules.
+        unknown_kernels: how many of them have none, their schedules being unknown.
         cycles: estimated, of a step.
         images_per_second: an upper estimate, for the whole slice.
         mfu: share of the peak that this would be.
@@ -59,6 +62,8 @@ class Plan:
     bytes_per_step: float = 0.0
     collectives: tuple[tuple[str, int, int], ...] = ()
     custom_kernels: int = 0
+    custom_cycles: int = 0
+    unknown_kernels: int = 0
     cycles: int = 0
     images_per_second: float = 0.0
     mfu: float = 0.0
@@ -95,6 +100,7 @@ def make_plan(config: Config, topology: Topology, *, num_examples: int, num_clas
         "optimizer_bytes": measure_spread(state.opt_state, where.opt_state).on_device
         + measure_spread(state.ema_params, where.ema_params).on_device,
     }
+    schedules.clear()
     try:
         compiled = _lower(experiment, placed).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -106,7 +112,7 @@ def make_plan(config: Config, topology: Topology, *, num_examples: int, num_clas
         much = f" ({sizes[1]} for the step alone, {sizes[2]} there)" if sizes else ""
         return Plan(**known, fits=False, problem=f"too large for a chip's memory{much}: {_HELP}")
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
-    program = read_cost(compiled.as_text())
+    program = read_cost(compiled.as_text(), schedules.recorded())
     seconds = program.cycles / topology.chip.clock
     # Of one chip. The compiler counts a loop once, and the parts of an accumulated batch are one.
     flops, accessed = (
@@ -127,6 +133,8 @@ def make_plan(config: Config, topology: Topology, *, num_examples: int, num_clas
         bytes_per_step=accessed,
         collectives=program.collectives,
         custom_kernels=program.custom_calls,
+        custom_cycles=program.custom_cycles,
+        unknown_kernels=program.unknown_calls,
         cycles=program.cycles,
         images_per_second=per_second,
         mfu=flops / seconds / topology.chip.peak_flops,
