@@ -3,6 +3,7 @@
 from convit_jax.kernels.attention import attention_map
 from convit_jax.kernels.dispatch import (
     FORMS,
+    Form,
     compiled_for,
     gated_attention,
     self_attention,
@@ -11,6 +12,7 @@ from convit_jax.kernels.dispatch import (
 
 __all__ = [
     "FORMS",
+    "Form",
     "attention_map",
     "compiled_for",
     "gated_attention",

@@ -10,7 +10,7 @@ import contextvars
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -22,6 +22,10 @@ from convit_jax.kernels.fused import Target, fused_attention
 log = logging.getLogger(__name__)
 
 FORMS = ("auto", "xla", "pallas")
+
+# One of `FORMS`, or to compare with, a function (q, k, v, positional, gate) → [B, N, H, D] to take
+# the place of XLA's form; positional and gate are None for plain attention.
+Form = str | Callable[..., jax.Array]
 
 # Fast memory of a TPU core by the name of its kind, as JAX has it (pallas/mosaic/tpu_info.py).
 _MIB = 2**20
@@ -42,21 +46,22 @@ class _Place:
 
     mesh: Mesh
     axes: tuple[str, ...]
-    form: str
+    form: Form
 
 
 _place: contextvars.ContextVar[_Place | None] = contextvars.ContextVar("place", default=None)
 
 
 @contextlib.contextmanager
-def compiled_for(mesh: Mesh, axes: Sequence[str], form: str = "auto") -> Iterator[None]:
+def compiled_for(mesh: Mesh, axes: Sequence[str], form: Form = "auto") -> Iterator[None]:
     """What is traced inside is compiled for a mesh.
 
     Args:
         mesh: the devices.
         axes: of the mesh, along which batches are spread.
         form: "auto", the fused kernel on TPUs and XLA's form elsewhere; "xla"; or "pallas", the
-            kernel wherever it can do the shapes, on other platforms interpreted, which is slow.
+            kernel wherever it can do the shapes, on other platforms interpreted, which is slow; or
+            a function instead.
     """
     token = _place.set(_Place(mesh, tuple(axes), form))
     try:
@@ -100,10 +105,15 @@ def self_attention(
         for part in parts
         for n in range(part.shape[-1] // (heads * channels))
     )
-    if gate is None:
-        found = attention.softmax_attention(q[:, :outputs], k, v)
+    q = q[:, :outputs]
+    positional = None if gate is None else positional[:, :outputs]
+    place = _place.get()
+    if place is not None and callable(place.form):
+        found = place.form(q, k, v, positional, gate)
+    elif gate is None:
+        found = attention.softmax_attention(q, k, v)
     else:
-        found = attention.gated_attention(q[:, :outputs], k, v, positional[:, :outputs], gate)
+        found = attention.gated_attention(q, k, v, positional, gate)
     return found.reshape(*found.shape[:2], -1)
 
 
@@ -147,7 +157,7 @@ def _target() -> Target | None:
         place = _Place(Mesh(np.array(jax.devices()), ("data",)), ("data",), "auto")
     device = place.mesh.devices.flat[0]
     on_tpu = device.platform == "tpu"
-    if place.form == "xla" or (place.form == "auto" and not on_tpu):
+    if place.form not in ("auto", "pallas") or (place.form == "auto" and not on_tpu):
         return None
     memory = _FAST_MEMORY.get(device.device_kind, min(_FAST_MEMORY.values()))
     spread = place.mesh.size > 1

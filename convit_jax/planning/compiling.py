@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from convit_jax.config import Config
+from convit_jax.kernels import Form
 from convit_jax.planning import schedules
 from convit_jax.planning.program import read_cost
 from convit_jax.planning.topologies import Topology
@@ -71,13 +72,21 @@ class Plan:
     images_per_second_per_host: float = 0.0
 
 
-def make_plan(config: Config, topology: Topology, *, num_examples: int, num_classes: int) -> Plan:
+def make_plan(
+    config: Config,
+    topology: Topology,
+    *,
+    num_examples: int,
+    num_classes: int,
+    attention: Form | None = None,
+) -> Plan:
     """Compiles a config's train step for a slice and reads off what it needs.
 
     Args:
         config: the run.
         topology: the slice.
         num_examples, num_classes: of the training data, which need not be here.
+        attention: its form, where it is not the config's.
 
     Raises:
         InputError: the config does not fit the slice's devices, or the compiler is not installed.
@@ -85,7 +94,8 @@ def make_plan(config: Config, topology: Topology, *, num_examples: int, num_clas
     experiment = make_experiment(config, num_examples=num_examples, num_classes=num_classes)
     devices = topology.devices()
     mesh = meshes.create_mesh(config.mesh.fsdp, devices)
-    placed, state = place(experiment, mesh), experiment.abstract_state()
+    placed = place(experiment, mesh, attention=attention)
+    state = experiment.abstract_state()
     where = placed.state
     known: dict[str, Any] = {
         "model": config.model.name,

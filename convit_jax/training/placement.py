@@ -34,8 +34,15 @@ class Placement:
     eval_step: Callable[..., Any]
 
 
-def place(experiment: Experiment, mesh: Mesh) -> Placement:
+def place(
+    experiment: Experiment, mesh: Mesh, *, attention: kernels.Form | None = None
+) -> Placement:
     """Puts an experiment on a mesh. Nothing is compiled yet.
+
+    Args:
+        experiment: what is run.
+        mesh: where.
+        attention: its form, where it is not the config's.
 
     Raises:
         InputError: the devices do not divide a batch.
@@ -53,7 +60,7 @@ def place(experiment: Experiment, mesh: Mesh) -> Placement:
 
         @functools.wraps(step)
         def traced(*arguments: Any) -> Any:
-            with kernels.compiled_for(mesh, meshes.AXES, config.attention):
+            with kernels.compiled_for(mesh, meshes.AXES, attention or config.attention):
                 return step(*arguments)
 
         return traced
