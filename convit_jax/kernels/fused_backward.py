@@ -48,12 +48,12 @@ def _kernel(blocks: Blocks, parts_count: int, gated: bool, *refs: Any) -> None:
     tokens = blocks.tokens
     first_head = pl.program_id(0) * blocks.group
 
-    if gated:
+    first_step = pl.program_id(1) == 0
 
-        @pl.when(pl.program_id(1) == 0)
-        def _() -> None:
-            d_maps[...] = jnp.zeros_like(d_maps)
-            content[...] = jnp.zeros_like(content)
+    def add(image: int, total: Any, where: Any, x: jax.Array) -> None:
+        """Adds to what earlier images left; the first finds nothing that is worth keeping."""
+        before = total[where] if image else jnp.where(first_step, 0.0, total[where])
+        total[where] = before + x
 
     def load(image: int) -> None:
         load_transposed(blocks, image, parts, turned)
@@ -83,8 +83,8 @@ def _kernel(blocks: Blocks, parts_count: int, gated: bool, *refs: Any) -> None:
         d_scores = (weighted - weights * total).astype(turned.dtype)
         if gate is None:
             return weights.astype(turned.dtype), d_scores
-        d_maps[head, :, tile] += d_mixed
-        content[0, pl.ds(head, 1), tile] += total
+        add(image, d_maps, (head, slice(None), tile), d_mixed)
+        add(image, content, (0, pl.ds(head, 1), tile), total)
         mixed = weights * (1.0 - gate[first_head + head]) + by_position[head, :, tile]
         return mixed.astype(turned.dtype), d_scores
 

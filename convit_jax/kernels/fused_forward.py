@@ -46,23 +46,25 @@ def run_units(
         for n, unit in enumerate(units):
             found, ahead = ahead, scores(units[n + 1]) if n + 1 < len(units) else None
             if n:
-                values(units[n - 1], mixed)
+                finish(units[n - 1], mixed)
             mixed = mix(unit, found)
-        values(units[-1], mixed)
+        finish(units[-1], mixed)
 
-    def heads_of(image: int) -> None:
-        if blocks.written_out:
-            staggered([(image, h, t) for h in range(blocks.group) for t in blocks.tiles])
-        else:
-            jax.lax.fori_loop(
-                0, blocks.group, lambda h, _: staggered([(image, h, t) for t in blocks.tiles]), None
-            )
+    def finish(unit: Unit, mixed: Any) -> None:
+        values(unit, mixed)
+        image, head, query = unit
+        if blocks.written_out and head == blocks.group - 1 and query == blocks.tiles[-1]:
+            store(image)
+        if blocks.written_out and head == 0 and query == 0 and image + 1 < blocks.images:
+            load(image + 1)
 
-    for image in range(blocks.images):
-        load(image)
-    for image in range(blocks.images):
-        heads_of(image)
-        store(image)
+    load(0)
+    tiles, images = blocks.tiles, range(blocks.images)
+    if blocks.written_out:
+        staggered([(i, h, t) for i in images for h in range(blocks.group) for t in tiles])
+    else:
+        jax.lax.fori_loop(0, blocks.group, lambda h, _: staggered([(0, h, t) for t in tiles]), None)
+        store(0)
 
 
 def rows_of(blocks: Blocks, kind: int, head: Any) -> Any:
