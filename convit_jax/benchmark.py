@@ -2,6 +2,7 @@
 
     python -m convit_jax.benchmark model convit_tiny deit_tiny
     python -m convit_jax.benchmark input --data folder:IMAGES
+    python -m convit_jax.benchmark kernel
 
 Compare numbers of one run with each other, not with another run's: machines differ and are noisy.
 """
@@ -25,6 +26,7 @@ from rich.table import Table
 
 from convit_jax import command_line, models
 from convit_jax.benchmarks.input import measure_input
+from convit_jax.benchmarks.kernel import FORMS, measure_kernel
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
 from convit_jax.benchmarks.timm_model import check_timm, measure_timm
 
@@ -59,6 +61,19 @@ def _parser() -> argparse.ArgumentParser:
     reading.add_argument(
         "--against-timm", action="store_true", help="time timm's transforms too, in turn"
     )
+    kernel = commands.add_parser(
+        "kernel",
+        parents=[common],
+        help="cycles of a train step on a TPU with the attention in each form, by the TPU compiler "
+        "(pip install libtpu), which takes minutes a form; timed too where there is a TPU",
+    )
+    kernel.add_argument("--model", default="convit_small", help="a ConViT (default convit_small)")
+    kernel.add_argument("--topology", default="v5e-4", help="slice to compile for (default v5e-4)")
+    kernel.add_argument("--batch-size", type=int, default=64, help="images a chip (default 64)")
+    kernel.add_argument(
+        "--forms", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="FORM",
+        help=f"of: {'; '.join(FORMS)} (default all)",
+    )  # fmt: skip
     return parser
 
 
@@ -133,6 +148,26 @@ def _measure_input(arguments: argparse.Namespace) -> None:
         print(f"A worker process took up to {megabytes:.0f} MB.")
 
 
+def _measure_kernels(arguments: argparse.Namespace) -> None:
+    options = {k: getattr(arguments, k) for k in ("topology", "image_size", "seconds")}
+    options["images"] = arguments.batch_size
+    costs = measure_kernel(arguments.model, arguments.forms, **options)
+    if arguments.json:
+        _print_json(costs)
+        return
+    rows = [
+        (c.form, f"{c.cycles / 1e6:.1f} M", f"{c.kernel_cycles / 1e6:.2f} M",
+         f"{c.forward_cycles:,}", f"{c.backward_cycles:,}", f"{c.compile_seconds:.0f} s",
+         *(f"{1e3 * s:.2f} ms" for s in (c.forward_seconds, c.backward_seconds) if s is not None))
+        for c in costs
+    ]  # fmt: skip
+    headings = ["cycles a step", "in kernels", "forward kernel", "backward kernel", "compile"]
+    headings += ["forward", "backward"][: max(len(row) for row in rows) - 1 - len(headings)]
+    title = f"{arguments.model}, {arguments.topology}, {arguments.batch_size} images a chip"
+    _print_table(f"{title}, bfloat16", ("attention", *headings), rows)
+    print("Cycles: the compiler's estimates and its kernels' schedules, not measured.")
+
+
 def _print_json(records: Iterable[Any]) -> None:
     for record in records:
         print(json.dumps(dataclasses.asdict(record)), flush=True)
@@ -147,7 +182,7 @@ def _print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[st
     Console().print(table)
 
 
-_COMMANDS = {"model": _measure_models, "input": _measure_input}
+_COMMANDS = {"model": _measure_models, "input": _measure_input, "kernel": _measure_kernels}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

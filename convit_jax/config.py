@@ -220,6 +220,11 @@ class Config:
         "decay, a step, of the parameters' running average, then also what is evaluated; 0: off",
         fixed=True,
     )
+    attention: str = key(
+        "auto",
+        "form of the attention's arithmetic: 'xla', 'pallas' (the fused TPU kernel; slow "
+        "elsewhere) or 'auto' (the kernel on TPUs)",
+    )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from convit_jax import kernels
 from convit_jax.errors import InputError
 from convit_jax.typed_config import get
 
@@ -40,6 +41,7 @@ def check_ranges(config: Any) -> None:
         (d.num_workers >= -1, "data.num_workers", "0 or more, or -1 for one for each core"),
         (d.prefetch_batches >= 1, "data.prefetch_batches", "at least 1"),
         (config.augment.repeats >= 1, "augment.repeats", "at least 1"),
+        (config.attention in kernels.FORMS, "attention", f"one of {', '.join(kernels.FORMS)}"),
     ):
         if not holds:
             raise InputError(f"config.{name}={get(config, name)!r}: expected {expected}")

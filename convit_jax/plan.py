@@ -90,7 +90,10 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         ("input, up to", f"{plan.images_per_second_per_host:,.0f} images/s from each host"),
     ]
     if plan.custom_kernels:
-        rows.append(("left out", f"{plan.custom_kernels} custom kernels, not in the cycles"))
+        share = f"{plan.custom_cycles:,} of the cycles, in {plan.custom_kernels} calls"
+        rows.append(("custom kernels", share))
+    if plan.unknown_kernels:
+        rows.append(("left out", f"{plan.unknown_kernels} custom kernels, not in the cycles"))
     return rows
 
 

@@ -1,10 +1,13 @@
 import json
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from convit_jax import benchmark
+from convit_jax import benchmark, kernels
+from convit_jax.benchmarks import kernel as kernel_benchmark
 from convit_jax.errors import InputError
 
 
@@ -48,3 +51,34 @@ def test_reading_is_measured(capsys, tmp_path):
 def test_a_senseless_size_is_told_in_a_sentence():
     with pytest.raises(InputError, match="--image-size=0: expected at least 1"):
         benchmark.main(["input", "--data", "digits:train", "--image-size", "0"])
+
+
+def test_forms_of_attention_are_compared(capsys, monkeypatch):
+    """The compiler takes minutes: here another answers for it."""
+    asked = []
+
+    def answer(config, topology, *, attention, **options):
+        asked.append((config.model.gpsa_layers, config.batch_size, attention))
+        return SimpleNamespace(cycles=1000 * len(asked), custom_cycles=10 * len(asked))
+
+    monkeypatch.setattr(kernel_benchmark, "make_plan", answer)
+    arguments = ["--batch-size", "8", "--forms", "fused kernel", "plain attention, XLA's form"]
+    assert benchmark.main(["kernel", *arguments, "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [cost["cycles"] for cost in found] == [1000, 2000]
+    assert asked == [(None, 32, "pallas"), (0, 32, "xla")]
+    assert benchmark.main(["kernel", *arguments]) == 0
+    assert "not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["released formula", "mixed, then one product"])
+def test_compared_forms_compute_the_same(name):
+    rng = np.random.default_rng(0)
+    qkv = rng.normal(size=(2, 6, 3 * 8)).astype(np.float32)
+    positional = np.asarray(jax.nn.softmax(rng.normal(size=(2, 6, 6)))).astype(np.float32)
+    gate, mesh = np.float32([0.2, 0.9]), jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    for extra in ((positional, gate), ()):
+        expected = kernels.self_attention((qkv,), 2, *extra, outputs=3)
+        with kernels.compiled_for(mesh, ("data",), kernel_benchmark.FORMS[name][0]):
+            found = kernels.self_attention((qkv,), 2, *extra, outputs=3)
+        np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 
 from convit_jax.errors import InputError
 from convit_jax.planning.program import read_cost
+from convit_jax.planning.schedules import cycles_of
 from convit_jax.planning.topologies import CHIPS, TOPOLOGIES, find_topology
 
 compiler_only = pytest.mark.skipif(
@@ -18,7 +19,7 @@ compiler_only = pytest.mark.skipif(
 )
 
 SMALL = [
-    "--config.model.num_heads=4", "--config.model.head_dim=8", "--config.model.depth=2",
+    "--config.model.num_heads=4", "--config.model.head_dim=16", "--config.model.depth=2",
     "--config.model.gpsa_layers=1", "--config.model.patch_size=8",
     "--config.eval_batch_size=64",
 ]  # fmt: skip
@@ -54,12 +55,15 @@ def test_a_run_is_planned_on_a_slice_that_is_not_there(repository):
     kinds = {kind for kind, _, _ in found["collectives"]}
     assert {"all-reduce", "all-gather"} <= kinds
     assert found["cycles"] > 10_000
+    # Two layers, forward and backward, twice.
+    assert (found["custom_kernels"], found["unknown_kernels"]) == (8, 0)
+    assert 0 < found["custom_cycles"] < found["cycles"]
     seconds = 64 / found["images_per_second"]
     assert seconds == pytest.approx(found["cycles"] / CHIPS["v5e"].clock)
     assert found["hours"] == pytest.approx(300 * 100 * seconds / 3600)
     assert found["images_per_second_per_host"] == found["images_per_second"]
-    # A forward pass and twice that backward: 17 tokens of width 32, two layers, and the patches.
-    tokens, width = 16, 32
+    # A forward pass and twice that backward: 17 tokens of width 64, two layers, and the patches.
+    tokens, width = 16, 64
     layer = 12 * width**2 * tokens + 3 * tokens**2 * width
     forward = 2 * (2 * layer + 192 * width * tokens) / 1e9
     assert 2 * forward < found["gflops_per_image"] < 6 * forward
@@ -71,6 +75,7 @@ CYCLES = """
 import json
 import jax, jax.numpy as jnp
 from convit_jax.planning.program import read_cost
+from convit_jax.planning.schedules import cycles_of
 from convit_jax.planning.topologies import CHIPS, find_topology
 
 found = {}
@@ -203,6 +208,40 @@ def test_loops_count_as_often_as_they_go_round():
     assert cost.cycles == 5 * 10 + 9 + 100
     assert cost.custom_calls == 5
     assert cost.collectives == (("all-reduce", 5, 5 * 32), ("all-gather", 1, 64))
+
+
+def test_custom_kernels_count_by_their_schedules():
+    """Those of one program have one schedule."""
+    kernel = 'custom-call(%p), custom_call_target="tpu_custom_call", backend_config={"body":"'
+    program = PROGRAM.replace("ROOT %f", f'%k1 = f32[8] {kernel}A"}}\n  %k2 = f32[8] {kernel}A"}}\n'
+                              f'  %k3 = f32[8] {kernel}B"}}\n  ROOT %f')  # fmt: skip
+    cost = read_cost(program, {"k1": 1000, "c": 3})
+    assert cost.cycles == 5 * (10 + 3) + 9 + 100 + 2 * 1000
+    assert (cost.custom_calls, cost.custom_cycles, cost.unknown_calls) == (8, 2015, 1)
+
+
+SCHEDULE = """
+= control target key start
+LB: loop body
+
+     0   :  { %s1 = smov.u32 0 } /* entry bundle: %kernel.1 = custom-call(%p) */
+   0x1 LB: > { %s2 = sphi %s1, %s3  ;;  %p1 = scmp.ge.s32.totalorder %s2, 1 }
+   0x2   : > { %p2 = scmp.lt.s32.totalorder %s2, 9 }
+   0x3   :  {} /* End region 1 */
+   0x4 LB: >> { %v1 = vadd.f32 %v0, %v0 }
+   0x5   : >> { %p3 = scmp.ge.s32.totalorder %s4, 5 /* loop exit test */ }
+   0x6   : >> { %5 = sbr.rel (!%p3) target = $region2 }
+   0x7 LB: >> { %p4 = scmp.ge.s32.totalorder %s5, 2 /* loop exit test */ }
+   0x8   : > { %p5 = scmp.ge.s32.totalorder %s3, 10 /* loop exit test */ }
+   0x9   :  { %6 = vsyncpa [#allocation2], 1 }
+"""
+
+
+def test_a_schedule_counts_its_bundles_as_often_as_they_run():
+    """A grid of eight steps, in each five rounds of three bundles and two of one."""
+    assert cycles_of(SCHEDULE) == 1 + 8 * (3 + 5 * 3 + 2 * 1 + 1) + 1
+    with pytest.raises(ValueError, match="no bundles"):
+        cycles_of("nothing")
 
 
 def test_what_is_no_program_is_refused():

@@ -1,5 +1,21 @@
 """Attention arithmetic: the functions that decide how fast a ConViT runs."""
 
-from convit_jax.kernels.attention import attention_map, gated_attention, softmax_attention
+from convit_jax.kernels.attention import attention_map
+from convit_jax.kernels.dispatch import (
+    FORMS,
+    Form,
+    compiled_for,
+    gated_attention,
+    self_attention,
+    softmax_attention,
+)
 
-__all__ = ["attention_map", "gated_attention", "softmax_attention"]
+__all__ = [
+    "FORMS",
+    "Form",
+    "attention_map",
+    "compiled_for",
+    "gated_attention",
+    "self_attention",
+    "softmax_attention",
+]

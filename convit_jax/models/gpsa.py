@@ -187,10 +187,11 @@ class GPSA(nnx.Module):
         Returns:
             [B, N or `outputs`, C].
         """
-        q, k = self._queries_keys(x)
-        v = self.v(x).reshape(k.shape)
-        positional = self.positional_attention(grid)[:, :outputs]
-        heads = kernels.gated_attention(q[:, :outputs], k, v, positional, self.gate())
-        return self.dropout(
-            self.proj(heads.reshape(*heads.shape[:2], -1)), deterministic=key is None, rngs=key
+        heads = kernels.self_attention(
+            (self.qk(x), self.v(x)),
+            self.num_heads,
+            self.positional_attention(grid),
+            self.gate(),
+            outputs=outputs,
         )
+        return self.dropout(self.proj(heads), deterministic=key is None, rngs=key)

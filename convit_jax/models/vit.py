@@ -39,15 +39,11 @@ class SelfAttention(nnx.Module):
         self.proj = Linear(width, width, kernel_init=init, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(drop_rate)
 
-    def _queries_keys_values(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
-        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-
     def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """softmax(q kᵀ / √D): [B, N, C] → float32 [B, H, N, N]; `grid` is not needed."""
         del grid
-        q, k, _ = self._queries_keys_values(x)
-        return kernels.attention_map(q, k)
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
+        return kernels.attention_map(qkv[:, :, 0], qkv[:, :, 1])
 
     def __call__(
         self,
@@ -59,11 +55,8 @@ class SelfAttention(nnx.Module):
     ) -> jax.Array:
         """[B, N, C] → [B, N or `outputs`, C]; `grid` is not needed, the rest is as in `GPSA`."""
         del grid
-        q, k, v = self._queries_keys_values(x)
-        heads = kernels.softmax_attention(q[:, :outputs], k, v)
-        return self.dropout(
-            self.proj(heads.reshape(*heads.shape[:2], -1)), deterministic=key is None, rngs=key
-        )
+        heads = kernels.self_attention((self.qkv(x),), self.num_heads, outputs=outputs)
+        return self.dropout(self.proj(heads), deterministic=key is None, rngs=key)
 
 
 class FeedForward(nnx.Module):

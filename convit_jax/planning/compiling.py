@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from convit_jax.config import Config
+from convit_jax.kernels import Form
+from convit_jax.planning import schedules
 from convit_jax.planning.program import read_cost
 from convit_jax.planning.topologies import Topology
 from convit_jax.training import Experiment, make_experiment
@@ -34,7 +36,9 @@ class Plan:
         gflops_per_image: of the train step, billions.
         bytes_per_step: that a chip reads and writes in a step.
         collectives: (kind, how many, bytes) in a step.
-        custom_kernels: which the estimate leaves out.
+        custom_kernels: how many run in a step.
+        custom_cycles: of the cycles, what they have by their schedules.
+        unknown_kernels: how many of them have none, their schedules being unknown.
         cycles: estimated, of a step.
         images_per_second: an upper estimate, for the whole slice.
         mfu: share of the peak that this would be.
@@ -60,6 +64,8 @@ class Plan:
     bytes_per_step: float = 0.0
     collectives: tuple[tuple[str, int, int], ...] = ()
     custom_kernels: int = 0
+    custom_cycles: int = 0
+    unknown_kernels: int = 0
     cycles: int = 0
     images_per_second: float = 0.0
     mfu: float = 0.0
@@ -67,13 +73,21 @@ class Plan:
     images_per_second_per_host: float = 0.0
 
 
-def make_plan(config: Config, topology: Topology, *, num_examples: int, num_classes: int) -> Plan:
+def make_plan(
+    config: Config,
+    topology: Topology,
+    *,
+    num_examples: int,
+    num_classes: int,
+    attention: Form | None = None,
+) -> Plan:
     """Compiles a config's train step for a slice and reads off what it needs.
 
     Args:
         config: the run.
         topology: the slice.
         num_examples, num_classes: of the training data, which need not be here.
+        attention: its form, where it is not the config's.
 
     Raises:
         InputError: the config does not fit the slice's devices, or the compiler is not installed.
@@ -81,7 +95,8 @@ def make_plan(config: Config, topology: Topology, *, num_examples: int, num_clas
     experiment = make_experiment(config, num_examples=num_examples, num_classes=num_classes)
     devices = topology.devices()
     mesh = meshes.create_mesh(config.mesh.fsdp, devices)
-    placed, state = place(experiment, mesh), experiment.abstract_state()
+    placed = place(experiment, mesh, attention=attention)
+    state = experiment.abstract_state()
     where = placed.state
     known: dict[str, Any] = {
         "model": config.model.name,
@@ -96,6 +111,7 @@ def make_plan(config: Config, topology: Topology, *, num_examples: int, num_clas
         "optimizer_bytes": measure_spread(state.opt_state, where.opt_state).on_device
         + measure_spread(state.ema_params, where.ema_params).on_device,
     }
+    schedules.clear()
     try:
         compiled = _lower(experiment, placed, state).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -109,7 +125,7 @@ def make_plan(config: Config, topology: Topology, *, num_examples: int, num_clas
             **known, fits=False, problem=f"too large for a chip's memory{much}: {TO_SAVE_MEMORY}"
         )
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
-    program = read_cost(compiled.as_text())
+    program = read_cost(compiled.as_text(), schedules.recorded())
     seconds = program.cycles / topology.chip.clock
     # Of one chip. The compiler counts a loop once, and the parts of an accumulated batch are one.
     flops, accessed = (
@@ -130,6 +146,8 @@ def make_plan(config: Config, topology: Topology, *, num_examples: int, num_clas
         bytes_per_step=accessed,
         collectives=program.collectives,
         custom_kernels=program.custom_calls,
+        custom_cycles=program.custom_cycles,
+        unknown_kernels=program.unknown_calls,
         cycles=program.cycles,
         images_per_second=per_second,
         mfu=flops / seconds / topology.chip.peak_flops,

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 _COLLECTIVES = (
     "all-reduce",
@@ -22,18 +23,27 @@ class ProgramCost:
 
     Attributes:
         cycles: what the compiler estimates for its instructions, one after another; loops as often
-            as they go round. Custom kernels are left out by the compiler.
-        custom_calls: how many such kernels there are.
+            as they go round; and of those custom kernels whose schedules are known.
+        custom_calls: how many custom kernels run.
+        custom_cycles: what they have of the cycles.
+        unknown_calls: how many of them have none, their schedules being unknown.
         collectives: (kind, how many, bytes of their results).
     """
 
     cycles: int
     custom_calls: int
+    custom_cycles: int
+    unknown_calls: int
     collectives: tuple[tuple[str, int, int], ...]
 
 
-def read_cost(text: str) -> ProgramCost:
+def read_cost(text: str, schedules: Mapping[str, int] | None = None) -> ProgramCost:
     """The cost of a program, from the text of its optimised HLO.
+
+    Args:
+        text: the HLO.
+        schedules: cycles of custom kernels, by the names of their instructions; of kernels that are
+            alike one need be there.
 
     Raises:
         ValueError: there is no entry computation in it.
@@ -42,13 +52,33 @@ def read_cost(text: str) -> ProgramCost:
     entry = next((name for name in computations if name.startswith("ENTRY")), None)
     if entry is None:
         raise ValueError("no ENTRY computation in the program's text")
-    total = _cost_of(entry, computations)
+    total = _cost_of(entry, computations, _custom_cycles(text, schedules or {}))
     collectives = tuple(
         (kind, total[f"number {kind}"], total[f"bytes {kind}"])
         for kind in _COLLECTIVES
         if total[f"number {kind}"]
     )
-    return ProgramCost(total["cycles"], total["kernels"], collectives)
+    return ProgramCost(
+        cycles=total["cycles"],
+        custom_calls=total["kernels"],
+        custom_cycles=total["kernel cycles"],
+        unknown_calls=total["unknown kernels"],
+        collectives=collectives,
+    )
+
+
+_CUSTOM = re.compile(r'%(\S+) = .*custom_call_target="tpu_custom_call"')
+
+
+def _custom_cycles(text: str, schedules: Mapping[str, int]) -> dict[str, int]:
+    """Cycles of every custom kernel that is known, or that has the very program of one that is."""
+    programs = {
+        match[1]: program[1] if (program := re.search(r'"body":"([^"]*)"', line)) else match[1]
+        for line in text.splitlines()
+        if (match := _CUSTOM.search(line))
+    }
+    known = {programs[name]: cycles for name, cycles in schedules.items() if name in programs}
+    return {name: known[body] for name, body in programs.items() if body in known}
 
 
 def _computations(text: str) -> dict[str, list[str]]:
@@ -65,13 +95,20 @@ def _computations(text: str) -> dict[str, list[str]]:
     return found
 
 
-def _cost_of(name: str, computations: dict[str, list[str]]) -> collections.Counter[str]:
+def _cost_of(
+    name: str, computations: dict[str, list[str]], custom: Mapping[str, int]
+) -> collections.Counter[str]:
     """Cycles, custom kernels and collectives of a computation and of what it calls."""
     cost: collections.Counter[str] = collections.Counter()
     for line in computations.get(name, ()):
         own = re.search(r'"estimated_cycles":"(\d+)"', line)
         cost["cycles"] += int(own[1]) if own else 0
-        cost["kernels"] += 'custom_call_target="tpu_custom_call"' in line
+        kernel = _CUSTOM.search(line)
+        if kernel:
+            cost["kernels"] += 1
+            cost["kernel cycles"] += custom.get(kernel[1], 0)
+            cost["cycles"] += custom.get(kernel[1], 0)
+            cost["unknown kernels"] += kernel[1] not in custom
         moved = re.search(rf"= (.*?) ({'|'.join(_COLLECTIVES)})(-start)?\(", line)
         if moved:
             cost[f"number {moved[2]}"] += 1
@@ -79,14 +116,14 @@ def _cost_of(name: str, computations: dict[str, list[str]]) -> collections.Count
         loop = re.search(r"\bwhile\(.*body=(%[\w.-]+)", line)
         if loop:
             trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            inside = _cost_of(loop[1], computations)
+            inside = _cost_of(loop[1], computations, custom)
             cost.update({what: int(trips[1] if trips else 1) * n for what, n in inside.items()})
         called = re.search(r"\bcall\(.*to_apply=(%[\w.-]+)", line)
         if called:
-            cost.update(_cost_of(called[1], computations))
+            cost.update(_cost_of(called[1], computations, custom))
         branches = re.search(r"\bconditional\(.*branch_computations=\{([^}]*)\}", line)
         if branches:
-            costs = [_cost_of(one.strip(), computations) for one in branches[1].split(",")]
+            costs = [_cost_of(one.strip(), computations, custom) for one in branches[1].split(",")]
             cost.update(max(costs, key=lambda one: one["cycles"]))
     return cost
 

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from convit_jax.errors import InputError, nearest
+from convit_jax.planning import schedules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Topology:
         # Set before it is loaded: there is no TPU to ask about itself, or to keep others from.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        schedules.record()
         from jax.experimental import topologies  # noqa: PLC0415
 
         try:

@@ -1,12 +1,14 @@
 """An experiment on a mesh: where its arrays lie, and its steps compiled for that."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from convit_jax import kernels
 from convit_jax.training import mesh as meshes
 from convit_jax.training.experiment import Experiment
 from convit_jax.training.sharding import state_sharding
@@ -38,8 +40,15 @@ class Placement:
     eval_step: Callable[..., Any]
 
 
-def place(experiment: Experiment, mesh: Mesh) -> Placement:
+def place(
+    experiment: Experiment, mesh: Mesh, *, attention: kernels.Form | None = None
+) -> Placement:
     """Puts an experiment on a mesh. Nothing is compiled yet.
+
+    Args:
+        experiment: what is run.
+        mesh: where.
+        attention: its form, where it is not the config's.
 
     Raises:
         InputError: the devices do not divide a batch.
@@ -51,18 +60,29 @@ def place(experiment: Experiment, mesh: Mesh) -> Placement:
     meshes.check_divides(mesh, config.eval_batch_size, "config.eval_batch_size")
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     state = state_sharding(experiment.abstract_state(), mesh)
+
+    def placed(step: Callable[..., Any]) -> Callable[..., Any]:
+        """The step, which lets its attention know of the mesh."""
+
+        @functools.wraps(step)
+        def traced(*arguments: Any) -> Any:
+            with kernels.compiled_for(mesh, meshes.AXES, attention or config.attention):
+                return step(*arguments)
+
+        return traced
+
     return Placement(
         mesh=mesh,
         state=state,
         rows=rows,
         train_step=jax.jit(
-            experiment.train_step,
+            placed(experiment.train_step),
             in_shardings=(state, rows),
             out_shardings=(state, everywhere),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            experiment.eval_step,
+            placed(experiment.eval_step),
             in_shardings=(state.eval_params, rows),
             out_shardings=everywhere,
         ),

@@ -1,0 +1,162 @@
+"""What a whole train step costs on a TPU with the attention in one form or another.
+
+Costs are static: the TPU compiler's estimates for its own instructions and the bundles of the
+kernels' schedules, without waits for memory in the latter. Nothing has to run for them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from convit_jax import kernels, models
+from convit_jax.benchmarks.timing import fastest, timed
+from convit_jax.config import resolve
+from convit_jax.planning import find_topology, make_plan, schedules
+
+# What the paper's recipe does on the device; the host's part of it costs a chip nothing.
+_RECIPE = {"erase": 0.25, "mixup": 0.8, "cutmix": 1.0}
+
+
+def released_formula(
+    q: jax.Array, k: jax.Array, v: jax.Array, positional: jax.Array | None, gate: jax.Array | None
+) -> jax.Array:
+    """The released code's arithmetic: a map for every image, normalised again, then one product."""
+    content = kernels.attention_map(q, k)
+    if gate is None:
+        return _values(content, v)
+    gate = gate[None, :, None, None]
+    # Without the barrier the compiler would see that every image has the same map.
+    expanded = jnp.broadcast_to(positional[None], content.shape)
+    mixed = (1.0 - gate) * content + gate * jax.lax.optimization_barrier(expanded)
+    return _values(mixed / mixed.sum(-1, keepdims=True), v)
+
+
+def mixed_first(
+    q: jax.Array, k: jax.Array, v: jax.Array, positional: jax.Array | None, gate: jax.Array | None
+) -> jax.Array:
+    """The maps mixed, then one product with the values."""
+    content = kernels.attention_map(q, k)
+    if gate is None:
+        return _values(content, v)
+    gate = gate[None, :, None, None]
+    return _values((1.0 - gate) * content + gate * positional, v)
+
+
+def no_products(
+    q: jax.Array, k: jax.Array, v: jax.Array, positional: jax.Array | None, gate: jax.Array | None
+) -> jax.Array:
+    """No attention at all: what the rest of the step costs."""
+    few = q.shape[1]
+    share = 0.0 if gate is None else gate.sum() * positional[0, 0, 0]
+    return (v[:, :few] + q * k[:, :few] + share).astype(v.dtype)
+
+
+def _values(mixed: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.einsum("bhnm,bmhd->bnhd", mixed.astype(v.dtype), v)
+
+
+# Name → what the attention is, and what the model is changed by.
+FORMS: dict[str, tuple[str | Callable[..., jax.Array], dict[str, Any]]] = {
+    "released formula": (released_formula, {}),
+    "mixed, then one product": (mixed_first, {}),
+    "XLA's form": ("xla", {}),
+    "fused kernel": ("pallas", {}),
+    "plain attention, XLA's form": ("xla", {"gpsa_layers": 0}),
+    "plain attention, fused kernel": ("pallas", {"gpsa_layers": 0}),
+    "no attention": (no_products, {}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """What `benchmark kernel` says of a form.
+
+    Attributes:
+        form: key of `FORMS`.
+        cycles: of a train step on a chip, static.
+        kernel_cycles: of them in the fused kernels.
+        forward_cycles, backward_cycles: of one call of the longest kernels.
+        compile_seconds: for tracing and compiling the step.
+        forward_seconds, backward_seconds: timed, of one layer's attention, where there is a TPU.
+    """
+
+    form: str
+    cycles: int
+    kernel_cycles: int
+    forward_cycles: int
+    backward_cycles: int
+    compile_seconds: float
+    forward_seconds: float | None = None
+    backward_seconds: float | None = None
+
+
+def measure_kernel(
+    model: str, forms: Sequence[str], *, topology: str, images: int, image_size: int, seconds: float
+) -> Iterator[StepCost]:
+    """Compiles the train step of a model in bfloat16 with its attention in each form.
+
+    Args:
+        model: one of `list_models()`, a ConViT.
+        forms: keys of `FORMS`.
+        topology: the slice to compile for.
+        images: a chip and step.
+        image_size: side in pixels.
+        seconds: how long to time a layer's attention, where there is a TPU.
+    """
+    slice_ = find_topology(topology)
+    batch = images * slice_.chips
+    for form in forms:
+        attention, changes = FORMS[form]
+        config = resolve(
+            {
+                "batch_size": batch,
+                "eval_batch_size": batch,
+                "model": {"name": model, "dtype": "bfloat16", "drop_path_rate": 0.1} | changes,
+                "data": {"image_size": (image_size,)},
+                "augment": _RECIPE,
+            }
+        )
+        plan, taken = timed(
+            lambda config=config, attention=attention: make_plan(
+                config, slice_, num_examples=1_281_167, num_classes=1000, attention=attention
+            )
+        )
+        found = schedules.recorded()
+        alone = [
+            max((n for name, n in found.items() if part in name), default=0)
+            for part in ("attention_forward", "attention_backward")
+        ]
+        cost = StepCost(form, plan.cycles, plan.custom_cycles, *alone, taken)
+        if jax.default_backend() == "tpu":
+            cost = dataclasses.replace(cost, **_timed_alone(model, attention, images, seconds))
+        yield cost
+
+
+def _timed_alone(
+    model: str, attention: str | Callable[..., jax.Array], images: int, seconds: float
+) -> dict[str, float]:
+    """Seconds of a layer's attention, forward and with its gradients, on this machine's device."""
+    made = models.architecture(model)
+    tokens, heads = made.grid[0] * made.grid[1], made.num_heads
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    shape = (images, tokens, 3 * made.width)
+    qkv = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
+    positional = jnp.full((heads, tokens, tokens), 1.0 / tokens)
+    gate = jnp.full((heads,), 0.5)
+
+    def forward(qkv: jax.Array) -> jax.Array:
+        with kernels.compiled_for(mesh, ("data",), attention):
+            return kernels.self_attention((qkv,), heads, positional, gate)
+
+    def total(qkv: jax.Array) -> jax.Array:
+        return forward(qkv).astype(jnp.float32).sum()
+
+    once, both = jax.jit(forward), jax.jit(jax.grad(total))
+    ahead = fastest(lambda: once(qkv), seconds)
+    return {
+        "forward_seconds": ahead,
+        "backward_seconds": fastest(lambda: both(qkv), seconds) - ahead,
+    }
