@@ -11,4 +11,5 @@ fi
 
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+# Two processes; the tests of a file stay together, with what they share.
+exec python -m pytest -n 2 --dist loadfile "$@"
