@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from flax import nnx
 
 from convit_jax.analysis import attention
 from convit_jax.errors import InputError
@@ -18,7 +19,8 @@ def test_a_patch_attends_as_the_map_s_row_says(name):
     images = np.random.default_rng(0).normal(size=(2, 24, 40, 3)).astype(np.float32)
     found = attention.attention_from(model, images, (1, 3))
     assert found.shape == (3, 2, model.architecture.num_heads, 3, 5)
-    for layer, maps in enumerate(model.attention_maps(images)):
+    expected_maps = nnx.jit(lambda model, images: model.attention_maps(images))(model, images)
+    for layer, maps in enumerate(expected_maps):
         extra = maps.shape[-1] - 15
         expected = np.asarray(maps)[:, :, extra + 1 * 5 + 3, extra:].reshape(found[layer].shape)
         assert np.allclose(found[layer], expected, atol=1e-6)

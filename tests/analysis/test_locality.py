@@ -34,7 +34,7 @@ def test_a_fresh_layer_looks_as_far_as_the_reference_says(heads, strength, expec
     model = make(num_heads=heads, image_size=112, depth=1, gpsa_layers=1,
                  locality_strength=strength)  # fmt: skip
     assert model.architecture.grid == (14, 14)
-    found = locality.positional_nonlocality(model)
+    found = nnx.jit(locality.positional_nonlocality)(model)
     assert found.shape == (1, heads)
     assert float(found.mean()) == pytest.approx(expected, abs=1e-4)
 
@@ -86,7 +86,8 @@ def test_every_layer_is_measured_on_its_own_input(name, size):
     model, images = make(name, image_size=size), make_images(3, size)
     found = locality.measure_locality(model, images)
     assert found.examples == 3
-    for layer, attention in enumerate(model.attention_maps(images)):
+    maps = nnx.jit(lambda model, images: model.attention_maps(images))(model, images)
+    for layer, attention in enumerate(maps):
         expected = expected_of(np.asarray(attention), model.architecture.grid)
         measured = (found.nonlocality[layer], found.entropy[layer], found.to_class_token[layer])
         assert np.allclose(np.stack(measured, axis=-1), expected, atol=1e-5)
