@@ -26,7 +26,6 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -116,11 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"study: {arguments.out} has results.csv, table.md{figures}", file=sys.stderr)
     missing = sum(read_result(workdir(job)) is None for job in jobs)
     if missing:
-        print(
-            f"study: {missing} of {len(jobs)} cells are not finished; the same command goes on "
-            "with them",
-            file=sys.stderr,
-        )
+        words = "cells are not finished; the same command goes on with them"
+        print(f"study: {missing} of {len(jobs)} {words}", file=sys.stderr)
     if ending.stopped_by is not None:
         return 128 + ending.stopped_by
     return 1 if ending.failed else 0
@@ -186,18 +182,11 @@ def _prepared_main() -> int:
     """`main` in a process of its own."""
     # TensorFlow, which writes the events, is to keep its remarks on the CPU to itself.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
-    import jax  # noqa: PLC0415
-
-    from convit_jax.cache import keep_compiled_programs  # noqa: PLC0415
+    from convit_jax.cache import compiled_programs_shared  # noqa: PLC0415
     from convit_jax.training.checkpoints import hush_writers  # noqa: PLC0415
 
     hush_writers()
-    keep_compiled_programs()
-    with tempfile.TemporaryDirectory(prefix="convit-jax-study-") as programs:
-        # On a CPU too, for as long as this lasts: cells that differ in their fraction alone run the
-        # same programs, which take as long to compile as some of a small study's cells to train.
-        if not jax.config.jax_compilation_cache_dir:
-            jax.config.update("jax_compilation_cache_dir", programs)
+    with compiled_programs_shared():
         return main()
 
 

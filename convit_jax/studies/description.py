@@ -71,7 +71,7 @@ def open_study(directory: str, configs: Mapping[str, Config], write: bool) -> di
         )
     path = pathlib.Path(directory)
     kept = _read(path)
-    for name in kept.keys() & configs.keys():
+    for name in filter(configs.__contains__, kept):
         for key, before, after, _ in differences(kept[name], configs[name]):
             if key not in _OF_A_CELL + _WITHOUT_EFFECT:
                 raise InputError(

@@ -1,6 +1,6 @@
 """A study's results as markdown, in the form of the paper's Tables 2 and 3 and of its Fig. 8a."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from convit_jax.analysis.published import ABLATIONS, SAMPLE_EFFICIENCY
 from convit_jax.studies import summaries
@@ -40,7 +40,8 @@ def markdown(results: Sequence[Result], models: Sequence[str], zoo: Mapping[str,
             cells = summaries.grid(results, model, fraction)
             if cells:
                 title = f"# {model}, {_percent(fraction)} of the examples (paper Fig. 8a)"
-                parts += [title, "Top-1.", _table(list(_grid_rows(cells)))]
+                rows = list(_grid_rows(cells, len(_seeds(results))))
+                parts += [title, "Top-1.", _table(rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -64,7 +65,7 @@ def _how(results: Sequence[Result]) -> str:
     if not results:
         return "No cell is finished yet."
     seen = sorted({r.seen for r in results})
-    seeds = ", ".join(str(seed) for seed in sorted({r.seed for r in results}))
+    seeds = ", ".join(map(str, _seeds(results)))
     return _HOW.format(seeds=seeds, seen=" or ".join(f"{n:,}" for n in seen))
 
 
@@ -82,11 +83,12 @@ def _efficiency_rows(
     references = [f"{model}, paper" for model in models if paper[model]]
     yield ["train fraction", "examples", *(f"{m} {name}" for m in models), *gaps, *references]
     examples = {r.fraction: r.examples for r in results}
+    seeds = len(_seeds(results))
     for fraction in summaries.fractions(results):
         means = [found[model].get(fraction) for model in models]
         if not any(means):
             continue
-        row = [_percent(fraction), f"{examples[fraction]:,}", *map(_mean, means)]
+        row = [_percent(fraction), f"{examples[fraction]:,}", *(_mean(m, seeds) for m in means)]
         for other in means[1:]:
             both = means[0] and other and other.mean
             row.append(f"{100 * relative_gap(means[0].mean, other.mean):+.0f} %" if both else "")
@@ -105,6 +107,7 @@ def _ablation_rows(
     if not cells:
         return
     fractions = sorted({fraction for _, fraction in cells}, reverse=True)
+    seeds = len(_seeds(results))
     paper = ABLATIONS.get(zoo.get(model, ""), {})
     yield [
         *("row", "train gating", "conv init", "train GPSA", "use GPSA"),
@@ -113,16 +116,16 @@ def _ablation_rows(
     ]
     for letter, row in TABLE_3.items():
         if any((letter, fraction) in cells for fraction in fractions):
-            values = [_mean(cells.get((letter, fraction))) for fraction in fractions]
+            values = [_mean(cells.get((letter, fraction)), seeds) for fraction in fractions]
             told = [str(paper[letter].get(fraction, "")) for fraction in fractions if paper]
             yield [letter, *_marks(row), *values, *told]
 
 
-def _grid_rows(cells: Mapping[tuple[float | None, int], Mean]) -> Iterator[list[str]]:
+def _grid_rows(cells: Mapping[tuple[float | None, int], Mean], seeds: int) -> Iterator[list[str]]:
     strengths, layers = grid_axes(cells)
     yield ["GPSA layers", *(f"strength {strength:g}" for strength in strengths)]
     for count in reversed(layers):
-        yield [str(count), *(_mean(at(cells, strength, count)) for strength in strengths)]
+        yield [str(count), *(_mean(at(cells, strength, count), seeds) for strength in strengths)]
 
 
 def _marks(row: Row) -> list[str]:
@@ -130,12 +133,18 @@ def _marks(row: Row) -> list[str]:
     return ["yes" if flag else "no" for flag in flags]
 
 
-def _mean(value: Mean | None) -> str:
+def _mean(value: Mean | None, seeds: int) -> str:
+    """A field of a table; it says of how many seeds it is where those are not all."""
     if value is None:
         return ""
-    if value.spread is None:
-        return f"{100 * value.mean:.1f}"
-    return f"{100 * value.mean:.1f} ± {100 * value.spread:.1f}"
+    told = f"{100 * value.mean:.1f}"
+    if value.spread is not None:
+        told += f" ± {100 * value.spread:.1f}"
+    return told if value.count == seeds else f"{told} (n={value.count})"
+
+
+def _seeds(results: Iterable[Result]) -> list[int]:
+    return sorted({r.seed for r in results})
 
 
 def _percent(fraction: float) -> str:
