@@ -75,7 +75,8 @@ class Overview(Screen):
         self._told = time.monotonic()
 
     def show(self, description: str, completed: int, total: int, note: str = "") -> None:
-        """What the training loop says of a cell, with the time left of all."""
+        """What the training loop says of a cell, with the time left of all rather than its own."""
+        del note
         now = time.monotonic()
         if self._began is None:  # the first step is done, and it compiled
             self._began = (now, completed)
@@ -83,9 +84,7 @@ class Overview(Screen):
         super().show(f"{self._label}: {description}", completed, total, left)
         if not self.is_watched and now - self._told > SECONDS_BETWEEN_LINES:
             self._told = now
-            cell = f"this cell {note}, " if note else ""
-            log.info("%s: %s, step %d of %d; %s%s left",
-                     self._label, description, completed, total, cell, left)  # fmt: skip
+            log.info("%s: %s, step %d of %d; %s", self._label, description, completed, total, left)
 
     def _seconds_left(self, now: float, completed: int) -> float | None:
         before = self._pace.seconds_for(self._jobs, completed)
