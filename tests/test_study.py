@@ -233,6 +233,27 @@ def test_a_signal_stops_the_study_and_the_same_command_goes_on(tiny, tmp_path, c
     assert (result["steps"], result["timed_steps"]) == (400, 400 - saved)
 
 
+def test_a_signal_that_comes_too_late_for_a_cell_still_stops_the_study(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    """It comes in the first cell's last evaluation: that cell is finished, no other is begun."""
+    from convit_jax.training import loop
+
+    evaluate = loop.sum_over_examples
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "sum_over_examples", interrupted)
+    out = tmp_path / "out"
+    code, said = told(capsys, tiny, out, "--config.eval_every=8 steps", fractions="0.1")
+    assert code == 128 + signal.SIGTERM
+    assert "1 of 2 cells are not finished" in said.err
+    (row,) = csv.DictReader((out / "results.csv").open())
+    assert [path.name for path in (out / "cells").iterdir()] == [row["cell"]]
+
+
 def test_a_killed_study_goes_on_in_the_middle_of_its_cell(tiny, repository, tmp_path, capsys):
     cell = tmp_path / "out" / "cells" / "deit_fraction0.1_seed0"
     flags = ["--config.train_for=400 steps", "--config.eval_every=400 steps"]

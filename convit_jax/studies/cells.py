@@ -32,7 +32,7 @@ class Cell:
         change = self.variant.label
         if self.variant.row:
             change = "" if self.variant.unchanged else f"row-{self.variant.row}"
-        parts = [_in_a_file_name(self.model), change, f"fraction{self.fraction:.12g}"]
+        parts = [in_a_file_name(self.model), change, f"fraction{self.fraction:.12g}"]
         return "_".join(filter(None, [*parts, f"seed{self.seed}"]))
 
 
@@ -189,5 +189,6 @@ def _possible(cell: Cell, config: Config, examples: int, classes: int) -> Experi
         raise InputError(f"cell {cell.name}: {error}") from error
 
 
-def _in_a_file_name(text: str) -> str:
+def in_a_file_name(text: str) -> str:
+    """A name with nothing in it that a file's cannot have."""
     return re.sub(r"[^\w.=-]", "-", text)

@@ -9,6 +9,7 @@ from convit_jax.analysis import tfds_name
 from convit_jax.analysis.published import SAMPLE_EFFICIENCY
 from convit_jax.config import Config
 from convit_jax.studies import summaries
+from convit_jax.studies.cells import in_a_file_name
 from convit_jax.studies.files import write_atomically
 from convit_jax.studies.results import Mean, Result, results_csv
 from convit_jax.studies.tables import at, grid_axes, markdown
@@ -60,7 +61,7 @@ def write_figures(
             if cells:
                 strengths, layers = grid_axes(cells)
                 title = f"{model}, {100 * fraction:g} % of the examples"
-                name = f"locality_{model}_fraction{fraction:g}"
+                name = f"locality_{in_a_file_name(model)}_fraction{fraction:g}"
                 shares = _field(cells, strengths, layers)
                 made[name] = figures.locality_grid(shares, strengths, layers, title)
     for name, figure in made.items():

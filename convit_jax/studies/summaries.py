@@ -42,7 +42,9 @@ def grid(
         if (r.model, r.fraction) == (model, fraction)
         and (r.variant == UNCHANGED or r.variant not in ("", *TABLE_3))
     ]
-    if len({r.variant for r in chosen}) < 2:
+    gpsa = [r.locality_strength for r in chosen if r.gpsa_layers]
+    # Without a convolutional initialisation there is no strength, and no such figure.
+    if len({r.variant for r in chosen}) < 2 or not gpsa or None in gpsa:
         return {}
     return _means(chosen, "top1", lambda r: (r.locality_strength, r.gpsa_layers))
 

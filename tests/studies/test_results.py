@@ -159,6 +159,14 @@ def test_points_are_fig_8a_and_no_layers_fill_a_row(make_result, tmp_path, twins
     assert names == ["efficiency", "locality_convit_fraction1"]
 
 
+def test_without_a_strength_there_is_no_fig_8a(make_result):
+    results = [make_result(locality_strength=None, gpsa_layers=n, variant=v)
+               for n, v in ((2, "a"), (1, "gpsa1"), (0, "gpsa0"))]  # fmt: skip
+    assert summaries.grid(results, "convit", 1.0) == {}
+    strong = [make_result(), make_result(gpsa_layers=0, locality_strength=None, variant="gpsa0")]
+    assert summaries.grid(strong, "convit", 1.0).keys() == {(1.0, 2), (None, 0)}
+
+
 def test_a_study_s_directory_gets_its_tables_and_figures(results, tmp_path, twins):
     text = write_tables(str(tmp_path), results, twins)
     assert (tmp_path / "table.md").read_text() == text
