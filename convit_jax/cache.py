@@ -1,7 +1,10 @@
 """The directory in which the package keeps what it need not find out or fetch twice."""
 
+import contextlib
 import os
 import pathlib
+import tempfile
+from collections.abc import Iterator
 
 
 def cache_directory() -> pathlib.Path:
@@ -21,3 +24,24 @@ def keep_compiled_programs() -> None:
 
     if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+
+
+@contextlib.contextmanager
+def compiled_programs_shared() -> Iterator[None]:
+    """As `keep_compiled_programs`, and for a CPU as long as this lasts.
+
+    For a process that trains several runs: those that differ in their data alone have the same
+    programs, which take as long to compile as some small runs take to train.
+    """
+    import jax  # noqa: PLC0415
+
+    keep_compiled_programs()
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="convit-jax-compiled-") as directory:
+        jax.config.update("jax_compilation_cache_dir", directory)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", None)

@@ -154,13 +154,47 @@ def parse(argv: Sequence[str]) -> None:
         InputError: an unknown flag or key, a value of the wrong type, a file that is not there or
             that does not make a config.
     """
+    _parse(_FLAGS, argv)
+
+
+def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     _check_config_keys(argv)
     try:
-        positional = _FLAGS(list(argv))[1:]
+        positional = values(list(argv))[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(_reason(error)) from error
     if positional:
         raise InputError(f"unexpected argument '{positional[0]}': flags begin with --")
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divides a command line into its `--config.key=value` and everything else.
+
+    Raises:
+        InputError: an unknown key, or one without a value.
+    """
+    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
+    for argument in overrides:
+        if "=" not in argument:
+            raise InputError(f"{argument}: expected {argument}=VALUE")
+    _check_config_keys(["", *overrides])
+    return overrides, [argument for argument in argv if argument not in overrides]
+
+
+def make_config(file: str, overrides: Sequence[str]) -> Config:
+    """The checked configuration of a file, for commands that read several.
+
+    Args:
+        file: configs/FILE.py or configs/FILE.py:ARGUMENTS.
+        overrides: `--config.key=value` of the command line.
+
+    Raises:
+        InputError: it is not there or wrong.
+    """
+    values, argv = flags.FlagValues(), ["", f"--config={file}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    _parse(values, argv)
+    return _resolved(holder.value)
 
 
 def _reason(error: BaseException) -> str:
@@ -191,8 +225,12 @@ def read_config() -> Config:
     """
     if _CONFIG.value is None:
         raise InputError("expected --config=configs/FILE.py")
+    return _resolved(_CONFIG.value)
+
+
+def _resolved(values: Any) -> Config:
     try:
-        return resolve(_CONFIG.value)
+        return resolve(values)
     except (AttributeError, OSError) as error:  # a file that was not there shows up only now
         raise InputError(f"--config: {_reason(error)}") from error
 

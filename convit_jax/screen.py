@@ -35,9 +35,13 @@ class _ConsoleHandler(logging.Handler):
 class Screen:
     """Standard error: log lines, and below them a live line where a person is watching."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: str = "") -> None:
+        """Shows the package's log lines, or `only` those of a part of it, and all warnings."""
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._handler = _ConsoleHandler(console)
+        self._handler.addFilter(
+            lambda line: line.name.startswith(only) or line.levelno >= logging.WARNING
+        )
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -48,6 +52,11 @@ class Screen:
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether there is a live line."""
+        return not self._progress.disable
 
     def __enter__(self) -> "Screen":
         package = logging.getLogger("convit_jax")
@@ -75,7 +84,7 @@ class Screen:
             now = time.monotonic()
             left = duration_in_words((now - began) / done * (total - done))
             self.show(description, done, total, f"{left} left")
-            if self._progress.disable and done < total and now - told > SECONDS_BETWEEN_LINES:
+            if not self.is_watched and done < total and now - told > SECONDS_BETWEEN_LINES:
                 told = now
                 log.info("%s: %d of %d batches, %s left", description, done, total, left)
 

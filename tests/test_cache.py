@@ -1,7 +1,9 @@
+import pathlib
+
 import jax
 import pytest
 
-from convit_jax.cache import keep_compiled_programs
+from convit_jax.cache import compiled_programs_shared, keep_compiled_programs
 
 
 @pytest.fixture
@@ -29,3 +31,14 @@ def test_the_user_s_directory_holds(unset, monkeypatch):
 def test_programs_of_a_cpu_are_not_kept(unset):
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_programs_of_a_cpu_can_be_shared_for_a_while(unset):
+    with compiled_programs_shared():
+        directory = pathlib.Path(jax.config.jax_compilation_cache_dir)
+        assert directory.is_dir()
+    assert not directory.exists()
+    assert jax.config.jax_compilation_cache_dir is None
+    jax.config.update("jax_compilation_cache_dir", "chosen")
+    with compiled_programs_shared():
+        assert jax.config.jax_compilation_cache_dir == "chosen"

@@ -11,6 +11,7 @@ LEVEL = {
     "benchmarks": 1,
     "command_line": 1,
     "planning": 2,
+    "studies": 2,
     "training": 3,
     "analysis": 4,
     "weights": 4,

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jinja2
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from convit_jax.analysis import figures
 from convit_jax.analysis.attention import some_layers
+from convit_jax.analysis.figures.style import drawn
 from convit_jax.analysis.findings import (
     Findings,
     as_csv,
@@ -21,7 +21,6 @@ from convit_jax.analysis.findings import (
 )
 from convit_jax.models.gpsa import attention_centres
 
-_DPI = 200
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("convit_jax", "analysis"),
     autoescape=True,
@@ -75,7 +74,7 @@ def write_report(
     for picture in pictures_of(findings, layers):
         progress(picture.name)
         for kind in ("png", "svg"):
-            data = _drawn(picture.figure, kind)
+            data = drawn(picture.figure, kind)
             (directory / f"{picture.name}.{kind}").write_bytes(data)
             if kind == ("png" if picture.raster else "svg"):
                 shown.append({"picture": picture, "source": _embedded(data, kind)})
@@ -203,14 +202,6 @@ def _picture_of_attention(
         figures.attention_maps(findings[0].images[index], rows),
         raster=True,
     )
-
-
-def _drawn(figure: Figure, kind: str) -> bytes:
-    file = io.BytesIO()
-    # No date: the same numbers make the same file.
-    metadata = {"Date": None} if kind == "svg" else {}
-    figure.savefig(file, format=kind, dpi=_DPI, metadata=metadata)
-    return file.getvalue()
 
 
 _MEDIA = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv"}

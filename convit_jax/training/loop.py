@@ -49,19 +49,22 @@ class Outcome:
         step: steps done.
         stopped_by: number of the signal that ended it early, or None.
         evaluation: the last evaluation's metrics, if there was one.
+        signal: number of the signal that asked it to end, be it too late to end it early, or None.
     """
 
     step: int
     stopped_by: int | None
     evaluation: dict[str, float] | None
+    signal: int | None = None
 
 
-def train(config: Config, workdir: str) -> Outcome:
+def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome:
     """Trains, evaluates and checkpoints, from the workdir's newest checkpoint if it has one.
 
     Args:
         config: the experiment.
         workdir: directory for the run, made if it is not there; `gs://` is fine.
+        screen: where progress is shown, one that is in use; None for one of its own.
 
     Returns:
         How it ended: at its last step, or earlier by SIGTERM or Ctrl-C with the state saved.
@@ -71,7 +74,7 @@ def train(config: Config, workdir: str) -> Outcome:
         RunError: the loss is no longer a number, or a checkpoint cannot be written or read.
     """
     with contextlib.ExitStack() as stack:
-        screen = stack.enter_context(Screen())
+        screen = screen or stack.enter_context(Screen())
         stop = stack.enter_context(stop_on_signals())
         directory = workdirs.open_workdir(workdir)
         examples, eval_examples = open_training_data(config)
@@ -108,7 +111,7 @@ def train(config: Config, workdir: str) -> Outcome:
                 experiment.total_steps,
             )
         workdirs.log_end(directory, checkpoints)
-        return outcome
+        return dataclasses.replace(outcome, signal=stop.signal)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from convit_jax.analysis.figures.curves import (
     nonlocality_by_layer,
     nonlocality_over_training,
 )
+from convit_jax.analysis.figures.efficiency import locality_grid, sample_efficiency
 from convit_jax.analysis.figures.maps import AttentionRow, attention_maps, positional_maps
 from convit_jax.analysis.figures.masks import accuracy_under_masks
 
@@ -19,7 +20,9 @@ __all__ = [
     "attention_maps",
     "gates_by_layer",
     "gates_over_training",
+    "locality_grid",
     "nonlocality_by_layer",
     "nonlocality_over_training",
     "positional_maps",
+    "sample_efficiency",
 ]

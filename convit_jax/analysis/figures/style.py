@@ -1,14 +1,17 @@
 """One look for all figures: sizes of a two-column paper, colours that survive a grey printer."""
 
 import functools
+import io
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
 # Widths in inches of a column and of a page of a two-column paper.
 COLUMN, PAGE = 3.3, 6.8
+_DPI = 200
 
 # Ordered things (layers, heads) take their colour from a perceptually uniform map, without its
 # lightest part; their order is then one of lightness too.
@@ -61,3 +64,12 @@ def styled(draw: F) -> F:
 def ordered_colours(count: int) -> np.ndarray:
     """RGBA [count, 4], from dark to light."""
     return _ORDERED(np.linspace(0, _LIGHTEST, count))
+
+
+def drawn(figure: Figure, kind: str) -> bytes:
+    """A figure as a file: png or svg."""
+    file = io.BytesIO()
+    # No date: the same numbers make the same file.
+    metadata = {"Date": None} if kind == "svg" else {}
+    figure.savefig(file, format=kind, dpi=_DPI, metadata=metadata)
+    return file.getvalue()

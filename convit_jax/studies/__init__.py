@@ -1,0 +1,1 @@
+"""Studies: many runs that differ in what is asked about, and what came out of them together."""

@@ -1,0 +1,197 @@
+"""What cells came to, against sums done by hand."""
+
+import csv
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+
+from convit_jax.errors import RunError
+from convit_jax.studies import summaries
+from convit_jax.studies.cells import list_cells, make_jobs
+from convit_jax.studies.progress import Pace
+from convit_jax.studies.report import write_figures, write_tables
+from convit_jax.studies.results import (
+    Mean,
+    read_result,
+    read_results,
+    results_csv,
+    write_result,
+)
+from convit_jax.studies.tables import markdown
+
+
+def rows_of(text, heading):
+    """The cells of the first table under a heading."""
+    lines = text.partition(heading)[2].partition("\n# ")[0].splitlines()
+    table = [line[2:-2].split(" | ") for line in lines if line.startswith("|")]
+    return [[field.strip() for field in row] for row in table if row[0] != "---"]
+
+
+@pytest.fixture
+def job(twins):
+    configs = {"convit": twins["convit"]}
+    return make_jobs(configs, list_cells(configs, [0.1], 1))[0]
+
+
+def tell(directory, *evaluations):
+    """A run's metrics, other lines among the evaluations."""
+    lines = [{"step": 0, "train/loss": 1.0}]
+    lines += [
+        {"step": s, "eval/accuracy": a, "eval/accuracy_top5": 0.9, "eval/loss": 0.5}
+        for s, a in evaluations
+    ]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+
+def test_the_last_evaluation_counts_and_the_best_is_told(job, tmp_path):
+    tell(tmp_path, (6, 0.75), (12, 0.5))
+    assert read_result(tmp_path) is None
+    result = write_result(tmp_path, job, seconds=3.21, timed_steps=8)
+    assert (result.top1, result.best_top1, result.seen) == (0.5, 0.75, 12 * 16)
+    assert (result.model, result.variant, result.fraction, result.seed) == ("convit", "a", 0.1, 0)
+    assert (result.locality_strength, result.gpsa_layers) == (1.0, 2)
+    assert read_result(tmp_path) == result
+    (row,) = csv.DictReader(io.StringIO(results_csv([result])))
+    assert {"model", "variant", "fraction", "seed", "examples", "steps", "top1"} <= row.keys()
+    assert float(row["top1"]) == 0.5
+
+
+def test_a_run_without_its_last_evaluation_is_not_finished(job, tmp_path):
+    tell(tmp_path, (6, 0.75))
+    with pytest.raises(RunError, match="no evaluation of step 12"):
+        write_result(tmp_path, job, seconds=1, timed_steps=1)
+    assert read_result(tmp_path) is None
+    (tmp_path / "result.json").write_text('{"cell"')
+    with pytest.raises(RunError, match=r"result.json is damaged"):
+        read_result(tmp_path)
+
+
+def test_means_and_spreads_are_over_seeds(make_result):
+    values = [0.9, 0.8, 0.85]
+    results = [make_result(seed=n, top1=v) for n, v in enumerate(values)]
+    results += [make_result(variant="b", top1=0.1), make_result(model="deit", top1=0.2)]
+    found = summaries.efficiency(results, "top1", "convit")
+    assert found.keys() == {1.0}
+    assert found[1.0].mean == pytest.approx(np.mean(values))
+    assert found[1.0].spread == pytest.approx(np.std(values, ddof=1))
+    assert Mean.of([0.3]) == Mean(0.3, None, 1)
+
+
+@pytest.fixture
+def results(make_result):
+    """Two models at two fractions with two seeds."""
+    top1 = {
+        ("convit", 0.1): (0.60, 0.62), ("convit", 1.0): (0.90, 0.90),
+        ("deit", 0.1): (0.40, 0.44), ("deit", 1.0): (0.88, 0.86),
+    }  # fmt: skip
+    return [
+        make_result(model=m, fraction=f, seed=s, top1=v, variant="a" if m == "convit" else "",
+                    examples=int(1000 * f))
+        for (m, f), values in top1.items() for s, v in enumerate(values)
+    ]  # fmt: skip
+
+
+def test_table_2_has_means_spreads_and_the_relative_gap(results):
+    text = markdown(results, ["convit", "deit"], {})
+    head, tenth, whole = rows_of(text, "# Sample efficiency")
+    assert head == ["train fraction", "examples", "convit top-1", "deit top-1", "gap"]
+    # 0.61 over 0.42 is 45 % more; the spreads are 0.01 √2 and 0.02 √2.
+    assert tenth == ["10 %", "100", "61.0 ± 1.4", "42.0 ± 2.8", "+45 %"]
+    assert whole == ["100 %", "1,000", "90.0 ± 0.0", "87.0 ± 1.4", "+3 %"]
+    assert "seeds 0, 1" in text
+    assert "192 images" in text
+    assert "Ablations" not in text
+    assert "Fig. 8a" not in text
+
+
+def test_what_is_missing_is_left_empty(results):
+    text = markdown([r for r in results if r.model == "convit"][1:], ["convit", "deit"], {})
+    # Of two seeds one is there, and said to be.
+    assert rows_of(text, "# Sample efficiency")[1] == ["10 %", "100", "62.0 (n=1)", "", ""]
+    assert "No cell is finished yet" in markdown([], ["convit", "deit"], {})
+
+
+def test_the_paper_stands_beside_imagenet(make_result):
+    zoo = {"ours": "convit_small", "theirs": "deit_small"}
+    results = [make_result(model=m, variant="", fraction=0.05, classes=1000) for m in zoo]
+    text = markdown(results, list(zoo), zoo)
+    assert "top-5" in text
+    assert rows_of(text, "# Sample efficiency")[1][-2:] == ["47.8", "34.8"]
+    # The gaps that the paper prints, out of the values that it prints.
+    from convit_jax.analysis.published import SAMPLE_EFFICIENCY
+    from convit_jax.studies.tables import relative_gap
+
+    ours, theirs = (SAMPLE_EFFICIENCY[name] for name in zoo.values())
+    for number, printed in enumerate(((37, 24, 12, 5, 2), (22, 12, 5, 2, 1))):
+        gaps = [100 * relative_gap(ours[f][number], theirs[f][number]) for f in sorted(ours)]
+        assert np.allclose(gaps, printed, atol=0.75)
+
+
+def test_ablations_are_table_3(make_result):
+    results = [make_result(variant=v, fraction=0.1, seed=s, top1=t)
+               for v, s, t in (("a", 0, 0.6), ("a", 1, 0.7), ("f", 0, 0.5))]  # fmt: skip
+    head, first, frozen = rows_of(markdown(results, ["convit"], {}), "# Ablations of convit")
+    assert head == ["row", "train gating", "conv init", "train GPSA", "use GPSA", "10 %"]
+    assert first == ["a", "yes", "yes", "yes", "yes", "65.0 ± 7.1"]
+    assert frozen == ["f", "no", "yes", "no", "yes", "50.0 (n=1)"]
+    text = markdown(results, ["convit"], {"convit": "convit_small_plus"})
+    assert rows_of(text, "# Ablations")[2][-1] == "54.3"
+
+
+def test_points_are_fig_8a_and_no_layers_fill_a_row(make_result, tmp_path, twins):
+    points = {(0.1, 1): 0.3, (1.0, 1): 0.4, (0.1, 2): 0.5, (1.0, 2): 0.6, (None, 0): 0.2}
+    results = [
+        make_result(locality_strength=s, gpsa_layers=n, top1=t,
+                    variant="a" if (s, n) == (1.0, 2) else f"strength{s}_gpsa{n}")
+        for (s, n), t in points.items()
+    ]  # fmt: skip
+    rows = rows_of(markdown(results, ["convit"], {}), "(paper Fig. 8a)")
+    assert rows == [
+        ["GPSA layers", "strength 0.1", "strength 1"],
+        ["2", "50.0", "60.0"],
+        ["1", "30.0", "40.0"],
+        ["0", "20.0", "20.0"],
+    ]
+    names = write_figures(str(tmp_path), results, {"convit": twins["convit"]})
+    assert names == ["efficiency", "locality_convit_fraction1"]
+
+
+def test_without_a_strength_there_is_no_fig_8a(make_result):
+    results = [make_result(locality_strength=None, gpsa_layers=n, variant=v)
+               for n, v in ((2, "a"), (1, "gpsa1"), (0, "gpsa0"))]  # fmt: skip
+    assert summaries.grid(results, "convit", 1.0) == {}
+    strong = [make_result(), make_result(gpsa_layers=0, locality_strength=None, variant="gpsa0")]
+    assert summaries.grid(strong, "convit", 1.0).keys() == {(1.0, 2), (None, 0)}
+
+
+def test_a_study_s_directory_gets_its_tables_and_figures(results, tmp_path, twins):
+    text = write_tables(str(tmp_path), results, twins)
+    assert (tmp_path / "table.md").read_text() == text
+    read = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [float(row["top1"]) for row in read] == [r.top1 for r in results]
+    assert write_figures(str(tmp_path), results, twins) == ["efficiency"]
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"table.md", "results.csv", "efficiency.png", "efficiency.svg"}
+
+
+def test_finished_cells_are_read_in_order(make_result, tmp_path):
+    for number, model in enumerate(("deit", "convit")):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        record = dataclasses.asdict(make_result(model=model))
+        (directory / "result.json").write_text(json.dumps(record))
+    (tmp_path / "begun").mkdir()
+    assert [r.model for r in read_results(sorted(tmp_path.iterdir()))] == ["convit", "deit"]
+
+
+def test_time_is_that_of_the_same_model_or_else_of_all(make_result, twins):
+    jobs = make_jobs(twins, list_cells(twins, [1.0], 1))
+    assert Pace([]).seconds_for(jobs) is None
+    pace = Pace([make_result(seconds=6.0, timed_steps=12), make_result(timed_steps=0, seconds=99)])
+    assert pace.seconds_for(jobs) == pytest.approx(12 * 0.5 * 2)
+    pace.add("deit", 10, 1.0)
+    assert pace.seconds_for(jobs, done=2) == pytest.approx(10 * 0.5 + 12 * 0.1)
+    assert Pace([], images_per_second=32).seconds_for(jobs) == pytest.approx(2 * 12 * 16 / 32)

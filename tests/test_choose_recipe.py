@@ -1,0 +1,56 @@
+"""scripts/choose_recipe.py: what it reads of studies, and what it chooses."""
+
+import importlib.util
+import subprocess
+import types
+
+import pytest
+
+
+@pytest.fixture
+def script(repository):
+    path = repository / "scripts" / "choose_recipe.py"
+    spec = importlib.util.spec_from_file_location("choose_recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_models_count_alike_and_each_one_s_best_is_told(script):
+    found = {
+        ("1e-3", "0.1"): {"convit": 0.70, "deit": 0.60},
+        ("3e-3", "0.1"): {"convit": 0.90, "deit": 0.30},
+        ("1e-2", "0.1"): {"convit": 0.60, "deit": 0.65},
+    }
+    lines = script.choice(found).splitlines()
+    assert lines[0] == "| learning rate | weight decay | convit | deit | mean |"
+    assert lines[2] == "| 1e-3 | 0.1 | 70.00 | 60.00 | 65.00 |"
+    assert lines[-3:] == [
+        "best for all: rate 1e-3, decay 0.1",
+        "best for convit: rate 3e-3, decay 0.1",
+        "best for deit: rate 1e-2, decay 0.1",
+    ]
+
+
+def test_scores_are_means_over_fractions_and_seeds(script, tmp_path):
+    (tmp_path / "results.csv").write_text("model,top1\na,0.5\nb,0.1\na,0.7\n")
+    assert script.scores(tmp_path) == {"a": pytest.approx(0.6), "b": 0.1}
+
+
+def test_no_test_image_is_looked_at(script, tmp_path, monkeypatch):
+    """The study that it starts is one that can be run, on training images alone."""
+    from convit_jax import study
+
+    asked = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: asked.append(command))
+    flags = types.SimpleNamespace(models="convit,deit", fractions="0.1,1", seeds=1)
+    script.try_setting(tmp_path / "out", ("1e-3", "0.05"), flags)
+    monkeypatch.undo()
+    (command,) = asked
+    arguments = command[command.index("convit_jax.study") + 1 :]
+    assert study.main([*arguments, "--dry-run"]) == 0
+    data = dict(argument.split("=", 1) for argument in arguments if "data." in argument)
+    assert data == {
+        "--config.data.train": "digits:train[:1050]",
+        "--config.data.eval": "digits:train[1050:]",
+    }
