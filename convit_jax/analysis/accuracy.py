@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from convit_jax import data
+from convit_jax import data, kernels
 from convit_jax.data import imagenet
 from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.errors import InputError
@@ -116,6 +116,7 @@ def measure_accuracy(
     step = make_eval_step(
         graph, preprocessing.mean, preprocessing.std, among=among, confusion=confusion
     )
+    step = kernels.traced_for(step, mesh, meshes.AXES)
     batches = data.eval_batches(
         source,
         batch_size,
