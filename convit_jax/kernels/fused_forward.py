@@ -44,6 +44,10 @@ def run_units(
     def staggered(units: Sequence[Unit]) -> None:
         ahead, mixed = scores(units[0]), None
         for n, unit in enumerate(units):
+            # The next image is there before its first scores are taken, and early: what prepares it
+            # overlaps too.
+            if blocks.written_out and unit[1:] == (0, 0) and unit[0] + 1 < blocks.images:
+                load(unit[0] + 1)
             found, ahead = ahead, scores(units[n + 1]) if n + 1 < len(units) else None
             if n:
                 finish(units[n - 1], mixed)
@@ -55,8 +59,6 @@ def run_units(
         image, head, query = unit
         if blocks.written_out and head == blocks.group - 1 and query == blocks.tiles[-1]:
             store(image)
-        if blocks.written_out and head == 0 and query == 0 and image + 1 < blocks.images:
-            load(image + 1)
 
     load(0)
     tiles, images = blocks.tiles, range(blocks.images)
