@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from convit_jax import models
+from convit_jax import kernels, models
 from convit_jax.benchmarks.timing import fastest, timed
 from convit_jax.config import resolve
 from convit_jax.training import make_experiment
+from convit_jax.training import mesh as meshes
 
 # Enough examples for any batch; none is read.
 _PRETENDED_EXAMPLES = 1_281_167
@@ -72,14 +73,20 @@ def measure_model(
     images = jax.device_put(pixels.astype(np.float32) / 255 - 0.5)
 
     graph = nnx.graphdef(nnx.eval_shape(lambda: models.build(experiment.architecture)))
-    forward = jax.jit(lambda params, x: nnx.merge(graph, nnx.State(params))(x))
+    one = meshes.create_mesh(1, jax.devices()[:1])
+
+    def classify(params: Any, x: jax.Array) -> jax.Array:
+        return nnx.merge(graph, nnx.State(params))(x)
+
+    forward = jax.jit(kernels.traced_for(classify, one, meshes.AXES))
     lowered = forward.lower(state.params, images)
     flops = lowered.cost_analysis()["flops"]
     compiled, forward_compile = timed(lowered.compile)
     forward_seconds = fastest(lambda: compiled(state.params, images), seconds)
 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    step = jax.jit(experiment.train_step, donate_argnums=0).lower(state, batch)
+    traced = kernels.traced_for(experiment.train_step, one, meshes.AXES)
+    step = jax.jit(traced, donate_argnums=0).lower(state, batch)
     train_step, train_compile = timed(step.compile)
 
     def take_step() -> Any:

@@ -8,6 +8,7 @@ from convit_jax.kernels.dispatch import (
     gated_attention,
     self_attention,
     softmax_attention,
+    traced_for,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "gated_attention",
     "self_attention",
     "softmax_attention",
+    "traced_for",
 ]

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,7 +45,7 @@ _FAST_MEMORY = {
 class _Place:
     """What `compiled_for` was told."""
 
-    mesh: Mesh
+    mesh: Mesh | None
     axes: tuple[str, ...]
     form: Form
 
@@ -53,11 +54,13 @@ _place: contextvars.ContextVar[_Place | None] = contextvars.ContextVar("place", 
 
 
 @contextlib.contextmanager
-def compiled_for(mesh: Mesh, axes: Sequence[str], form: Form = "auto") -> Iterator[None]:
+def compiled_for(
+    mesh: Mesh | None, axes: Sequence[str] = (), form: Form = "auto"
+) -> Iterator[None]:
     """What is traced inside is compiled for a mesh.
 
     Args:
-        mesh: the devices.
+        mesh: the devices; None for any, with a form that runs anywhere.
         axes: of the mesh, along which batches are spread.
         form: "auto", the fused kernel on TPUs and XLA's form elsewhere; "xla"; or "pallas", the
             kernel wherever it can do the shapes, on other platforms interpreted, which is slow; or
@@ -68,6 +71,19 @@ def compiled_for(mesh: Mesh, axes: Sequence[str], form: Form = "auto") -> Iterat
         yield
     finally:
         _place.reset(token)
+
+
+def traced_for(
+    function: Callable[..., Any], mesh: Mesh, axes: Sequence[str], form: Form = "auto"
+) -> Callable[..., Any]:
+    """The function, traced as `compiled_for` has it: to be jitted for the mesh."""
+
+    @functools.wraps(function)
+    def traced(*arguments: Any) -> Any:
+        with compiled_for(mesh, axes, form):
+            return function(*arguments)
+
+    return traced
 
 
 def self_attention(
@@ -155,9 +171,11 @@ def _target() -> Target | None:
         if jax.default_backend() != "tpu" or jax.device_count() > 1:
             return None
         place = _Place(Mesh(np.array(jax.devices()), ("data",)), ("data",), "auto")
+    if place.mesh is None or place.form not in ("auto", "pallas"):
+        return None
     device = place.mesh.devices.flat[0]
     on_tpu = device.platform == "tpu"
-    if place.form not in ("auto", "pallas") or (place.form == "auto" and not on_tpu):
+    if place.form == "auto" and not on_tpu:
         return None
     memory = _FAST_MEMORY.get(device.device_kind, min(_FAST_MEMORY.values()))
     spread = place.mesh.size > 1
@@ -170,9 +188,9 @@ def _target() -> Target | None:
 
 
 @functools.cache
-def _say(fused: bool, batch: int, tokens: int, heads: int, channels: int) -> None:
-    """Logs a choice, once for each shape."""
+def _say(fused: bool, batch: Any, tokens: int, heads: int, channels: int) -> None:
+    """Logs a choice, once for each shape; an exported program's batch is a symbol."""
     form = "the fused kernel" if fused else "XLA's form"
     log.info(
-        "attention of %d x %d tokens, %d heads of %d: %s", batch, tokens, heads, channels, form
+        "attention of %s x %s tokens, %s heads of %s: %s", batch, tokens, heads, channels, form
     )

@@ -77,14 +77,14 @@ def _kernel(blocks: Blocks, parts_count: int, gated: bool, *refs: Any) -> None:
     def mix(unit: Unit, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         image, head, query = unit
         tile, (by_content, d_mixed) = pl.ds(query, blocks.tile), found
-        weights = jnp.exp2(by_content - log_sums[image, 0, pl.ds(head, 1), tile])
+        weights = jnp.exp2(by_content - log_sums[image, 0, head, :, tile])
         weighted = weights * d_mixed
         total = jnp.sum(weighted, axis=0, keepdims=True)
         d_scores = (weighted - weights * total).astype(turned.dtype)
         if gate is None:
             return weights.astype(turned.dtype), d_scores
         add(image, d_maps, (head, slice(None), tile), d_mixed)
-        add(image, content, (0, pl.ds(head, 1), tile), total)
+        add(image, content, (0, head, slice(None), tile), total)
         mixed = weights * (1.0 - gate[first_head + head]) + by_position[head, :, tile]
         return mixed.astype(turned.dtype), d_scores
 
@@ -144,7 +144,7 @@ def call_backward(
     Returns:
         Gradients of q, k and v before q was scaled: like `parts`, or with several groups three
         arrays [B, H D, N]; and where there is a gate, transposed and padded, Σ dA over the images,
-        float32 [H, keys, lanes], and Σ r, float32 [groups, group, lanes].
+        float32 [H, keys, lanes], and Σ r, float32 [groups, group, 1, lanes].
     """
     batch, dtype = parts[0].shape[0], parts[0].dtype
     width, gated = blocks.heads * blocks.channels, gate is not None
@@ -158,8 +158,8 @@ def call_backward(
     if gated:
         in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), *in_specs, group_of_heads(blocks)]
         operands = [gate, *operands, by_position]
-        row = (1, blocks.group, blocks.lanes)
-        out_specs += [group_of_heads(blocks), pl.BlockSpec(row, lambda group, _: (group, 0, 0))]
+        row = (1, blocks.group, 1, blocks.lanes)
+        out_specs += [group_of_heads(blocks), pl.BlockSpec(row, lambda group, _: (group, 0, 0, 0))]
         maps, rows = (blocks.heads, blocks.tokens, blocks.lanes), (blocks.groups, *row[1:])
         out_shape += [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (maps, rows)]
     transposed = (blocks.images, blocks.rows, blocks.lanes)

@@ -21,6 +21,9 @@ Unit = tuple[Any, Any, int]
 
 def product(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
     """The matrix product of a and b over an axis of each, in float32."""
+    if 1 in a.shape or 1 in b.shape:
+        # The TPU compiler makes these products of elements, whose types must agree.
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return jax.lax.dot_general(
         a, b, (((over[0],), (over[1],)), ((), ())), preferred_element_type=jnp.float32
     )
@@ -44,6 +47,10 @@ def run_units(
     def staggered(units: Sequence[Unit]) -> None:
         ahead, mixed = scores(units[0]), None
         for n, unit in enumerate(units):
+            # The next image is there before its first scores are taken, and early: what prepares it
+            # overlaps too.
+            if blocks.written_out and unit[1:] == (0, 0) and unit[0] + 1 < blocks.images:
+                load(unit[0] + 1)
             found, ahead = ahead, scores(units[n + 1]) if n + 1 < len(units) else None
             if n:
                 finish(units[n - 1], mixed)
@@ -55,8 +62,6 @@ def run_units(
         image, head, query = unit
         if blocks.written_out and head == blocks.group - 1 and query == blocks.tiles[-1]:
             store(image)
-        if blocks.written_out and head == 0 and query == 0 and image + 1 < blocks.images:
-            load(image + 1)
 
     load(0)
     tiles, images = blocks.tiles, range(blocks.images)
@@ -144,7 +149,7 @@ def _kernel(blocks: Blocks, parts_count: int, gated: bool, *refs: Any) -> None:
         largest = jnp.max(found, axis=0, keepdims=True)
         weights = jnp.exp2(found - largest)
         total = jnp.sum(weights, axis=0, keepdims=True)
-        log_sums[image, 0, pl.ds(head, 1), tile] = largest + jnp.log2(total)
+        log_sums[image, 0, head, :, tile] = largest + jnp.log2(total)
         if gate is None:
             mixed = weights * (1.0 / total)
         else:
@@ -195,9 +200,9 @@ def result_of(blocks: Blocks, width: int) -> tuple[pl.BlockSpec, tuple[int, int]
 
 
 def log_sums_of(blocks: Blocks) -> pl.BlockSpec:
-    """The [B, groups, group, lanes] logarithms of the softmax's sums."""
-    shape = (blocks.images, 1, blocks.group, blocks.lanes)
-    return pl.BlockSpec(shape, lambda group, step: (step, group, 0, 0))
+    """The [B, groups, group, 1, lanes] logarithms of the softmax's sums."""
+    shape = (blocks.images, 1, blocks.group, 1, blocks.lanes)
+    return pl.BlockSpec(shape, lambda group, step: (step, group, 0, 0, 0))
 
 
 def call_forward(
@@ -222,7 +227,7 @@ def call_forward(
 
     Returns:
         The result, [B, N, H D] or with several groups [B, H D, N], and the base-2 logarithms of the
-        softmax's sums, float32 [B, groups, group, lanes].
+        softmax's sums, float32 [B, groups, group, 1, lanes].
     """
     batch, dtype = parts[0].shape[0], parts[0].dtype
     width = blocks.heads * blocks.channels
@@ -234,6 +239,7 @@ def call_forward(
     if gated:
         in_specs = [smem, *in_specs, group_of_heads(blocks)]
         operands = [gate, *operands, by_position]
+    sums_shape = (batch, blocks.groups, blocks.group, 1, blocks.lanes)
     return pl.pallas_call(
         functools.partial(_kernel, blocks, len(parts), gated),
         name="attention_forward",
@@ -242,7 +248,7 @@ def call_forward(
         out_specs=[out_spec, log_sums_of(blocks)],
         out_shape=[
             jax.ShapeDtypeStruct((batch, *out_shape), dtype),
-            jax.ShapeDtypeStruct((batch, blocks.groups, blocks.group, blocks.lanes), jnp.float32),
+            jax.ShapeDtypeStruct(sums_shape, jnp.float32),
         ],
         scratch_shapes=[
             pltpu.VMEM((blocks.images, 3 * blocks.rows, blocks.lanes), dtype),

@@ -12,7 +12,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from convit_jax import data
+from convit_jax import data, kernels
 from convit_jax.data import imagenet
 from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.errors import InputError
@@ -156,4 +156,5 @@ def _compiled_step(
     """One program for all models of one structure: a model under several masks compiles once."""
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     step = make_eval_step(graph, mean, std, among=among, confusion=confusion)
+    step = kernels.traced_for(step, mesh, meshes.AXES)
     return jax.jit(step, in_shardings=(everywhere, rows), out_shardings=everywhere)

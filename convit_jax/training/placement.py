@@ -1,7 +1,6 @@
 """An experiment on a mesh: where its arrays lie, and its steps compiled for that."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -62,14 +61,7 @@ def place(
     state = state_sharding(experiment.abstract_state(), mesh)
 
     def placed(step: Callable[..., Any]) -> Callable[..., Any]:
-        """The step, which lets its attention know of the mesh."""
-
-        @functools.wraps(step)
-        def traced(*arguments: Any) -> Any:
-            with kernels.compiled_for(mesh, meshes.AXES, attention or config.attention):
-                return step(*arguments)
-
-        return traced
+        return kernels.traced_for(step, mesh, meshes.AXES, attention or config.attention)
 
     return Placement(
         mesh=mesh,

@@ -81,6 +81,20 @@ for name in sys.argv[1:]:
         by_position = sizes in ("4,196,196", "196,196,4")
         moved += [f"{how} {kind}[{sizes}]"] * (size >= tokens and not by_position)
     found[name] = [cost.custom_calls, cost.unknown_calls, cost.custom_cycles, moved]
+
+# One token, and as many as take loops over heads and several tiles of queries.
+device = find_topology("v5e-4").devices()[:1]
+for tokens in (1, 784):
+    def total(qkv, positional, gate):
+        with kernels.compiled_for(Mesh(device, ("data",)), ("data",)):
+            out = kernels.self_attention((qkv,), 4, positional, gate)
+        return out.astype(jnp.float32).sum()
+
+    on = jax.sharding.SingleDeviceSharding(device[0])
+    inputs = [jax.ShapeDtypeStruct(shape, kind, sharding=on) for shape, kind in (
+        ((1, tokens, 576), jnp.bfloat16), ((4, tokens, tokens), jnp.float32), ((4,), jnp.float32))]
+    text = jax.jit(jax.grad(total, (0, 1, 2))).lower(*inputs).compile().as_text()
+    assert read_cost(text).custom_calls == 2
 print(json.dumps(found))
 """
 
