@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pictures=arguments.pictures,
                 query=query,
                 variant=arguments.variant,
-                history=_history(weights),
+                history=weights.directory and read_history(weights.directory),
             )
             if examples.source is not None:
                 looked = _with_accuracy(looked, weights, model, examples.source, preprocessing)
@@ -168,12 +168,6 @@ def _named_weights(arguments: argparse.Namespace) -> list[tuple[Weights, str]]:
             f"the models are called {', '.join(names)}: tell them apart by --name, once for each"
         )
     return list(zip(opened, names, strict=True))
-
-
-def _history(weights: Weights) -> analysis.History | None:
-    """What the run told of its attention, where the weights are a workdir."""
-    path = epath.Path(weights.name)
-    return read_history(path) if "://" not in weights.name or path.is_dir() else None
 
 
 @dataclasses.dataclass(frozen=True)

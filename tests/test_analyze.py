@@ -136,6 +136,19 @@ def test_models_side_by_side_on_a_bare_image_of_another_shape(
     assert "ours and plain" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_downloaded_weights_of_a_model_without_gates(plain, tmp_path, capsys, monkeypatch):
+    from convit_jax.weights import loading
+
+    monkeypatch.setattr(loading, "fetch", lambda name: plain)
+    code, said = told(
+        ["--weights", "https://host/plain.safetensors", "--images", "digits:test", "--count", "3",
+         "--pictures", "1", "--out", tmp_path / "out"], capsys,
+    )  # fmt: skip
+    assert code == 0, said.err
+    names = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert names == {"nonlocality_by_layer", "attention_1"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

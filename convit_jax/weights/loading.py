@@ -40,11 +40,13 @@ class Weights:
         name: what they were opened by.
         tensors: float32, by the released names and in the released layout.
         card: what they say of themselves.
+        directory: the workdir or checkpoint that they are from, or None for a file.
     """
 
     name: str
     tensors: Mapping[str, np.ndarray]
     card: Card
+    directory: epath.Path | None = None
 
     def architecture(self, **overrides: Any) -> Architecture:
         """What the tensors and the card say of the model, with some fields replaced.
@@ -131,14 +133,17 @@ def open_weights(name: str | pathlib.Path) -> Weights:
         path = epath.Path(name) if "://" in name else epath.Path(name).expanduser().resolve()
     if path.is_dir():
         tensors, card = read_checkpoint(find_checkpoint(path))
-    elif path.exists() or path.suffix in SUFFIXES:
-        tensors, said = read_tensors(path), read_metadata(path).get(METADATA_KEY)
-        card = Card.from_json(json.loads(said)) if said else Card()
-    else:
+        return Weights(name, tensors, card, path)
+    if not path.exists() and path.suffix not in SUFFIXES:
         raise InputError(
             f"no weights at {name}: expected a file that ends in {', '.join(SUFFIXES)}, a "
             "checkpoint or workdir, https://… or hf://ORG/NAME"
         )
+    tensors, said = read_tensors(path), read_metadata(path).get(METADATA_KEY)
+    try:
+        card = Card.from_json(json.loads(said)) if said else Card()
+    except (ValueError, InputError) as error:
+        raise InputError(f"{name}: {error}") from error  # damaged where it tells of its model
     return Weights(name, tensors, card)
 
 

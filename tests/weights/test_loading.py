@@ -163,3 +163,15 @@ def test_config_keys_make_the_same_model_again(name, overrides):
     fixed = {"image_size": made.image_size, "num_classes": made.num_classes}
     assert models.architecture(**keys, **fixed) == made
     assert overrides or keys == {"name": name}
+
+
+@pytest.mark.parametrize(
+    ("card", "told"),
+    [('{"architecture": {', "Expecting"), ('{"architekture": null}', "its card cannot be read")],
+)
+def test_a_garbled_card_is_told_with_the_file_s_name(card, told, tmp_path):
+    path = tmp_path / "garbled.safetensors"
+    tensors = {"cls_token": np.zeros((1, 1, 4), np.float32)}
+    safetensors.numpy.save_file(tensors, path, metadata={"convit_jax": card})
+    with pytest.raises(InputError, match=rf"garbled.safetensors: .*{told}"):
+        convit_jax.load_model(path)
