@@ -22,8 +22,9 @@ class ProgramCost:
     """Of one run of a program on one chip.
 
     Attributes:
-        cycles: what the compiler estimates for its instructions, one after another; loops as often
-            as they go round; and of those custom kernels whose schedules are known.
+        cycles: what the compiler estimates for its instructions, one after another, and the
+            schedules of custom kernels where they are known; loops as often as they go round, where
+            that can be told.
         custom_calls: how many custom kernels run.
         custom_cycles: what they have of the cycles.
         unknown_calls: how many of them have none, their schedules being unknown.
@@ -115,9 +116,8 @@ def _cost_of(
             cost[f"bytes {moved[2]}"] += _bytes_in(moved[1], started=bool(moved[3]))
         loop = re.search(r"\bwhile\(.*body=(%[\w.-]+)", line)
         if loop:
-            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            inside = _cost_of(loop[1], computations, custom)
-            cost.update({what: int(trips[1] if trips else 1) * n for what, n in inside.items()})
+            inside, trips = _cost_of(loop[1], computations, custom), _trips(line, computations)
+            cost.update({what: trips * n for what, n in inside.items()})
         called = re.search(r"\bcall\(.*to_apply=(%[\w.-]+)", line)
         if called:
             cost.update(_cost_of(called[1], computations, custom))
@@ -126,6 +126,21 @@ def _cost_of(
             costs = [_cost_of(one.strip(), computations, custom) for one in branches[1].split(",")]
             cost.update(max(costs, key=lambda one: one["cycles"]))
     return cost
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+    """How often a loop goes round: as said, or as its condition counts, from 0 as JAX's loops do.
+
+    Once where it goes on until something happens, as in drawing from a distribution.
+    """
+    said = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+    if said:
+        return int(said[1])
+    name = re.search(r"condition=(%[\w.-]+)", line)
+    condition = "\n".join(computations.get(name[1], ())) if name else ""
+    last = re.search(r"ROOT %\S+ = pred\[\].* compare\(%\S+, (%[\w.-]+)\), direction=LT", condition)
+    count = last and re.search(rf"{re.escape(last[1])} = s32\[\]\S* constant\((\d+)\)", condition)
+    return int(count[1]) if count else 1
 
 
 def _bytes_in(shapes: str, *, started: bool) -> int:
