@@ -29,12 +29,10 @@ from convit_jax.cache import keep_compiled_programs
 from convit_jax.data import imagenet
 from convit_jax.models import VisionTransformer
 from convit_jax.screen import Screen
-from convit_jax.training.accuracy import Accuracy, measure_accuracy
+from convit_jax.training.accuracy import IMAGES_A_DEVICE, Accuracy, measure_accuracy
 from convit_jax.training.processes import join_processes
 from convit_jax.weights import Weights, open_weights
 
-# Without --batch-size, images for each device.
-_IMAGES_A_DEVICE = 64
 # ImageNet variants whose images have some of the 1,000 classes that their data sets name.
 _OF_SOME_CLASSES = ("imagenet_a", "imagenet_r")
 _MASKS = ("mask_pos_embed", "mask_content", "mask_position")
@@ -71,7 +69,7 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--batch-size",
         type=int,
-        help=f"images a step over all devices (default {_IMAGES_A_DEVICE} for each device)",
+        help=f"images a step over all devices (default {IMAGES_A_DEVICE} for each device)",
     )
     parser.add_argument(
         "--crop", type=float, help="share of the scaled image's side that is kept (default 0.875)"
@@ -114,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model,
             source,
             preprocessing,
-            batch_size=arguments.batch_size or _IMAGES_A_DEVICE * jax.device_count(),
+            batch_size=arguments.batch_size or IMAGES_A_DEVICE * jax.device_count(),
             reading=data.Reading(arguments.num_workers, max_broken=arguments.max_broken),
             among=among,
             confusion=bool(arguments.per_class or arguments.confusion),

@@ -28,6 +28,12 @@ def check_query(query: tuple[int, int], grid: tuple[int, int]) -> None:
         )
 
 
+def _index_of(query: tuple[int, int], grid: tuple[int, int]) -> int:
+    """The patch's place in row-major order; raises InputError outside the grid."""
+    check_query(query, grid)
+    return query[0] * grid[1] + query[1]
+
+
 def check_layers(layers: Sequence[int], depth: int) -> None:
     """Raises InputError unless all are layers, which count from 1."""
     for layer in layers:
@@ -59,21 +65,20 @@ def attention_from(
         InputError: a query outside the grid, or images that the model does not take.
     """
     a = model.architecture
-    check_query(query, a.grid)
+    index = _index_of(query, a.grid)
     if not len(images):
         return np.zeros((a.depth, 0, a.num_heads, *a.grid), np.float32)
     graph, state = nnx.split(model)
-    return np.asarray(_attention_from(graph, state, jnp.asarray(images), query))
+    return np.asarray(_attention_from(graph, state, jnp.asarray(images), index))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _attention_from(
-    graph: nnx.GraphDef, state: nnx.State, images: jax.Array, query: tuple[int, int]
+    graph: nnx.GraphDef, state: nnx.State, images: jax.Array, index: int
 ) -> jax.Array:
     model = nnx.merge(graph, state)
     grid = model.architecture.grid
     patches = grid[0] * grid[1]
-    index = query[0] * grid[1] + query[1]
     # Patches are the last tokens: the class token, where there is one, comes first.
     rows = [a[:, :, -patches:, -patches:][:, :, index] for a in model.attention_maps(images)]
     return jnp.stack(rows).reshape(len(rows), len(images), -1, *grid)
@@ -86,8 +91,7 @@ def positional_attention_from(model: VisionTransformer, query: tuple[int, int]) 
         InputError: a query outside the grid.
     """
     a = model.architecture
-    check_query(query, a.grid)
-    index = query[0] * a.grid[1] + query[1]
+    index = _index_of(query, a.grid)
     maps = [
         b.attention.positional_attention(a.grid)[:, index] for b in model.blocks[: a.gpsa_layers]
     ]
@@ -103,10 +107,10 @@ def initial_attention_from(architecture: Architecture, query: tuple[int, int]) -
         InputError: a query outside the grid.
     """
     a = architecture
-    check_query(query, a.grid)
+    index = _index_of(query, a.grid)
     if not (a.gpsa_layers and a.conv_init):
         return None
     v_pos = convolutional_positions(a.num_heads, a.locality_strength)
-    offsets = relative_positions(a.grid)[query[0] * a.grid[1] + query[1]]
+    offsets = relative_positions(a.grid)[index]
     scores = (offsets @ v_pos).T
     return np.asarray(jax.nn.softmax(scores, axis=-1)).reshape(a.num_heads, *a.grid)

@@ -1,4 +1,4 @@
-"""What a run told of its attention while it trained, read back from its metrics."""
+"""What a run tells of its attention while it trains, and the same read back from its metrics."""
 
 import dataclasses
 import json
@@ -23,6 +23,24 @@ class History:
     epochs: np.ndarray
     nonlocality: np.ndarray
     gates: np.ndarray
+
+
+def as_scalars(gates: np.ndarray, nonlocality: np.ndarray) -> dict[str, float]:
+    """What `read_history` reads of an evaluation, by name; layers and heads count from 1.
+
+    Args:
+        gates: [G, H], σ(λ).
+        nonlocality: [L, H], patches (paper Eq. 8).
+    """
+    named = {"attention/nonlocality": nonlocality.mean()}
+    for layer, heads in enumerate(nonlocality, 1):
+        named[f"nonlocality/layer_{layer:02d}"] = heads.mean()
+    if gates.size:
+        named["attention/gate"] = gates.mean()
+    for layer, heads in enumerate(gates, 1):
+        for head, gate in enumerate(heads, 1):
+            named[f"gate/layer_{layer:02d}/head_{head:02d}"] = gate
+    return {name: float(value) for name, value in named.items()}
 
 
 def read_history(workdir: str | epath.Path) -> History | None:

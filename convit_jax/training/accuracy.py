@@ -21,6 +21,9 @@ from convit_jax.training import mesh as meshes
 from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.scoring import make_eval_step
 
+# Images of a step for each device, where nobody says.
+IMAGES_A_DEVICE = 64
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Accuracy:

@@ -9,18 +9,17 @@ from flax import nnx
 
 from convit_jax import data, kernels
 from convit_jax.analysis import locality
+from convit_jax.analysis.history import as_scalars
 from convit_jax.data.mixing import normalise
 from convit_jax.training import mesh as meshes
 from convit_jax.training.evaluation import sum_over_examples
 from convit_jax.training.experiment import Experiment
 from convit_jax.training.placement import Placement
 
-Scalars = dict[str, float]
-
 
 def make_attention_log(
     experiment: Experiment, placed: Placement, eval_examples: data.Source, reading: data.Reading
-) -> Callable[[Any], Scalars]:
+) -> Callable[[Any], dict[str, float]]:
     """The function params → scalars (paper Fig. 5 and 6) of a run; its parameters as placed.
 
     The images, `config.attention_images` of the evaluation's spread evenly over them, are read at
@@ -56,23 +55,10 @@ def make_attention_log(
     )
     batches: list[dict[str, jax.Array]] = []
 
-    def measure(params: Any) -> Scalars:
+    def measure(params: Any) -> dict[str, float]:
         if not batches:
             batches.extend(read())
         found = locality.Locality.from_sums(sum_over_examples(step, params, batches))
-        return _scalars(np.asarray(gates(params)), found.nonlocality)
+        return as_scalars(np.asarray(gates(params)), found.nonlocality)
 
     return measure
-
-
-def _scalars(gates: np.ndarray, nonlocality: np.ndarray) -> Scalars:
-    """By name; layers and heads count from 1, as in the paper's figures."""
-    named = {"attention/nonlocality": nonlocality.mean()}
-    for layer, heads in enumerate(nonlocality, 1):
-        named[f"nonlocality/layer_{layer:02d}"] = heads.mean()
-    if gates.size:
-        named["attention/gate"] = gates.mean()
-    for layer, heads in enumerate(gates, 1):
-        for head, gate in enumerate(heads, 1):
-            named[f"gate/layer_{layer:02d}/head_{head:02d}"] = gate
-    return {name: float(value) for name, value in named.items()}
