@@ -40,10 +40,8 @@ from convit_jax.data.sources import KINDS
 from convit_jax.errors import InputError
 from convit_jax.models import VisionTransformer
 from convit_jax.screen import Screen
-from convit_jax.training.accuracy import measure_accuracy
+from convit_jax.training.accuracy import IMAGES_A_DEVICE, measure_accuracy
 from convit_jax.weights import Weights, open_weights
-
-_IMAGES_A_DEVICE = 64
 
 
 def _parser() -> command_line.Parser:
@@ -194,8 +192,7 @@ class _Examples:
                 raise InputError(f"--images {' '.join(names)}: expected one name of examples")
             return cls((), data.spread_out(data.open_source(names[0]), count))
         paths = find_images(names)
-        chosen = np.arange(min(count, len(paths))) * len(paths) // min(count, len(paths))
-        return cls([paths[i] for i in chosen], None)
+        return cls([paths[i] for i in data.evenly(len(paths), count)], None)
 
     def pixels(self, preprocessing: Preprocessing) -> np.ndarray:
         """What a model sees of them: uint8 [B, height, width, channels].
@@ -245,7 +242,7 @@ def _with_accuracy(
             masked,
             source,
             preprocessing,
-            batch_size=_IMAGES_A_DEVICE * jax.device_count(),
+            batch_size=IMAGES_A_DEVICE * jax.device_count(),
             reading=data.Reading(),
             among=among,
         ).top1

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from convit_jax import data
 from convit_jax.analysis import attention, locality
 from convit_jax.analysis.history import History
 from convit_jax.data.preprocessing import Preprocessing
@@ -93,8 +94,7 @@ def find_out(
     a = model.architecture
     query = attention.centre_of(a.grid) if query is None else query
     attention.check_query(query, a.grid)
-    shown = pixels[np.arange(pictures) * len(pixels) // pictures] if pictures else pixels[:0]
-    shown = shown[: len(pixels)]
+    shown = pixels[data.evenly(len(pixels), pictures)]
     return Findings(
         name=name,
         architecture=a,

@@ -18,6 +18,7 @@ _HOMES = {
     "open_source": "sources",
     "align_classes": "class_maps",
     "describe_classes": "subsets",
+    "evenly": "subsets",
     "hold_out": "subsets",
     "occurring_classes": "subsets",
     "only_classes": "subsets",

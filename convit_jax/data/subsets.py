@@ -121,12 +121,18 @@ def only_classes(source: Source, labels: Sequence[int]) -> Source:
     return dataclasses.replace(source, chosen=chosen)
 
 
+def evenly(total: int, count: int) -> np.ndarray:
+    """Indices of so many of a number of things, at even distances, or of all if there are less."""
+    count = min(count, total)
+    return np.arange(count) * total // max(count, 1)
+
+
 def spread_out(source: Source, count: int) -> Source:
     """So many of a source's examples, at even distances, or all if there are not more."""
     if count >= len(source):
         return source
     chosen = np.arange(len(source.examples)) if source.chosen is None else source.chosen
-    return dataclasses.replace(source, chosen=chosen[np.arange(count) * len(chosen) // count])
+    return dataclasses.replace(source, chosen=chosen[evenly(len(chosen), count)])
 
 
 def describe_classes(source: Source) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from convit_jax.analysis import History, figures
 from convit_jax.analysis.figures import AttentionRow
+from convit_jax.analysis.figures.style import drawn
 
 
 def make_history(evaluations=3, layers=4, gated=2, heads=9, seed=0):
@@ -100,6 +101,12 @@ def test_masks_start_from_the_whole_model():
     content, position = axes.get_lines()[:2]
     assert np.allclose(content.get_xydata(), [[0, 90], [1, 80], [3, 20]])
     assert np.allclose(position.get_xydata(), [[0, 90], [1, 50], [3, 40]])
+
+
+def test_the_same_numbers_make_the_same_file():
+    first, second = (figures.gates_by_layer(make_history().gates[0], "ConViT") for _ in range(2))
+    for kind in ("svg", "png"):
+        assert drawn(first, kind) == drawn(second, kind)
 
 
 def test_settings_outside_are_left_alone_and_do_not_matter():

@@ -66,6 +66,7 @@ def ordered_colours(count: int) -> np.ndarray:
     return _ORDERED(np.linspace(0, _LIGHTEST, count))
 
 
+@styled
 def drawn(figure: Figure, kind: str) -> bytes:
     """A figure as a file: png or svg."""
     file = io.BytesIO()
