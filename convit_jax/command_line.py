@@ -160,11 +160,21 @@ def parse(argv: Sequence[str]) -> None:
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     _check_config_keys(argv)
     try:
-        positional = values(list(argv))[1:]
+        positional = values(_last_of_each(argv))[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(_reason(error)) from error
     if positional:
         raise InputError(f"unexpected argument '{positional[0]}': flags begin with --")
+
+
+def _last_of_each(argv: Sequence[str]) -> list[str]:
+    """Of a config key that is given twice the last: a tuple's values would be joined otherwise."""
+    last = {argument.partition("=")[0]: i for i, argument in enumerate(argv)}
+    return [
+        argument
+        for i, argument in enumerate(argv)
+        if not re.match(r"--config\.[^=]+=", argument) or last[argument.partition("=")[0]] == i
+    ]
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -19,9 +19,10 @@ from typing import Any
 from convit_jax import command_line
 from convit_jax.models import Architecture
 from convit_jax.screen import Screen
-from convit_jax.weights import Card, Weights, new_path, open_weights, write_weights, write_whole
+from convit_jax.weights import Card, Weights, new_path, open_weights, write_weights
 from convit_jax.weights.exporting import export_classifier
 from convit_jax.weights.files import TORCH_SUFFIXES
+from convit_jax.whole_file import write_whole
 
 
 def _parser() -> command_line.Parser:

@@ -25,11 +25,14 @@ from rich.table import Table
 
 from convit_jax import command_line
 from convit_jax.config import Config
+from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
 from convit_jax.errors import InputError
 from convit_jax.planning import Plan, Topology, find_topology, make_plan
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: v5e-256, or v4:4x4x4.")
-_EXAMPLES = flags.DEFINE_integer("examples", 1_281_167, "Training images; ImageNet's by default.")
+_EXAMPLES = flags.DEFINE_integer(
+    "examples", IMAGENET_EXAMPLES, "Training images; ImageNet's by default."
+)
 _CLASSES = flags.DEFINE_integer("classes", 1000, "Classes; ImageNet's by default.")
 _SWEEP = flags.DEFINE_bool("sweep", False, "Find the largest batch that fits, by doubling.")
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a line, for programs.")

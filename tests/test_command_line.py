@@ -95,3 +95,11 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_sentence(
     last = done.stderr.splitlines()[-1]
     assert last.startswith("train: a checkpoint could not be written to ")
     assert "kept: none. Free some space and start again with the same --workdir" in last
+
+
+def test_of_a_key_that_is_given_twice_the_last_counts(repository):
+    from convit_jax.command_line import make_config
+
+    twice = ["--config.data.mean=(0.1,)", "--config.seed=1", "--config.data.mean=(0.2,)"]
+    config = make_config(str(repository / "configs/digits.py"), [*twice, "--config.seed=2"])
+    assert (config.data.mean, config.seed) == ((0.2,), 2)

@@ -23,7 +23,7 @@ LEVEL = {
     "data": 6,
     "kernels": 7,
 }
-COMMON = {"cache", "errors", "huge_pages", "screen"}
+COMMON = {"cache", "errors", "huge_pages", "screen", "whole_file"}
 
 
 def imports_of(path):

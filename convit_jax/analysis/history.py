@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import numpy as np
@@ -49,17 +50,7 @@ def read_history(workdir: str | epath.Path) -> History | None:
     Raises:
         InputError: a line of the file is damaged.
     """
-    path = epath.Path(workdir) / "metrics.jsonl"
-    if not path.exists():
-        return None
-    records = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error}") from error
-        if "nonlocality/layer_01" in record:
-            records.append(record)
+    records = [record for record in read_metrics(workdir) if "nonlocality/layer_01" in record]
     if not records:
         return None
     layers = [name for name in records[0] if name.startswith("nonlocality/layer_")]
@@ -70,7 +61,24 @@ def read_history(workdir: str | epath.Path) -> History | None:
     return History(epochs, _column(records, layers), gates)
 
 
-def _column(records: list[dict[str, float | None]], names: list[str]) -> np.ndarray:
-    """Float [records, names], the names in order; what was no number is NaN."""
+def read_metrics(workdir: str | epath.Path) -> list[dict[str, float]]:
+    """The records in a workdir's `metrics.jsonl`; what was no number is NaN.
+
+    Raises:
+        InputError: a line of the file is damaged.
+    """
+    path = epath.Path(workdir) / "metrics.jsonl"
+    records = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+        records.append({k: math.nan if v is None else v for k, v in record.items()})
+    return records
+
+
+def _column(records: list[dict[str, float]], names: list[str]) -> np.ndarray:
+    """Float [records, names], the names in order."""
     rows = [[record.get(name) for name in sorted(names)] for record in records]
     return np.array(rows, np.float64).reshape(len(records), len(names))

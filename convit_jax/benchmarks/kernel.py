@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from convit_jax import kernels, models
 from convit_jax.benchmarks.timing import fastest, timed
 from convit_jax.config import resolve
+from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
 from convit_jax.planning import find_topology, make_plan, schedules
 
 # What the paper's recipe does on the device; the host's part of it costs a chip nothing.
@@ -121,7 +122,11 @@ def measure_kernel(
         )
         plan, taken = timed(
             lambda config=config, attention=attention: make_plan(
-                config, slice_, num_examples=1_281_167, num_classes=1000, attention=attention
+                config,
+                slice_,
+                num_examples=IMAGENET_EXAMPLES,
+                num_classes=1000,
+                attention=attention,
             )
         )
         found = schedules.recorded()

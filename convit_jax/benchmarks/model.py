@@ -10,11 +10,9 @@ from flax import nnx
 from convit_jax import kernels, models
 from convit_jax.benchmarks.timing import fastest, timed
 from convit_jax.config import resolve
+from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
 from convit_jax.training import make_experiment
 from convit_jax.training import mesh as meshes
-
-# Enough examples for any batch; none is read.
-_PRETENDED_EXAMPLES = 1_281_167
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,7 @@ def measure_model(
             "data": {"image_size": (image_size,)},
         }
     )
-    experiment = make_experiment(config, num_examples=_PRETENDED_EXAMPLES, num_classes=1000)
+    experiment = make_experiment(config, num_examples=IMAGENET_EXAMPLES, num_classes=1000)
     state = jax.jit(experiment.init_state)()
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)

@@ -14,6 +14,7 @@ from convit_jax.data.resizing import resize_and_centre_crop
 from convit_jax.errors import InputError
 
 # Image statistics of ImageNet (red, green, blue), in units of full scale.
+IMAGENET_EXAMPLES = 1_281_167  # for training
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

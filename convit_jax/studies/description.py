@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from convit_jax.config import Config, resolve
 from convit_jax.errors import InputError
-from convit_jax.studies.files import write_atomically
 from convit_jax.typed_config import differences
+from convit_jax.whole_file import write_whole
 
 _FILE = "study.json"
 _CELLS = "cells"
@@ -90,7 +90,7 @@ def open_study(directory: str, configs: Mapping[str, Config], write: bool) -> di
         text = json.dumps({name: described[name] for name in together}, indent=2)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_atomically(path / _FILE, (text + "\n").encode())
+            write_whole(path / _FILE, lambda file: file.write_text(text + "\n"))
         except OSError as error:
             raise InputError(
                 f"--out={directory} cannot be used as a directory: {error.strerror}"

@@ -10,9 +10,9 @@ from convit_jax.analysis.published import SAMPLE_EFFICIENCY
 from convit_jax.config import Config
 from convit_jax.studies import summaries
 from convit_jax.studies.cells import in_a_file_name
-from convit_jax.studies.files import write_atomically
 from convit_jax.studies.results import Mean, Result, results_csv
 from convit_jax.studies.tables import at, grid_axes, markdown
+from convit_jax.whole_file import write_whole
 
 
 def write_tables(directory: str, results: Sequence[Result], configs: Mapping[str, Config]) -> str:
@@ -28,8 +28,8 @@ def write_tables(directory: str, results: Sequence[Result], configs: Mapping[str
     """
     root = pathlib.Path(directory)
     text = markdown(results, list(configs), _published_names(configs))
-    write_atomically(root / "results.csv", results_csv(results).encode())
-    write_atomically(root / "table.md", text.encode())
+    write_whole(root / "results.csv", lambda file: file.write_text(results_csv(results)))
+    write_whole(root / "table.md", lambda file: file.write_text(text))
     return text
 
 
@@ -66,7 +66,8 @@ def write_figures(
                 made[name] = figures.locality_grid(shares, strengths, layers, title)
     for name, figure in made.items():
         for kind in ("png", "svg"):
-            write_atomically(pathlib.Path(directory) / f"{name}.{kind}", drawn(figure, kind))
+            path, image = pathlib.Path(directory) / f"{name}.{kind}", drawn(figure, kind)
+            write_whole(path, lambda file, image=image: file.write_bytes(image))
     return list(made)
 
 

@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
 
 from convit_jax.analysis.findings import as_csv
+from convit_jax.analysis.history import read_metrics
 from convit_jax.errors import RunError
 from convit_jax.studies.cells import Job
-from convit_jax.studies.files import write_atomically
+from convit_jax.whole_file import write_whole
 
 _FILE = "result.json"
 
@@ -77,9 +77,11 @@ def write_result(directory: pathlib.Path, job: Job, *, seconds: float, timed_ste
     """Leaves what a cell came to in its workdir, which makes it a finished one.
 
     Raises:
+        InputError: a line of the run's metrics is damaged.
         RunError: the run left no evaluation of its last step.
     """
-    evaluations = _evaluations(directory)
+    told = read_metrics(directory)
+    evaluations = {record["step"]: record for record in told if "eval/accuracy" in record}
     if job.steps not in evaluations:
         raise RunError(f"{directory}/metrics.jsonl has no evaluation of step {job.steps}")
     last = evaluations[job.steps]
@@ -104,7 +106,7 @@ def write_result(directory: pathlib.Path, job: Job, *, seconds: float, timed_ste
         timed_steps=timed_steps,
     )
     text = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
-    write_atomically(directory / _FILE, text.encode())
+    write_whole(directory / _FILE, lambda file: file.write_text(text))
     return result
 
 
@@ -134,16 +136,3 @@ def read_results(directories: Iterable[pathlib.Path]) -> list[Result]:
 def results_csv(results: Sequence[Result]) -> str:
     """`results.csv`: a row for each cell."""
     return as_csv([dataclasses.asdict(result) for result in results])
-
-
-def _evaluations(directory: pathlib.Path) -> dict[int, dict[str, float]]:
-    """Each evaluation that a run told of, by its step; what is no number is NaN."""
-    path = directory / "metrics.jsonl"
-    if not path.exists():
-        return {}
-    records = (json.loads(line) for line in path.read_text().splitlines())
-    return {
-        record["step"]: {k: math.nan if v is None else v for k, v in record.items()}
-        for record in records
-        if "eval/accuracy" in record
-    }

@@ -5,7 +5,7 @@ from convit_jax.weights.files import read_tensors
 from convit_jax.weights.loading import Weights, load_model, model_of, open_weights
 from convit_jax.weights.recognition import model_keys, nearest_model, recognise
 from convit_jax.weights.torch_names import from_torch, load_tensors, to_torch
-from convit_jax.weights.writing import new_path, write_weights, write_whole
+from convit_jax.weights.writing import new_path, write_weights
 
 __all__ = [
     "Card",
@@ -22,5 +22,4 @@ __all__ = [
     "recognise",
     "to_torch",
     "write_weights",
-    "write_whole",
 ]

@@ -3,9 +3,7 @@
 import dataclasses
 import importlib.util
 import json
-import pathlib
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import safetensors.numpy
@@ -17,6 +15,7 @@ from convit_jax.weights.files import TORCH_SUFFIXES
 from convit_jax.weights.loading import METADATA_KEY, Weights
 from convit_jax.weights.model_checkpoints import write_checkpoint
 from convit_jax.weights.torch_names import from_torch
+from convit_jax.whole_file import write_whole
 
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
@@ -71,34 +70,6 @@ def new_path(destination: str) -> epath.Path:
     if path.exists():
         raise InputError(f"{destination} is there already: name another, or remove it first")
     return path
-
-
-def write_whole(path: epath.Path, write: Callable[[pathlib.Path], object]) -> None:
-    """Writes a file that is there whole or not at all.
-
-    Args:
-        path: where to; directories above it are made.
-        write: writes to the path it is given.
-
-    Raises:
-        InputError: the place cannot be written to.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if "://" in str(path):
-            with tempfile.TemporaryDirectory() as directory:
-                local = pathlib.Path(directory) / path.name
-                write(local)
-                path.write_bytes(local.read_bytes())
-            return
-        partial = pathlib.Path(f"{path}.part")
-        try:
-            write(partial)
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _write_torch(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
