@@ -11,7 +11,7 @@ from convit_jax import kernels
 from convit_jax.errors import InputError
 from convit_jax.models.architecture import Architecture
 from convit_jax.models.gpsa import GPSA, LINEAR_STD
-from convit_jax.models.layers import Linear, gelu
+from convit_jax.models.layers import Linear, drop_path, gelu
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -110,8 +110,7 @@ class Block(nnx.Module):
         self.mlp = FeedForward(
             a.width, int(a.width * a.mlp_ratio), drop_rate=a.drop_rate, dtype=dtype, rngs=rngs
         )
-        # Stochastic depth is dropout with one draw for a whole image.
-        self.drop_path = nnx.Dropout(drop_path_rate, broadcast_dims=(1, 2))
+        self.drop_path_rate = drop_path_rate
 
     def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """What the layer attends to, given its input: [B, N, C] → float32 [B, H, N, N]."""
@@ -132,9 +131,9 @@ class Block(nnx.Module):
         """
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         branch = self.attention(self.norm1(x), grid, key=keys[0], outputs=outputs)
-        x = x[:, :outputs] + self.drop_path(branch, deterministic=key is None, rngs=keys[1])
+        x = x[:, :outputs] + drop_path(branch, self.drop_path_rate, keys[1])
         branch = self.mlp(self.norm2(x), key=keys[2])
-        return x + self.drop_path(branch, deterministic=key is None, rngs=keys[3])
+        return x + drop_path(branch, self.drop_path_rate, keys[3])
 
 
 @jax.tree_util.register_dataclass

@@ -1,3 +1,5 @@
+from statistics import NormalDist
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ from flax import nnx
 
 import convit_jax
 from convit_jax.errors import InputError
+from convit_jax.models import layers
 
 SMALL = {"head_dim": 8, "depth": 4, "gpsa_layers": 3, "patch_size": 4, "num_classes": 5}
 
@@ -82,15 +85,30 @@ def test_without_a_key_nothing_is_random_and_with_one_it_is_a_function_of_the_ke
 
 def test_stochastic_depth_grows_linearly_and_keeps_the_mean():
     model = create_model("convit_tiny", image_size=16, drop_path_rate=0.3, **SMALL)
-    assert [block.drop_path.rate for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
-    dropped = model.blocks[3].drop_path(
-        jnp.ones((4000, 3, 2)), deterministic=False, rngs=jax.random.key(0)
-    )
+    assert [block.drop_path_rate for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+    dropped = layers.drop_path(jnp.ones((4000, 3, 2)), 0.3, jax.random.key(0))
     # A whole image is kept, scaled up, or dropped.
     images = np.asarray(dropped).reshape(4000, -1)
     assert (images == images[:, :1]).all()
     assert set(np.unique(images)) == {np.float32(0), np.float32(1 / 0.7)}
     assert images.mean() == pytest.approx(1.0, abs=0.04)
+    bfloat16 = layers.drop_path(jnp.ones((4, 3, 2), jnp.bfloat16), 0.3, jax.random.key(0))
+    assert bfloat16.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
+def test_gelu_and_its_slope_are_those_of_the_normal_distribution(dtype, tolerance):
+    x = jnp.linspace(-6, 6, 241).astype(dtype)
+    exact = np.asarray(x, np.float64)
+    distribution = np.array([NormalDist().cdf(value) for value in exact])
+    density = np.array([NormalDist().pdf(value) for value in exact])
+    near = {"rtol": tolerance, "atol": tolerance}
+    np.testing.assert_allclose(layers.gelu(x).astype(float), exact * distribution, **near)
+    value, pull = jax.vjp(layers.gelu, x)
+    np.testing.assert_allclose(value.astype(float), exact * distribution, **near)
+    (slope,) = pull(jnp.ones_like(x))
+    assert slope.dtype == dtype
+    np.testing.assert_allclose(slope.astype(float), distribution + exact * density, **near)
 
 
 def test_recomputation_changes_no_number():
