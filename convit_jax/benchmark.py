@@ -179,7 +179,8 @@ def _print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[st
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    # In a file or a pipe, which have no width of their own, no number is cut off.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 _COMMANDS = {"model": _measure_models, "input": _measure_input, "kernel": _measure_kernels}

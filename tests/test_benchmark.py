@@ -24,6 +24,13 @@ def test_a_model_is_measured(capsys):
         assert measured[name] > 0
 
 
+def test_no_number_is_cut_off_in_a_file(capsys):
+    cells = ["convit_small", *(f"{number:,}" for number in range(27_777_322, 27_777_332))]
+    benchmark._print_table("a title", cells, [cells])
+    shown = capsys.readouterr().out.split("\n")
+    assert sum(all(cell in line for cell in cells) for line in shown) == 2
+
+
 def test_an_unknown_model_is_told_before_any_is_measured():
     with pytest.raises(InputError, match="did you mean 'deit_tiny'"):
         benchmark.main(["model", "convit_tiny", "deit_tin"])
