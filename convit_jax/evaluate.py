@@ -38,6 +38,23 @@ _OF_SOME_CLASSES = ("imagenet_a", "imagenet_r")
 _MASKS = ("mask_pos_embed", "mask_content", "mask_position")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Evaluation:
+    """What was measured, and beside what it is reported.
+
+    Attributes:
+        measured: the accuracy.
+        source: the examples.
+        among: classes that were told apart, if not all.
+        reference: a published model with these shapes, and its result on these data.
+    """
+
+    measured: Accuracy
+    source: data.Source
+    among: tuple[int, ...] | None
+    reference: tuple[str, analysis.Published] | None
+
+
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.evaluate", description=__doc__)
     command_line.add_weights_flags(parser)
@@ -121,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if jax.process_index() == 0:
         reference = _reference(arguments, weights, source, mask)
         report = _json if arguments.json else _text
-        report(arguments, measured, source, among, reference)
+        report(arguments, _Evaluation(measured, source, among, reference))
         if arguments.confusion:
             measured.write_confusion(arguments.confusion, source.class_names)
     return 0
@@ -189,23 +206,18 @@ def _reference(
     return (model, found) if found else None
 
 
-def _text(
-    arguments: argparse.Namespace,
-    measured: Accuracy,
-    source: data.Source,
-    among: tuple[int, ...] | None,
-    reference: tuple[str, analysis.Published] | None,
-) -> None:
+def _text(arguments: argparse.Namespace, done: _Evaluation) -> None:
+    measured = done.measured
     print(
         f"{arguments.weights} on {arguments.data}: top-1 {100 * measured.top1:.2f} %, top-5 "
         f"{100 * measured.top5:.2f} %, loss {measured.loss:.4f}, {measured.examples:,} examples"
     )
-    if among:
-        print(f"told apart: {len(among):,} of the {len(source.class_names):,} classes")
-    if measured.examples < len(source):
-        print(f"{len(source) - measured.examples:,} examples were unreadable or have no label")
-    if reference:
-        model, found = reference
+    if done.among:
+        print(f"told apart: {len(done.among):,} of the {len(done.source.class_names):,} classes")
+    if measured.examples < len(done.source):
+        print(f"{len(done.source) - measured.examples:,} examples were unreadable or have no label")
+    if done.reference:
+        model, found = done.reference
         print(f"published for {model} ({found.source}): {_compared(measured, found)}")
     if arguments.per_class:
         table = Table(box=box.SIMPLE)
@@ -213,7 +225,7 @@ def _text(
             table.add_column(
                 heading, justify="right" if heading in ("examples", "top-1") else "left"
             )
-        for row in measured.per_class(source.class_names):
+        for row in measured.per_class(done.source.class_names):
             accuracy = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
             mistaken = row["mistaken_for"] or ""
             table.add_row(row["name"], f"{row['examples']}", accuracy, mistaken)
@@ -235,24 +247,20 @@ def _compared(measured: Accuracy, found: analysis.Published) -> str:
     return ", ".join(parts)
 
 
-def _json(
-    arguments: argparse.Namespace,
-    measured: Accuracy,
-    source: data.Source,
-    among: tuple[int, ...] | None,
-    reference: tuple[str, analysis.Published] | None,
-) -> None:
+def _json(arguments: argparse.Namespace, done: _Evaluation) -> None:
+    measured, class_names = done.measured, done.source.class_names
     record: dict[str, Any] = {
         "weights": arguments.weights,
         "data": arguments.data,
-        "classes": len(among or source.class_names),
+        "classes": len(done.among or class_names),
         **{mask: getattr(arguments, mask) for mask in _MASKS if getattr(arguments, mask)},
         **{name: getattr(measured, name) for name in ("examples", "top1", "top5", "loss")},
     }
-    if reference:
-        record["published"] = {"model": reference[0], **dataclasses.asdict(reference[1])}
+    if done.reference:
+        model, found = done.reference
+        record["published"] = {"model": model, **dataclasses.asdict(found)}
     if arguments.per_class:
-        record["per_class"] = measured.per_class(source.class_names)
+        record["per_class"] = measured.per_class(class_names)
     print(json.dumps(record))
 
 
