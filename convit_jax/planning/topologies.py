@@ -55,6 +55,9 @@ _SHAPES = {
     2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
 }
+# Eight chips of a mesh are offered in one host; the compiler would take two hosts of four, as in
+# larger slices.
+_ONE_HOST = {"2x4": {"chips_per_host_bounds": [2, 4, 1]}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Topology:
                     platform="tpu",
                     topology_name=f"{self.generation}:{self.shape}",
                     **self.chip.options,
+                    **_ONE_HOST.get(self.shape, {}),
                 )
         except RuntimeError as error:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
