@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "kernel",
         parents=[common],
         help="cycles of a train step on a TPU with the attention in each form, by the TPU compiler "
-        "(pip install libtpu), which takes minutes a form; timed too where there is a TPU",
+        "(pip install libtpu), which takes minutes a form; and the time of a layer's attention",
     )
     kernel.add_argument("--model", default="convit_small", help="a ConViT (default convit_small)")
     kernel.add_argument("--topology", default="v5e-4", help="slice to compile for (default v5e-4)")
@@ -166,6 +166,8 @@ def _measure_kernels(arguments: argparse.Namespace) -> None:
     title = f"{arguments.model}, {arguments.topology}, {arguments.batch_size} images a chip"
     _print_table(f"{title}, bfloat16", ("attention", *headings), rows)
     print("Cycles: the compiler's estimates and its kernels' schedules, not measured.")
+    device = jax.devices()[0].device_kind
+    print(f"forward, backward: of one layer's attention to as many images, timed on this {device}.")
 
 
 def _print_json(records: Iterable[Any]) -> None:

@@ -69,16 +69,19 @@ def test_forms_of_attention_are_compared(capsys, monkeypatch):
         return SimpleNamespace(cycles=1000 * len(asked), custom_cycles=10 * len(asked))
 
     monkeypatch.setattr(kernel_benchmark, "make_plan", answer)
-    arguments = ["--batch-size", "8", "--forms", "fused kernel", "plain attention, XLA's form"]
+    arguments = ["--batch-size", "2", "--image-size", "32", "--seconds", "0", "--forms"]
+    arguments += ["fused kernel", "plain attention, fused kernel", "no attention"]
     assert benchmark.main(["kernel", *arguments, "--json"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [cost["cycles"] for cost in found] == [1000, 2000]
-    assert asked == [(None, 32, "pallas"), (0, 32, "xla")]
+    assert [cost["cycles"] for cost in found] == [1000, 2000, 3000]
+    assert asked[:2] == [(None, 8, "pallas"), (0, 8, "pallas")]
+    # The kernel is not timed where it would be interpreted.
+    assert [cost["forward_seconds"] is None for cost in found] == [True, True, False]
     assert benchmark.main(["kernel", *arguments]) == 0
     assert "not measured" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["released formula", "mixed, then one product"])
+@pytest.mark.parametrize("name", ["released formula", "one product, as on TPUs"])
 def test_compared_forms_compute_the_same(name):
     rng = np.random.default_rng(0)
     qkv = rng.normal(size=(2, 6, 3 * 8)).astype(np.float32)

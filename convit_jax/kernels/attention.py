@@ -1,4 +1,4 @@
-"""Softmax attention and its gated form, written for the compiler.
+"""Softmax attention and its gated form, written for the compiler in two ways.
 
 Shapes: B images, N tokens, H heads, D channels a head. Scores, softmax and sums are float32
 whatever the type of q, k and v; the results have the type of v.
@@ -8,23 +8,14 @@ import jax
 import jax.numpy as jnp
 
 
-def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q kᵀ / √D) v (paper Eq. 1).
-
-    Args:
-        q, k, v: [B, N, H, D].
-
-    Returns:
-        [B, N, H, D], of v's type.
-    """
-    weighted, total = _unnormalised_attention(q, k, v)
-    return _to_token_major(weighted / total, v.dtype)
-
-
-def gated_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, positional: jax.Array, gate: jax.Array
+def two_products(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    positional: jax.Array | None = None,
+    gate: jax.Array | None = None,
 ) -> jax.Array:
-    """((1 - gate) softmax(q kᵀ / √D) + gate · positional) v (paper Eq. 6 and 7).
+    """((1 - gate) softmax(q kᵀ / √D)) v + (gate · positional) v (paper Eq. 6 and 7): for CPUs.
 
     The two halves of the mixture are multiplied with v apart: the positional map is the same for
     every image, so it is scaled by the gate once, not once an image, and the division by the
@@ -32,20 +23,44 @@ def gated_attention(
     left out: both maps already sum to one over the keys.
 
     Args:
-        q, k, v: [B, N, H, D].
-        positional: [H, N, N], attention by position; every row sums to one.
-        gate: [H], σ(λ) in [0, 1]; 1 is attention by position alone.
+        q, k, v: [B, N, H, D]; there may be fewer queries than keys.
+        positional: [H, N, N], attention by position; every row sums to one. None for plain
+            attention (Eq. 1).
+        gate: [H], σ(λ) in [0, 1]; 1 is attention by position alone. None for plain attention.
 
     Returns:
         [B, N, H, D], of v's type.
     """
+    scores = _scores(q, k)
+    # The largest score cancels in the quotient: it is subtracted for range only, and carries no
+    # gradient.
+    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    weighted, total = _values(weights, v), weights.sum(axis=-1, keepdims=True)
+    if gate is None:
+        return _to_token_major(weighted / total, v.dtype)
     gate = gate.astype(jnp.float32)[:, None, None]
-    weighted, total = _unnormalised_attention(q, k, v)
-    by_position = (gate * positional).astype(v.dtype)
-    mixed = weighted * ((1.0 - gate) / total) + jnp.einsum(
-        "hnm,bmhd->bhnd", by_position, v, preferred_element_type=jnp.float32
-    )
+    mixed = weighted * ((1.0 - gate) / total) + _values(gate * positional, v)
     return _to_token_major(mixed, v.dtype)
+
+
+def one_product(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    positional: jax.Array | None = None,
+    gate: jax.Array | None = None,
+) -> jax.Array:
+    """((1 - gate) softmax(q kᵀ / √D) + gate · positional) v (paper Eq. 6 and 7): for TPUs.
+
+    There every product reads and writes slow memory, and the mixture fuses with the softmax before
+    it. Arguments and result are those of `two_products`.
+    """
+    mixed = attention_map(q, k)
+    if gate is not None:
+        gate = gate.astype(jnp.float32)[:, None, None]
+        mixed = (1.0 - gate) * mixed + gate * positional
+    return _to_token_major(_values(mixed, v), v.dtype)
 
 
 def attention_map(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -59,19 +74,12 @@ def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
     return jnp.einsum("bnhd,bmhd->bhnm", q * scale, k, preferred_element_type=jnp.float32)
 
 
-def _unnormalised_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """exp(scores) v and the sum of exp(scores): float32 [B, H, N, D] and [B, H, N, 1]."""
-    scores = _scores(q, k)
-    # The largest score cancels in the quotient: it is subtracted for range only, and carries no
-    # gradient.
-    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores - largest)
-    weighted = jnp.einsum(
-        "bhnm,bmhd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+def _values(maps: jax.Array, v: jax.Array) -> jax.Array:
+    """Maps [B, H, N, N] or [H, N, N], in v's type, times v: float32 [B, H, N, D]."""
+    image = "b" * (maps.ndim - 3)
+    return jnp.einsum(
+        f"{image}hnm,bmhd->bhnd", maps.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-    return weighted, weights.sum(axis=-1, keepdims=True)
 
 
 def _to_token_major(heads: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from convit_jax.kernels import attention
+from convit_jax.kernels.attention import one_product, two_products
 from convit_jax.kernels.fused import Target, fused_attention
 
 log = logging.getLogger(__name__)
@@ -121,15 +121,8 @@ def self_attention(
         for part in parts
         for n in range(part.shape[-1] // (heads * channels))
     )
-    q = q[:, :outputs]
     positional = None if gate is None else positional[:, :outputs]
-    place = _place.get()
-    if place is not None and callable(place.form):
-        found = place.form(q, k, v, positional, gate)
-    elif gate is None:
-        found = attention.softmax_attention(q, k, v)
-    else:
-        found = attention.gated_attention(q, k, v, positional, gate)
+    found = _xla_form()(q[:, :outputs], k, v, positional, gate)
     return found.reshape(*found.shape[:2], -1)
 
 
@@ -147,20 +140,32 @@ def gated_attention(
         [B, N, H, D], of v's type.
     """
     if q.shape != k.shape or not q.dtype == k.dtype == v.dtype:
-        return attention.gated_attention(q, k, v, positional, gate)
+        return _xla_form()(q, k, v, positional, gate)
     return self_attention(_flat(q, k, v), q.shape[2], positional, gate).reshape(q.shape)
 
 
 def softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q kᵀ / √D) v (paper Eq. 1): [B, N, H, D] thrice → [B, N, H, D], of v's type."""
     if q.shape != k.shape or not q.dtype == k.dtype == v.dtype:
-        return attention.softmax_attention(q, k, v)
+        return _xla_form()(q, k, v, None, None)
     return self_attention(_flat(q, k, v), q.shape[2]).reshape(q.shape)
 
 
 def _flat(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """[B, N, H, D] → [B, N, H D]."""
     return tuple(array.reshape(*array.shape[:2], -1) for array in arrays)
+
+
+def _xla_form() -> Callable[..., jax.Array]:
+    """XLA's form, as it is fastest on the platform that is compiled for (docs/performance.md)."""
+    place = _place.get()
+    if place is None:
+        platform = jax.default_backend()
+    elif callable(place.form):
+        return place.form
+    else:
+        platform = place.mesh and place.mesh.devices.flat[0].platform
+    return one_product if platform == "tpu" else two_products
 
 
 def _target() -> Target | None:

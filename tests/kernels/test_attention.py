@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from convit_jax import kernels
+from convit_jax.kernels.attention import one_product, two_products
+
+FORMS = pytest.mark.parametrize("form", [two_products, one_product])
 
 
 def make_inputs(tokens=7, heads=3, channels=5, batch=2, seed=0, dtype=jnp.float32):
@@ -26,49 +29,50 @@ def expected_output(q, k, v, positional, gate):
     return np.einsum("bhnm,bmhd->bnhd", (1 - gate) * content + gate * positional, v)
 
 
+@FORMS
 @pytest.mark.parametrize("tokens", [1, 7, 49])
-def test_gated_attention_is_its_definition(tokens):
+def test_gated_attention_is_its_definition(tokens, form):
     inputs = make_inputs(tokens)
-    np.testing.assert_allclose(
-        kernels.gated_attention(*inputs), expected_output(*inputs), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(form(*inputs), expected_output(*inputs), rtol=1e-5, atol=1e-6)
 
 
-def test_gate_zero_is_plain_attention():
+@FORMS
+def test_gate_zero_is_plain_attention(form):
     q, k, v, positional, gate = make_inputs()
-    plain = kernels.softmax_attention(q, k, v)
+    plain = form(q, k, v)
     np.testing.assert_allclose(
-        kernels.gated_attention(q, k, v, positional, jnp.zeros_like(gate)), plain, rtol=1e-6
+        form(q, k, v, positional, jnp.zeros_like(gate)), plain, rtol=1e-6, atol=1e-7
     )
     content = kernels.attention_map(q, k)
     np.testing.assert_allclose(jnp.einsum("bhnm,bmhd->bnhd", content, v), plain, atol=1e-6)
 
 
-def test_large_scores_do_not_overflow():
+@FORMS
+def test_large_scores_do_not_overflow(form):
     q, k, v, positional, gate = make_inputs()
     inputs = (q * 1e3, k * 1e3, v, positional, gate)
-    np.testing.assert_allclose(
-        kernels.gated_attention(*inputs), expected_output(*inputs), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(form(*inputs), expected_output(*inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_in_bfloat16_out():
+@FORMS
+def test_bfloat16_in_bfloat16_out(form):
     inputs = make_inputs(dtype=jnp.bfloat16)
-    output = kernels.gated_attention(*inputs)
+    output = form(*inputs)
     assert output.dtype == jnp.bfloat16
     np.testing.assert_allclose(
         output.astype(jnp.float32), expected_output(*inputs), rtol=0.02, atol=0.02
     )
 
 
+@FORMS
 @pytest.mark.parametrize("argument", range(5))
-def test_gradients_are_the_slopes(argument):
+def test_gradients_are_the_slopes(argument, form):
     inputs = list(make_inputs())
     rng = np.random.default_rng(1)
     weights = rng.normal(size=inputs[0].shape)
 
     def loss(*inputs):
-        return jnp.sum(kernels.gated_attention(*inputs) * weights)
+        return jnp.sum(form(*inputs) * weights)
 
     gradient = np.asarray(jax.grad(loss, argnums=argument)(*inputs), np.float64)
     direction = rng.normal(size=inputs[argument].shape)
@@ -77,3 +81,12 @@ def test_gradients_are_the_slopes(argument):
     shifted[1][argument] -= 1e-5 * direction
     slope = np.sum((expected_output(*shifted[0]) - expected_output(*shifted[1])) * weights) / 2e-5
     assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(("platform", "products"), [("cpu", 3), ("gpu", 3), ("tpu", 2)])
+def test_xlas_form_is_that_of_the_platform(monkeypatch, platform, products):
+    """On a machine with several devices and no mesh, where the kernel does not go."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    program = str(jax.make_jaxpr(lambda *x: kernels.gated_attention(*x))(*make_inputs()))
+    assert program.count("dot_general") == products
