@@ -2,6 +2,7 @@
 
     python -m convit_jax.benchmark model convit_tiny deit_tiny
     python -m convit_jax.benchmark input --data folder:IMAGES
+    python -m convit_jax.benchmark attention
     python -m convit_jax.benchmark kernel
 
 Compare numbers of one run with each other, not with another run's: machines differ and are noisy.
@@ -25,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from convit_jax import command_line, models
+from convit_jax.benchmarks.attention import FORMS, measure_attention
 from convit_jax.benchmarks.input import measure_input
-from convit_jax.benchmarks.kernel import FORMS, measure_kernel
+from convit_jax.benchmarks.kernel import measure_kernel
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
 from convit_jax.benchmarks.timm_model import check_timm, measure_timm
 
@@ -37,11 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--image-size", type=int, default=224, help="side, pixels (default 224)")
     common.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
-    common.add_argument("--seconds", type=float, default=10.0, help="of repetition (default 10)")
+    timing = argparse.ArgumentParser(add_help=False)
+    timing.add_argument("--seconds", type=float, default=10.0, help="of repetition (default 10)")
 
     model = commands.add_parser(
         "model",
-        parents=[common],
+        parents=[common, timing],
         help="parameters, FLOPs, compile time and images/s of forward pass and train step",
     )
     model.add_argument("models", nargs="+", metavar="MODEL", help="one of list_models(), or 'all'")
@@ -53,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
     reading = commands.add_parser(
         "input",
-        parents=[common],
+        parents=[common, timing],
         help="images a core-second from bytes to uint8 batches, and the memory of a worker",
     )
     reading.add_argument("--data", required=True, help="tfds:NAME:SPLIT[:DIR] or folder:PATH")
@@ -61,19 +64,27 @@ def _parser() -> argparse.ArgumentParser:
     reading.add_argument(
         "--against-timm", action="store_true", help="time timm's transforms too, in turn"
     )
-    kernel = commands.add_parser(
-        "kernel",
-        parents=[common],
-        help="cycles of a train step on a TPU with the attention in each form, by the TPU compiler "
-        "(pip install libtpu), which takes minutes a form; and the time of a layer's attention",
-    )
-    kernel.add_argument("--model", default="convit_small", help="a ConViT (default convit_small)")
-    kernel.add_argument("--topology", default="v5e-4", help="slice to compile for (default v5e-4)")
-    kernel.add_argument("--batch-size", type=int, default=64, help="images a chip (default 64)")
-    kernel.add_argument(
+    compared = argparse.ArgumentParser(add_help=False)
+    compared.add_argument("--model", default="convit_small", help="a ConViT (default convit_small)")
+    compared.add_argument(
         "--forms", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="FORM",
         help=f"of: {'; '.join(FORMS)} (default all)",
     )  # fmt: skip
+    attention = commands.add_parser(
+        "attention",
+        parents=[common, timing, compared],
+        help="time of a layer's attention in each form, on this machine's device",
+    )
+    attention.add_argument("--batch-size", type=int, default=32, help="images (default 32)")
+    attention.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
+    kernel = commands.add_parser(
+        "kernel",
+        parents=[common, compared],
+        help="cycles of a train step on a TPU with the attention in each form, by the TPU compiler "
+        "(pip install libtpu), which takes minutes a form",
+    )
+    kernel.add_argument("--topology", default="v5e-4", help="slice to compile for (default v5e-4)")
+    kernel.add_argument("--batch-size", type=int, default=64, help="images a chip (default 64)")
     return parser
 
 
@@ -148,8 +159,26 @@ def _measure_input(arguments: argparse.Namespace) -> None:
         print(f"A worker process took up to {megabytes:.0f} MB.")
 
 
+def _measure_attention(arguments: argparse.Namespace) -> None:
+    options = {k: getattr(arguments, k) for k in ("image_size", "dtype", "seconds")}
+    options["images"] = arguments.batch_size
+    times = measure_attention(arguments.model, arguments.forms, **options)
+    if arguments.json:
+        _print_json(times)
+        return
+    rows = [
+        (t.form, f"{1e3 * t.forward_seconds:.2f} ms", f"{1e3 * t.train_seconds:.2f} ms")
+        for t in times
+    ]
+    size = f"{arguments.batch_size} images of {arguments.image_size} px, {arguments.dtype}"
+    title = f"{arguments.model}, a layer's attention on {jax.devices()[0].device_kind}"
+    _print_table(f"{title}, {size}", ("attention", "forward", "with gradients"), rows)
+    if jax.default_backend() != "tpu":
+        print("The fused kernel is timed on a TPU only.")
+
+
 def _measure_kernels(arguments: argparse.Namespace) -> None:
-    options = {k: getattr(arguments, k) for k in ("topology", "image_size", "seconds")}
+    options = {k: getattr(arguments, k) for k in ("topology", "image_size")}
     options["images"] = arguments.batch_size
     costs = measure_kernel(arguments.model, arguments.forms, **options)
     if arguments.json:
@@ -157,17 +186,13 @@ def _measure_kernels(arguments: argparse.Namespace) -> None:
         return
     rows = [
         (c.form, f"{c.cycles / 1e6:.1f} M", f"{c.kernel_cycles / 1e6:.2f} M",
-         f"{c.forward_cycles:,}", f"{c.backward_cycles:,}", f"{c.compile_seconds:.0f} s",
-         *(f"{1e3 * s:.2f} ms" for s in (c.forward_seconds, c.backward_seconds) if s is not None))
+         f"{c.forward_cycles:,}", f"{c.backward_cycles:,}", f"{c.compile_seconds:.0f} s")
         for c in costs
     ]  # fmt: skip
     headings = ["cycles a step", "in kernels", "forward kernel", "backward kernel", "compile"]
-    headings += ["forward", "backward"][: max(len(row) for row in rows) - 1 - len(headings)]
     title = f"{arguments.model}, {arguments.topology}, {arguments.batch_size} images a chip"
     _print_table(f"{title}, bfloat16", ("attention", *headings), rows)
     print("Cycles: the compiler's estimates and its kernels' schedules, not measured.")
-    device = jax.devices()[0].device_kind
-    print(f"forward, backward: of one layer's attention to as many images, timed on this {device}.")
 
 
 def _print_json(records: Iterable[Any]) -> None:
@@ -185,7 +210,12 @@ def _print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[st
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-_COMMANDS = {"model": _measure_models, "input": _measure_input, "kernel": _measure_kernels}
+_COMMANDS = {
+    "model": _measure_models,
+    "input": _measure_input,
+    "attention": _measure_attention,
+    "kernel": _measure_kernels,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

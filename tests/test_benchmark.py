@@ -8,6 +8,7 @@ from PIL import Image
 
 from convit_jax import benchmark, kernels
 from convit_jax.benchmarks import kernel as kernel_benchmark
+from convit_jax.benchmarks.attention import FORMS
 from convit_jax.errors import InputError
 
 
@@ -69,16 +70,27 @@ def test_forms_of_attention_are_compared(capsys, monkeypatch):
         return SimpleNamespace(cycles=1000 * len(asked), custom_cycles=10 * len(asked))
 
     monkeypatch.setattr(kernel_benchmark, "make_plan", answer)
-    arguments = ["--batch-size", "2", "--image-size", "32", "--seconds", "0", "--forms"]
+    arguments = ["--batch-size", "2", "--image-size", "32", "--forms"]
     arguments += ["fused kernel", "plain attention, fused kernel", "no attention"]
     assert benchmark.main(["kernel", *arguments, "--json"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [cost["cycles"] for cost in found] == [1000, 2000, 3000]
     assert asked[:2] == [(None, 8, "pallas"), (0, 8, "pallas")]
-    # The kernel is not timed where it would be interpreted.
-    assert [cost["forward_seconds"] is None for cost in found] == [True, True, False]
     assert benchmark.main(["kernel", *arguments]) == 0
     assert "not measured" in capsys.readouterr().out
+
+
+def test_a_layers_attention_is_timed_in_every_form_that_runs_here(capsys):
+    arguments = ["attention", "--batch-size", "2", "--image-size", "32", "--seconds", "0"]
+    assert benchmark.main([*arguments, "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    # The kernel is not timed where it would be interpreted.
+    assert [time["form"] for time in found] == [name for name in FORMS if "kernel" not in name]
+    assert all(time["forward_seconds"] > 0 and time["train_seconds"] > 0 for time in found)
+    assert benchmark.main([*arguments, "--forms", "no attention"]) == 0
+    assert "on a TPU only" in capsys.readouterr().out
+    with pytest.raises(InputError, match="this machine has none"):
+        benchmark.main([*arguments, "--forms", "fused kernel"])
 
 
 @pytest.mark.parametrize("name", ["released formula", "one product, as on TPUs"])
@@ -89,6 +101,6 @@ def test_compared_forms_compute_the_same(name):
     gate, mesh = np.float32([0.2, 0.9]), jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     for extra in ((positional, gate), ()):
         expected = kernels.self_attention((qkv,), 2, *extra, outputs=3)
-        with kernels.compiled_for(mesh, ("data",), kernel_benchmark.FORMS[name][0]):
+        with kernels.compiled_for(mesh, ("data",), FORMS[name][0]):
             found = kernels.self_attention((qkv,), 2, *extra, outputs=3)
         np.testing.assert_allclose(found, expected, atol=1e-5)
