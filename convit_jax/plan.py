@@ -1,7 +1,7 @@
 """Plans a run on a TPU slice without one:
 
     python -m convit_jax.plan --config configs/convit_b.py --topology v4:4x4x4
-    python -m convit_jax.plan --config configs/convit_s.py --topology v5e-8 --sweep
+    python -m convit_jax.plan --config configs/convit_s.py --topology v5e-8 --sweep batch
 
 The TPU compiler, which runs on any Linux (pip install libtpu), compiles the very train step of
 train.py for the slice; this says what it would take. All figures are the compiler's estimates,
@@ -27,38 +27,72 @@ from convit_jax import command_line
 from convit_jax.config import Config
 from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
 from convit_jax.errors import InputError
-from convit_jax.planning import Plan, Topology, find_topology, make_plan
+from convit_jax.planning import (
+    Plan,
+    Topology,
+    describe_topologies,
+    find_topology,
+    make_plan,
+)
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: v5e-256, or v4:4x4x4.")
 _EXAMPLES = flags.DEFINE_integer(
     "examples", IMAGENET_EXAMPLES, "Training images; ImageNet's by default."
 )
 _CLASSES = flags.DEFINE_integer("classes", 1000, "Classes; ImageNet's by default.")
-_SWEEP = flags.DEFINE_bool("sweep", False, "Find the largest batch that fits, by doubling.")
+_SWEEP = flags.DEFINE_enum(
+    "sweep", None, ["batch"], "batch: find the largest that fits, to within an eighth."
+)
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a line, for programs.")
 
 # Up to how many images a chip larger batches are tried.
 _MOST = 2048
+# A wrong guess costs minutes: the largest batch is known well enough by an eighth.
+_NEAR = 8
+_ESTIMATES = "the TPU compiler's, nothing was run"
 
 
 def sweep(config: Config, topology: Topology, *, examples: int, classes: int) -> Iterator[Plan]:
-    """Plans for batches twice as large each time, until one does not fit.
+    """Plans that narrow down the largest batch that fits.
 
-    Where the config's own does not fit, halves of it, until one does.
+    Batches twice as large each time until one does not fit, or where the config's own does not,
+    halves of it until one does; then between the two, until they are apart by an eighth of the
+    smaller or less. The last two that differ are the answer: see `describe_largest`.
     """
-    options = {"num_examples": examples, "num_classes": classes}
-    plan = make_plan(config, topology, **options)
-    yield plan
-    grow = plan.fits
-    size = config.batch_size
-    while plan.fits == grow:
-        size = size * 2 if grow else size // 2
-        unit = 2 * topology.chips * config.optimizer.accumulate
-        if (grow and size > _MOST * topology.chips) or size % unit:
-            return
+    unit = 2 * topology.chips * config.optimizer.accumulate
+
+    def plan_for(size: int) -> Plan:
         resized = dataclasses.replace(config, batch_size=size, eval_batch_size=size)
-        plan = make_plan(resized, topology, **options)
+        return make_plan(resized, topology, num_examples=examples, num_classes=classes)
+
+    plan = make_plan(config, topology, num_examples=examples, num_classes=classes)
+    yield plan
+    grow, size = plan.fits, config.batch_size
+    while plan.fits == grow:
+        last, size = size, size * 2 if grow else size // 2 // unit * unit
+        if size > _MOST * topology.chips or not size:
+            return
+        plan = plan_for(size)
         yield plan
+    fitting, too_large = (last, size) if grow else (size, last)
+    while too_large - fitting > max(unit, fitting // _NEAR):
+        between = (fitting + too_large) // 2 // unit * unit
+        if between == fitting:
+            return
+        plan = plan_for(between)
+        yield plan
+        fitting, too_large = (between, too_large) if plan.fits else (fitting, between)
+
+
+def describe_largest(plans: Sequence[Plan]) -> str:
+    """What a sweep's plans come to, in a sentence."""
+    fitting = max((plan.batch_size for plan in plans if plan.fits), default=0)
+    too_large = min((plan.batch_size for plan in plans if not plan.fits), default=0)
+    if not fitting:
+        return f"No batch fits: {too_large:,}, the smallest tried, does not."
+    chips = plans[0].chips
+    beyond = f"{too_large:,} does not" if too_large else "larger ones were not tried"
+    return f"The largest batch that fits: {fitting:,}, {fitting // chips:,} a chip ({beyond})."
 
 
 def _rows(plan: Plan) -> list[tuple[str, str]]:
@@ -77,13 +111,14 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         f"{count} {kind} of {size / 1e6:.1f} MB" for kind, count, size in plan.collectives
     )
     rows += [
-        ("activations and the rest", f"{plan.temporary_bytes / gib:.3f} GiB a chip"),
+        ("activations, temporaries", f"{plan.temporary_bytes / gib:.3f} GiB a chip"),
+        ("batch, program", f"{plan.other_bytes / gib:.3f} GiB a chip"),
         (
-            "memory",
+            "memory in all",
             f"{plan.total_bytes / gib:.2f} of {plan.hbm_bytes / gib:.0f} GiB a chip "
             f"({100 * plan.total_bytes / plan.hbm_bytes:.0f} %)",
         ),
-        ("arithmetic", f"{plan.gflops_per_image:.2f} GFLOP an image"),
+        ("arithmetic", f"{plan.gflops_per_image:.2f} GFLOP an image, forward and backward"),
         ("memory traffic", f"{plan.bytes_per_step / 1e9:.1f} GB a step and chip"),
         ("collectives", moved or "none"),
         ("cycles", f"{plan.cycles:,} a step"),
@@ -113,6 +148,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{__doc__}\nFlags: --config, --config.key=value, and\n")
         for flag in (_TOPOLOGY, _EXAMPLES, _CLASSES, _SWEEP, _JSON):
             print(f"--{flag.name}: {flags.FLAGS[flag.name].help}")
+        print(f"\n{describe_topologies()}")
         return 0
     command_line.parse(argv)
     if not _TOPOLOGY.value:
@@ -126,16 +162,18 @@ def main(argv: Sequence[str]) -> int:
     else:
         options = {"num_examples": _EXAMPLES.value, "num_classes": _CLASSES.value}
         plans = [make_plan(config, topology, **options)]
-    fits = False
+    made = []
     for plan in plans:
-        fits = fits or plan.fits
+        made.append(plan)
         if _JSON.value:
-            print(json.dumps(dataclasses.asdict(plan)), flush=True)
+            print(json.dumps(dataclasses.asdict(plan) | {"estimates": _ESTIMATES}), flush=True)
         else:
             _print(plan)
     if not _JSON.value:
-        print("The compiler's estimates: nothing was run.")
-    return 0 if fits else 1
+        if _SWEEP.value:
+            print(describe_largest(made))
+        print(f"The estimates are {_ESTIMATES}.")
+    return 0 if any(plan.fits for plan in made) else 1
 
 
 if __name__ == "__main__":

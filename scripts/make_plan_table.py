@@ -24,7 +24,8 @@ HEADINGS = (
     "hours", "images/s from each host",
 )  # fmt: skip
 SWITCH_HEADINGS = (
-    "switch", "parameters, optimizer", "activations and the rest", "in all", "step, ms",
+    "switch", "parameters, optimizer", "activations, temporaries", "batch, program", "in all",
+    "step, ms",
 )  # fmt: skip
 GIB = 2**30
 
@@ -99,6 +100,7 @@ def switch_rows(plans: Plans) -> Iterator[tuple[str, ...]]:
             f"`--{switch}`" if switch else "as it stands",
             gib(plan["parameter_bytes"] + plan["optimizer_bytes"]),
             gib(plan["temporary_bytes"]),
+            gib(plan["other_bytes"]),
             gib(plan["total_bytes"]),
             milliseconds(plan),
         )

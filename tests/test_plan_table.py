@@ -21,8 +21,8 @@ def made(model, topology, switch):
         "model": f"convit_{model}", "topology": topology, "batch_size": 1024, "batch_per_chip": 128,
         "fits": not heavy or "remat" in switch, "problem": "too large", "hbm_bytes": 2**34,
         "parameter_bytes": 2**28, "optimizer_bytes": 2**29, "temporary_bytes": 2**32,
-        "total_bytes": 2**33, "images_per_second": 10240.0, "mfu": 0.256, "hours": 12.34,
-        "images_per_second_per_host": 5120.0,
+        "other_bytes": 2**28, "total_bytes": 2**33, "images_per_second": 10240.0, "mfu": 0.256,
+        "hours": 12.34, "images_per_second_per_host": 5120.0,
     }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_plans_are_made_once_and_where_one_does_not_fit_with_remat(
     expected = "v5e-8 | 128 | 8.00 of 16 | 100.0 | 10,240 | 26 % | 12.3 | 5,120 |"
     assert f"| convit_b | {expected}" in printed
     assert f"| convit_b_plus (remat) | {expected}" in printed
-    assert "| `--config.mesh.fsdp=8` | 0.75 | 4.00 | 8.00 | 100.0 |" in printed
+    assert "| `--config.mesh.fsdp=8` | 0.75 | 4.00 | 0.25 | 8.00 | 100.0 |" in printed
     # A second time, all are there.
     script.main(tmp_path / "plans.jsonl")
     assert capsys.readouterr().out == printed

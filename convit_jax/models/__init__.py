@@ -1,6 +1,7 @@
 """ConViT and DeiT, from the paper's layer up to the named models."""
 
 from convit_jax.models.architecture import Architecture, as_image_size
+from convit_jax.models.arithmetic import forward_flops
 from convit_jax.models.gpsa import GPSA
 from convit_jax.models.vit import VisionTransformer
 from convit_jax.models.zoo import architecture, build, create_model, list_models
@@ -13,5 +14,6 @@ __all__ = [
     "as_image_size",
     "build",
     "create_model",
+    "forward_flops",
     "list_models",
 ]

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 
 from convit_jax.config import Config
 from convit_jax.kernels import Form
+from convit_jax.models import forward_flops
 from convit_jax.planning import schedules
 from convit_jax.planning.program import read_cost
 from convit_jax.planning.topologies import Topology
 from convit_jax.training import Experiment, make_experiment
 from convit_jax.training import mesh as meshes
-from convit_jax.training.placement import TO_SAVE_MEMORY, Placement, place
+from convit_jax.training.placement import Placement, memory_advice, place
 from convit_jax.training.sharding import measure_spread
 from convit_jax.training.step import TrainState
 
@@ -29,11 +30,14 @@ class Plan:
         mesh: (data, fsdp).
         batch_size, batch_per_chip: images a step.
         fits: whether the program fits a chip's memory.
-        problem: what to do where it does not, else "".
+        problem: by how much, and what to do, where it does not; else "".
         hbm_bytes: a chip's memory.
-        parameter_bytes, optimizer_bytes, temporary_bytes, total_bytes: on each chip; temporary is
-            activations and whatever else lives during a step.
-        gflops_per_image: of the train step, billions.
+        parameter_bytes, optimizer_bytes, temporary_bytes, other_bytes: on each chip; temporary is
+            activations and whatever else lives during a step, which the compiler does not tell
+            apart, and other the batch, the program and what it returns.
+        total_bytes: their sum; where it does not fit, what the compiler says that it needs, or 0.
+        gflops_per_image: billions, of a forward pass and twice that backward, computed once: what
+            the kernels do is in it, what `remat` does again is not.
         bytes_per_step: that a chip reads and writes in a step.
         collectives: (kind, how many, bytes) in a step.
         custom_kernels: how many run in a step.
@@ -41,7 +45,7 @@ class Plan:
         unknown_kernels: how many of them have none, their schedules being unknown.
         cycles: estimated, of a step.
         images_per_second: an upper estimate, for the whole slice.
-        mfu: share of the peak that this would be.
+        mfu: share of the peak that `gflops_per_image` would be at this pace.
         hours: for the config's whole training, likewise.
         images_per_second_per_host: what each host must read and augment.
     """
@@ -59,6 +63,7 @@ class Plan:
     parameter_bytes: int
     optimizer_bytes: int
     temporary_bytes: int = 0
+    other_bytes: int = 0
     total_bytes: int = 0
     gflops_per_image: float = 0.0
     bytes_per_step: float = 0.0
@@ -117,43 +122,60 @@ def make_plan(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        sizes = re.search(
-            r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", str(error)
-        )
-        much = f" ({sizes[1]} for the step alone, {sizes[2]} there)" if sizes else ""
+        needed, there = _excess(str(error))
+        much = f" by {(needed - there) / 2**30:.2f} GiB" if needed else ""
+        advice = memory_advice(config, topology.chips)
         return Plan(
-            **known, fits=False, problem=f"too large for a chip's memory{much}: {TO_SAVE_MEMORY}"
+            **known,
+            fits=False,
+            problem=f"too large for a chip's memory{much}: {advice}",
+            total_bytes=needed,
         )
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
     program = read_cost(compiled.as_text(), schedules.recorded())
     seconds = program.cycles / topology.chip.clock
-    # Of one chip. The compiler counts a loop once, and the parts of an accumulated batch are one.
-    flops, accessed = (
-        costs[what] * config.optimizer.accumulate for what in ("flops", "bytes accessed")
-    )
     per_second = config.batch_size / seconds
+    flops = 3 * forward_flops(experiment.architecture)
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    named = known["parameter_bytes"] + known["optimizer_bytes"] + memory.temp_size_in_bytes
     return Plan(
         **known,
         fits=True,
         problem="",
         temporary_bytes=memory.temp_size_in_bytes,
-        total_bytes=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes,
-        gflops_per_image=flops * topology.chips / config.batch_size / 1e9,
-        bytes_per_step=accessed,
+        other_bytes=total - named,
+        total_bytes=total,
+        gflops_per_image=flops / 1e9,
+        # The compiler counts a loop once, and the parts of an accumulated batch are one.
+        bytes_per_step=costs["bytes accessed"] * config.optimizer.accumulate,
         collectives=program.collectives,
         custom_kernels=program.custom_calls,
         custom_cycles=program.custom_cycles,
         unknown_kernels=program.unknown_calls,
         cycles=program.cycles,
         images_per_second=per_second,
-        mfu=flops / seconds / topology.chip.peak_flops,
+        mfu=flops * per_second / topology.chips / topology.chip.peak_flops,
         hours=experiment.total_steps * seconds / 3600,
         images_per_second_per_host=per_second / known["hosts"],
     )
+
+
+def _excess(error: str) -> tuple[int, int]:
+    """Bytes that a step would need, and those that a chip has, as the compiler says; or zeros."""
+    sizes = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", error)
+    if not sizes:
+        return 0, 0
+    needed, there = (
+        round(float(number) * 2 ** (10 * (1 + "KMGT".index(unit))))
+        for number, unit in ((sizes[1], sizes[2]), (sizes[3], sizes[4]))
+    )
+    return needed, there
 
 
 def _lower(experiment: Experiment, placed: Placement, state: TrainState) -> Any:

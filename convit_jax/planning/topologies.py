@@ -110,8 +110,12 @@ class Topology:
                 )
         except RuntimeError as error:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            known = [
+                each.shape for each in TOPOLOGIES.values() if each.generation == self.generation
+            ]
             raise InputError(
-                f"--topology={self.name}: the TPU compiler refuses it: {line}"
+                f"--topology={self.name}: the TPU compiler knows no such slice ({line}); those of "
+                f"{self.generation} that are offered: {', '.join(known)}"
             ) from error
         return list(described.devices)
 
@@ -132,26 +136,37 @@ TOPOLOGIES = _named()
 def find_topology(name: str) -> Topology:
     """The slice of a name, `v5e-256`, or of a generation and shape, `v4:4x4x4`.
 
+    Google Cloud's own `v5litepod-256` is `v5e-256`.
+
     Raises:
         InputError: an unknown name, generation or shape.
     """
-    if name in TOPOLOGIES:
-        return TOPOLOGIES[name]
-    generation, _, shape = name.partition(":")
-    if not shape:
+    known = name.replace("v5litepod-", "v5e-")
+    if known in TOPOLOGIES:
+        return TOPOLOGIES[known]
+    generation, mark, rest = re.fullmatch(r"([^-:]*)([-:]?)(.*)", known).groups()
+    if generation not in CHIPS or mark != ":":
+        close = nearest(known, TOPOLOGIES) if generation in CHIPS else nearest(generation, CHIPS)
         raise InputError(
-            f"--topology={name}: {nearest(name, TOPOLOGIES)}; or a shape, such as v4:4x4x4. Known: "
-            f"{', '.join(TOPOLOGIES)}"
+            f"--topology={name}: no such slice; there are {', '.join(TOPOLOGIES)}, and others by "
+            f"their shape, such as v4:2x4x8: {close}"
         )
-    if generation not in CHIPS:
-        raise InputError(f"--topology={name}: {nearest(generation, CHIPS)}")
     dimensions = CHIPS[generation].dimensions
-    if not re.fullmatch(r"\d+" + r"x\d+" * (dimensions - 1), shape):
+    if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (dimensions - 1), rest):
         example = _SHAPES[dimensions][3]
         raise InputError(
             f"--topology={name}: expected {generation}:{example} or another such shape"
         )
-    return Topology(name, generation, shape)
+    return Topology(name, generation, rest)
+
+
+def describe_topologies() -> str:
+    """A line for each generation, of the names of its slices and the shapes they have."""
+    lines = ["Slices by name, and the shape that each has; another shape is asked for as v4:2x4x8:"]
+    for generation in CHIPS:
+        named = (each for each in TOPOLOGIES.values() if each.generation == generation)
+        lines.append(", ".join(f"{each.name} ({each.shape})" for each in named))
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager

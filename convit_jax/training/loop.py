@@ -25,7 +25,7 @@ from convit_jax.training.clock import Clock
 from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.examples import open_training_data
 from convit_jax.training.experiment import Experiment, make_experiment
-from convit_jax.training.placement import TO_SAVE_MEMORY, Placement, place
+from convit_jax.training.placement import Placement, memory_advice, place
 from convit_jax.training.reporting import make_writer
 from convit_jax.training.signals import StopRequest, stop_on_signals
 from convit_jax.training.step import Metrics, TrainState
@@ -98,7 +98,7 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         )
         with metric_writers.ensure_flushes(writer):
             batches = stack.enter_context(contextlib.closing(run.train_batches(start)))
-            with _out_of_memory_told():
+            with _out_of_memory_told(config):
                 outcome = _take_steps(run, state, start, batches, checkpoints, writer, screen, stop)
         saving.finish_saving(checkpoints)
         if outcome.stopped_by is None:
@@ -268,7 +268,7 @@ def _profiler(config: Config, directory: epath.Path) -> Callable[[int], Any]:
 
 
 @contextlib.contextmanager
-def _out_of_memory_told() -> Iterator[None]:
+def _out_of_memory_told(config: Config) -> Iterator[None]:
     """Raises RunError where the devices' memory does not hold a step."""
     try:
         yield
@@ -276,9 +276,8 @@ def _out_of_memory_told() -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         line = " ".join(str(error).split())[:200]
-        raise RunError(
-            f"the step does not fit the devices' memory: {TO_SAVE_MEMORY} ({line})"
-        ) from error
+        advice = memory_advice(config, jax.device_count())
+        raise RunError(f"the step does not fit the devices' memory: {advice} ({line})") from error
 
 
 def _diverged(error: NotFiniteError, checkpoints: ocp.CheckpointManager) -> RunError:

@@ -44,26 +44,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_divides(mesh: Mesh, batch_size: int, key: str, *, pairs: bool = False) -> None:
+def check_divides(
+    mesh: Mesh, batch_size: int, key: str, *, pairs: bool = False, parts: int = 1
+) -> None:
     """Refuses a batch size that does not fall evenly on the devices.
 
     Args:
         mesh: the devices.
-        batch_size: rows of the smallest batch that is spread over them.
+        batch_size: its rows.
         key: the config key or flag to name.
         pairs: whether each device needs an even number, to mix neighbours with each other.
+        parts: how many the batch is taken in, each of which is spread over all devices.
 
     Raises:
         InputError: the devices do not divide the batch.
     """
-    unit = mesh.size * (2 if pairs else 1)
+    unit = mesh.size * parts * (2 if pairs else 1)
     if batch_size % unit:
         lower = batch_size - batch_size % unit
         fitting = f"{lower} and {lower + unit}" if lower else f"{unit}"
         in_pairs = " in pairs, as mixup and CutMix need them" if pairs else ""
+        in_parts = f" in {parts} parts (config.optimizer.accumulate)" if parts > 1 else ""
         raise InputError(
             f"{key}: {batch_size} images do not divide among {mesh.size} devices"
-            f"{in_pairs}; the nearest that do: {fitting}"
+            f"{in_parts}{in_pairs}; the nearest that do: {fitting}"
         )
 
 

@@ -8,16 +8,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from convit_jax import kernels
+from convit_jax.config import Config
 from convit_jax.training import mesh as meshes
 from convit_jax.training.experiment import Experiment
 from convit_jax.training.sharding import state_sharding
 from convit_jax.training.step import TrainState
-
-# What to say where a step does not fit.
-TO_SAVE_MEMORY = (
-    "try --config.model.remat=true, a smaller config.batch_size, config.optimizer.accumulate, or "
-    "a larger config.mesh.fsdp"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +34,15 @@ class Placement:
     eval_step: Callable[..., Any]
 
 
+def memory_advice(config: Config, devices: int) -> str:
+    """What to try where a step does not fit the memory of so many devices."""
+    advice = [] if config.model.remat else ["--config.model.remat=true"]
+    advice += ["a smaller config.batch_size", "a larger config.optimizer.accumulate"]
+    if config.mesh.fsdp < devices:
+        advice.append("a larger config.mesh.fsdp")
+    return f"try {', '.join(advice[:-1])} or {advice[-1]}"
+
+
 def place(
     experiment: Experiment, mesh: Mesh, *, attention: kernels.Form | None = None
 ) -> Placement:
@@ -53,9 +57,13 @@ def place(
         InputError: the devices do not divide a batch.
     """
     config = experiment.config
-    part = config.batch_size // config.optimizer.accumulate
-    mixed = experiment.step_config.mixing.on
-    meshes.check_divides(mesh, part, "config.batch_size / optimizer.accumulate", pairs=mixed)
+    meshes.check_divides(
+        mesh,
+        config.batch_size,
+        "config.batch_size",
+        pairs=experiment.step_config.mixing.on,
+        parts=config.optimizer.accumulate,
+    )
     meshes.check_divides(mesh, config.eval_batch_size, "config.eval_batch_size")
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     state = state_sharding(experiment.abstract_state(), mesh)

@@ -1,6 +1,7 @@
 """Several processes of one program, each with devices of its own."""
 
 import os
+import re
 
 import jax
 
@@ -8,24 +9,30 @@ from convit_jax.errors import InputError, RunError
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
+# Where launchers say how many processes they started: Open MPI, MPICH and its kin, Slurm.
+_STARTED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
-def join_processes(heartbeat_seconds: int = 60) -> None:
+
+def join_processes(heartbeat_seconds: int = 60, timeout_seconds: int = 300) -> None:
     """Joins the other processes of this program, where there are any; to be called before JAX runs.
 
-    JAX finds out about Cloud TPU, GKE, Slurm and Open MPI by itself. Elsewhere the environment
+    JAX finds out about Cloud TPU, GKE, Slurm and Open MPI 4 by itself. Elsewhere the environment
     tells: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
 
     Args:
         heartbeat_seconds: how long a process may not be heard of before JAX's coordination service
             ends the others, saying so: they would wait for it for ever.
+        timeout_seconds: how long the others are waited for at the beginning; then JAX ends this
+            process, saying so.
 
     Raises:
-        InputError: the environment tells some of the three, or what is no number.
+        InputError: the environment tells some of the three or what they cannot be, or a launcher
+            started several processes of which JAX does not know how they find each other.
         RunError: the others cannot be reached: better than each doing all the work alone.
     """
     told = {name: os.environ[name] for name in (_ADDRESS, _COUNT, _INDEX) if name in os.environ}
     if told:
-        if len(told) < 3 or not told[_COUNT].isdigit() or not told[_INDEX].isdigit():
+        if not _makes_sense(told):
             raise InputError(
                 f"the environment has {', '.join(f'{k}={v}' for k, v in told.items())}: expected "
                 f"{_ADDRESS}=HOST:PORT, {_COUNT}=N and {_INDEX}=0 to N-1, or none of them"
@@ -34,12 +41,43 @@ def join_processes(heartbeat_seconds: int = 60) -> None:
     else:
         arguments = {}
     try:
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat_seconds)
+        jax.distributed.initialize(
+            **arguments,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+            initialization_timeout=timeout_seconds,
+        )
     except ValueError as error:
         # What JAX raises where it knows of no cluster, and nothing was told: one process.
         if not told and "coordinator_address should be defined" in str(error):
+            _check_alone()
             return
         raise RunError(f"the processes cannot be joined: {error}") from error
     except RuntimeError as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(f"the other processes cannot be reached: {line}") from error
+
+
+def _makes_sense(told: dict[str, str]) -> bool:
+    """Whether all three are there and can be what they are said to be."""
+    if len(told) < 3 or not told[_COUNT].isdigit() or not told[_INDEX].isdigit():
+        return False
+    reachable = re.fullmatch(r".+:\d{1,5}", told[_ADDRESS])
+    return bool(reachable) and int(told[_INDEX]) < int(told[_COUNT])
+
+
+def _check_alone() -> None:
+    """Refuses to be one of several processes that know nothing of each other.
+
+    Open MPI 5 no longer tells what JAX looks for, and of MPICH it knows nothing.
+
+    Raises:
+        InputError: a launcher says that it started several.
+    """
+    for name in _STARTED:
+        count = os.environ.get(name, "1")
+        if count.isdigit() and int(count) > 1:
+            raise InputError(
+                f"{name}={count}: a launcher started so many processes, of which JAX does not know "
+                f"how they find each other; expected {_ADDRESS}=HOST:PORT, {_COUNT}=N and "
+                f"{_INDEX}=0 to N-1 in the environment (docs/tpu.md says how)"
+            )

@@ -69,5 +69,8 @@ def test_a_batch_that_does_not_fit_the_devices_is_told_in_a_sentence(monkeypatch
         mesh.check_divides(Eight, 20, "batch_size")
     with pytest.raises(InputError, match=r"24 images.*8 devices in pairs, .*: 16 and 32"):
         mesh.check_divides(Eight, 24, "batch_size", pairs=True)
+    told = r"48 images do not divide among 8 devices in 4 parts \(config.optimizer.accumulate\)"
+    with pytest.raises(InputError, match=rf"{told} in pairs.*that do: 64$"):
+        mesh.check_divides(Eight, 48, "batch_size", pairs=True, parts=4)
     with pytest.raises(InputError, match=r"3 images do not divide among 8 devices.*that do: 8"):
         mesh.check_divides(Eight, 3, "batch_size")

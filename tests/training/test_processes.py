@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -74,11 +75,16 @@ TOLD = ("train/loss", "train/gradient", "train/accuracy", "eval/", "gate/", "non
 
 def metrics_of(workdir):
     """{(step, name): value} of losses, gradients, evaluations and attention."""
+    return values_of(workdir, TOLD)
+
+
+def values_of(workdir, prefixes):
+    """{(step, name): value}, of a step that was done again what was said last."""
     found = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         for name, value in record.items():
-            if name.startswith(TOLD):
+            if name.startswith(prefixes):
                 found[record["step"], name] = value
     return found
 
@@ -105,6 +111,8 @@ def test_two_processes_stop_together_and_another_mesh_goes_on_to_the_same_end(
     assert codes == [128 + signal.SIGTERM] * 2, log
     assert "8 device(s) (cpu) in 2 process(es), mesh data=4 x fsdp=2" in log
     assert "global batch 32: 16 a process, 4 a device" in log
+    for what in ("parameters", "optimizer state"):
+        assert re.search(rf"{what} +\d\d\.\d % sharded, \d+\.\d MB a device", log), log
     (saved,) = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
     assert 3 <= saved < 40
     assert f"stopped by SIGTERM after step {saved} of 40" in log
@@ -117,6 +125,41 @@ def test_two_processes_stop_together_and_another_mesh_goes_on_to_the_same_end(
     assert {name: found[name] for name in found} == pytest.approx(wanted, rel=2e-4, abs=1e-6)
     assert found[40, "eval/examples"] == 397
     assert found[40, "gate/layer_01/head_04"] != found[20, "gate/layer_01/head_04"]
+    stalls = values_of(workdir, ("checkpoint/stall_seconds",))
+    assert {step for step, _ in stalls} >= {saved, 40}
+    assert all(0 < seconds < 60 for seconds in stalls.values())
+
+
+def test_killed_processes_are_started_again_in_another_number(make_config, start, tmp_path):
+    """One process, then two, then two again, each killed without a word, or let finish."""
+    config = make_config(
+        train_for="30 steps", eval_every="15 steps", log_every="1 steps", ema_decay=0.9,
+        checkpoint__every="6 steps", optimizer__accumulate=2, batch_size=32,
+        augment={"rotate": 10.0, "mixup": 0.8, "cutmix": 1.0, "erase": 0.3},
+    )  # fmt: skip
+    expected, workdir = tmp_path / "alone", tmp_path / "killed"
+    loop.train(config, str(expected))
+    done = 0
+    for count, until in ((1, 9), (2, 18)):
+        processes = start(config, workdir, count)
+        wait_for(f"step {until}/30", tmp_path / "0.log")
+        for process in processes:
+            process.kill()
+            process.wait()
+        log = (tmp_path / "0.log").read_text()
+        assert f"{4 * count} device(s) (cpu) in {count} process(es)" in log
+        assert not done or f"resuming after step {done} from" in log
+        done = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+        assert 6 <= done < 30
+    last = start(config, workdir, 2)
+    logs = [tmp_path / f"{index}.log" for index in range(2)]
+    assert [p.wait(timeout=120) for p in last] == [0, 0], [log.read_text() for log in logs]
+    assert f"resuming after step {done} from" in logs[0].read_text()
+
+    found, wanted = metrics_of(workdir), metrics_of(expected)
+    assert found.keys() == wanted.keys()
+    assert {name: found[name] for name in found} == pytest.approx(wanted, rel=2e-4, abs=1e-6)
+    assert found[30, "eval/examples"] == 397
 
 
 def test_a_process_that_dies_ends_the_others_with_a_message(make_config, start, tmp_path):
@@ -141,6 +184,14 @@ def test_a_process_that_dies_ends_the_others_with_a_message(make_config, start, 
             "JAX_NUM_PROCESSES": "two",
             "JAX_PROCESS_ID": "0",
         },
+        *(
+            {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": index,
+            }
+            for address, index in (("host", "0"), (":1", "0"), ("host:port", "0"), ("host:1", "2"))
+        ),
     ],
 )
 def test_half_a_telling_is_a_mistake(told, monkeypatch):
@@ -148,3 +199,50 @@ def test_half_a_telling_is_a_mistake(told, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=r"expected JAX_COORDINATOR_ADDRESS=HOST:PORT"):
         join_processes()
+
+
+LAUNCHED = """
+import os
+from convit_jax.errors import InputError
+from convit_jax.training.processes import join_processes
+
+for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+    os.environ[name] = "4"
+    try:
+        join_processes()
+    except InputError as error:
+        print(error)
+    os.environ[name] = "1"
+join_processes()
+print("alone")
+"""
+
+
+def test_processes_that_do_not_know_of_each_other_are_not_run(repository):
+    """As under Open MPI 5, which JAX does not see: four runs of their own, otherwise."""
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHED],
+        cwd=repository, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    *told, last = done.stdout.splitlines()
+    for name, line in zip(("OMPI_COMM_WORLD_", "PMI_", "SLURM_STEP_NUM_"), told, strict=True):
+        assert re.match(rf"{name}\w+=4: .* expected JAX_COORDINATOR_ADDRESS=HOST:PORT", line)
+    assert last == "alone"
+
+
+def test_a_coordinator_that_is_not_there_ends_the_run(repository):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        environment = os.environ | {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{probe.getsockname()[1]}",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": "1",
+        }
+        program = "from convit_jax.training.processes import join_processes as join\n"
+        done = subprocess.run(
+            [sys.executable, "-c", program + "join(timeout_seconds=2)\nprint('alone')"],
+            cwd=repository, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode != 0
+    assert "alone" not in done.stdout
+    assert "DEADLINE_EXCEEDED" in done.stderr

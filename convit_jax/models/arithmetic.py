@@ -1,0 +1,34 @@
+"""How much arithmetic a model is."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from convit_jax import kernels
+from convit_jax.kernels.attention import one_product
+from convit_jax.models.architecture import Architecture
+from convit_jax.models.zoo import build
+
+
+def forward_flops(made: Architecture) -> float:
+    """Floating-point operations of one image's forward pass; a multiply-add is two.
+
+    Counted in the program as traced, with attention in the form that has the fewest products, so
+    that it is the model's number: no matter what computes it, or what is computed twice.
+
+    Args:
+        made: the model.
+    """
+    # In float32: conversions between types would be counted, too.
+    made = dataclasses.replace(made, dtype="float32")
+    graph, params = nnx.split(nnx.eval_shape(lambda: build(made)))
+    image = jax.ShapeDtypeStruct((1, *made.image_size, made.in_channels), jnp.float32)
+
+    def classify(params: Any, image: jax.Array) -> jax.Array:
+        with kernels.compiled_for(None, form=one_product):
+            return nnx.merge(graph, params)(image)
+
+    return jax.jit(classify).lower(params, image).cost_analysis()["flops"]
