@@ -33,7 +33,7 @@ def train(workdir: pathlib.Path, processes: int, devices: int, fsdp: int) -> Non
     """
     command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}"]
     command += ["--config.train_for=20 epochs", "--config.log_every=5 steps"]
-    command += ["--config.eval_batch_size=400", f"--config.mesh.fsdp={fsdp}"]
+    command += [f"--config.mesh.fsdp={fsdp}"]
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"

@@ -108,6 +108,12 @@ def test_the_twins_of_the_demo_differ_in_attention_alone(repository):
     assert (convit.model.num_heads, convit.model.depth) == (deit.model.num_heads, deit.model.depth)
 
 
+def test_the_demo_runs_on_eight_devices_in_two_parts(repository):
+    """As docs/tpu.md has it, and the recipe's mixing in pairs besides."""
+    config = load(repository, "digits").get_config()
+    assert config.batch_size % (8 * 2 * 2) == config.eval_batch_size % 8 == 0
+
+
 def test_an_unknown_variant_is_told_in_a_sentence(repository):
     with pytest.raises(InputError, match=r"digits.py:dei: did you mean 'deit'"):
         load(repository, "digits").get_config("dei")
