@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import os
+import pathlib
 import re
 import sys
 import textwrap
@@ -159,6 +160,7 @@ def parse(argv: Sequence[str]) -> None:
 
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     _check_config_keys(argv)
+    _check_config_file(argv)
     try:
         positional = values(_last_of_each(argv))[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -225,6 +227,22 @@ def _check_config_keys(argv: Sequence[str]) -> None:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if match and match[1] not in known:
             raise InputError(unknown_key(Config, match[1]))
+
+
+def _check_config_file(argv: Sequence[str]) -> None:
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        flag, given, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        path = (value if given else following).partition(":")[0]
+        if not _makes_config(pathlib.Path(path)):
+            known = [str(file) for file in pathlib.Path("configs").glob("*") if _makes_config(file)]
+            hint = nearest(path, known) if known else "expected configs/FILE.py"
+            raise InputError(f"--config={path}: no such file that defines get_config(); {hint}")
+
+
+def _makes_config(path: pathlib.Path) -> bool:
+    return path.is_file() and "get_config" in path.read_text(errors="replace")
 
 
 def read_config() -> Config:

@@ -40,13 +40,15 @@ def test_help_teaches_every_key(train):
         ([CONFIG, "--config.optimizer.accumulate=5"], "a divisor of batch_size"),
         ([CONFIG, "--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
         ([CONFIG, "stray"], "unexpected argument 'stray'"),
-        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config=configs/digit.py"], "get_config(); did you mean 'configs/digits.py'?"),
+        (["--config=configs/imagenet.py"], "no such file that defines get_config()"),
+        (["--config", "configs/x.py:fraction=1"], "config=configs/x.py: no such file"),
         ([CONFIG + ":dei"], "did you mean 'deit'"),
         ([], "expected --config=configs/FILE.py"),
         ([CONFIG, "--config.data.train=digits:trian"], "no split 'trian', did you mean 'train'"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_code_2(train, arguments, message, tmp_path):
+def test_a_mistake_is_one_sentence_and_code_2(train, arguments, message, digits):
     done = train(*arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
