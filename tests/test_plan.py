@@ -156,7 +156,13 @@ def test_what_is_on_already_is_not_advised(make_config):
 @pytest.mark.parametrize(
     ("largest", "tried", "told"),
     [
-        (64, [64, 128, 96, 80, 72], "fits: 64, 16 a chip (72 does not)"),
+        (64, [64, 128, 96, 80, 72], "fits: 64, 16 a chip (72 does not)."),
+        (80, [64, 128, 96, 80, 88], "(88 does not)."),
+        (
+            88,
+            [64, 128, 96, 80, 88],
+            "(96 does not). Of those tried, 80 takes the most images/s: 2.",
+        ),
         (100, [64, 128, 96, 112, 104], "fits: 96, 24 a chip (104 does not)"),
         (330, [64, 128, 256, 512, 384, 320, 352], "fits: 320, 80 a chip (352 does not)"),
         (20, [64, 32, 16, 24], "fits: 16, 4 a chip (24 does not)"),
@@ -173,7 +179,12 @@ def test_a_sweep_narrows_down_the_largest_batch(largest, tried, told, monkeypatc
     def judged(config, topology, **options):
         size = config.batch_size
         assert config.eval_batch_size == size
-        return SimpleNamespace(fits=size <= largest, batch_size=size, chips=topology.chips)
+        return SimpleNamespace(
+            fits=size <= largest,
+            batch_size=size,
+            chips=topology.chips,
+            images_per_second=float(size <= largest) + (size == 80),
+        )
 
     monkeypatch.setattr(command, "make_plan", judged)
     config = resolve({"batch_size": 64, "eval_batch_size": 64})
