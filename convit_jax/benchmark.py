@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--against-timm", action="store_true", help="time timm's float32 model too, if installed"
     )
+    model.add_argument(
+        "--profile", metavar="DIR", help="write a profile of five train steps, for TensorBoard"
+    )
 
     reading = commands.add_parser(
         "input",
@@ -94,7 +97,8 @@ def _measure_models(arguments: argparse.Namespace) -> None:
         models.architecture(name)  # a misspelt one is told before the first is measured
     if arguments.against_timm:
         check_timm(names)
-    options = {k: getattr(arguments, k) for k in ("batch_size", "image_size", "dtype", "seconds")}
+    keys = ("batch_size", "image_size", "dtype", "seconds", "profile")
+    options = {k: getattr(arguments, k) for k in keys}
     speeds = (
         _with_ratios(measure_model(name, **options), arguments)
         if arguments.against_timm
@@ -111,6 +115,8 @@ def _measure_models(arguments: argparse.Namespace) -> None:
         headings += ["forward to timm", "train to timm"]
     _print_table(f"{device}, {size}", ("model", *headings), map(_model_row, speeds))
     print("GFLOP: of one image's forward pass. forward/s, train/s: images a second.")
+    if arguments.profile:
+        print(f"Profiles: tensorboard --logdir {arguments.profile} (pip install xprof)")
 
 
 def _with_ratios(speed: ModelSpeed, arguments: argparse.Namespace) -> ModelSpeed:

@@ -12,8 +12,9 @@ from convit_jax.benchmarks.attention import FORMS
 from convit_jax.errors import InputError
 
 
-def test_a_model_is_measured(capsys):
+def test_a_model_is_measured(capsys, tmp_path):
     arguments = ["--batch-size", "2", "--image-size", "32", "--seconds", "0", "--json"]
+    arguments += ["--profile", str(tmp_path)]
     assert benchmark.main(["model", "convit_tiny", *arguments]) == 0
     measured = json.loads(capsys.readouterr().out)
     assert measured["model"] == "convit_tiny"
@@ -23,6 +24,13 @@ def test_a_model_is_measured(capsys):
     assert 0.04 < measured["gflops"] < 0.06
     for name in ("forward_images_per_second", "train_images_per_second"):
         assert measured[name] > 0
+    assert list((tmp_path / "convit_tiny").rglob("*.xplane.pb"))
+
+
+def test_a_profile_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/convit_tiny cannot be made: Not a dir"):
+        benchmark.main(["model", "convit_tiny", "--profile", str(tmp_path / "file")])
 
 
 def test_no_number_is_cut_off_in_a_file(capsys):

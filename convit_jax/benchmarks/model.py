@@ -1,6 +1,7 @@
 """Speed of a model: its forward pass and its whole train step."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
@@ -11,8 +12,11 @@ from convit_jax import kernels, models
 from convit_jax.benchmarks.timing import fastest, timed
 from convit_jax.config import resolve
 from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
+from convit_jax.errors import InputError
 from convit_jax.training import make_experiment
 from convit_jax.training import mesh as meshes
+
+_PROFILED_STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,13 @@ class ModelSpeed:
 
 
 def measure_model(
-    name: str, *, batch_size: int, image_size: int, dtype: str, seconds: float
+    name: str,
+    *,
+    batch_size: int,
+    image_size: int,
+    dtype: str,
+    seconds: float,
+    profile: str | None = None,
 ) -> ModelSpeed:
     """Times a model's forward pass and its whole train step with the default recipe.
 
@@ -50,10 +60,14 @@ def measure_model(
         image_size: side in pixels.
         dtype: float32 or bfloat16.
         seconds: how long to repeat each of the two; at least three repetitions.
+        profile: a directory; a profile of five more train steps is written to one of the model's
+            name in it, for TensorBoard.
 
     Raises:
-        InputError: an unknown model, or a size that does not fit it.
+        InputError: an unknown model, a size that does not fit it, or a directory that cannot be
+            written to.
     """
+    profiled = profile and _made_directory(pathlib.Path(profile, name))
     config = resolve(
         {
             "batch_size": batch_size,
@@ -91,6 +105,10 @@ def measure_model(
         return metrics
 
     train_seconds = fastest(take_step, seconds)
+    if profiled:
+        with jax.profiler.trace(profiled):
+            for _ in range(_PROFILED_STEPS):
+                jax.block_until_ready(take_step())
     return ModelSpeed(
         model=name,
         parameters=parameters,
@@ -100,3 +118,11 @@ def measure_model(
         train_compile_seconds=train_compile,
         train_images_per_second=batch_size / train_seconds,
     )
+
+
+def _made_directory(path: pathlib.Path) -> str:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--profile: {path} cannot be made: {error.strerror}") from error
+    return str(path)
