@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from convit_jax.config import Config, resolve
-from convit_jax.errors import InputError, RunError, nearest
+from convit_jax.errors import InputError, RunError, first_line, machine_fault, nearest
 from convit_jax.models import Architecture
 from convit_jax.typed_config import keys, unknown_key
 
@@ -47,6 +47,13 @@ def run(name: str, command: Callable[[], int | None]) -> int:
         # Whoever read standard output has read enough; Python must not flush it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        fault = machine_fault(error)
+        if fault is None:
+            raise  # a defect of this program, which its traceback helps to find
+        where = getattr(error, "filename", None) or first_line(error)
+        print(f"{name}: {fault} ({where})", file=sys.stderr)
+        return 1
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,7 +1,33 @@
 """What went wrong, in one sentence that says how to mend it."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+from collections.abc import Iterable, Iterator
+
+_LONGEST_LINE = 200
+
+# What a machine can lack or refuse while a sound file is read or written, in words.
+_MACHINE_FAULTS = {
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
+    errno.ENFILE: "too many open files on the whole system",
+    errno.ENOMEM: "no memory is left",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "operation not permitted",
+    errno.EIO: "input/output error of the storage",
+    errno.ENOSPC: "no space is left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.ESTALE: "the network file system has lost the file (stale file handle)",
+    errno.ETIMEDOUT: "the storage did not answer in time",
+    errno.ENOTCONN: "the storage is not connected",
+    errno.EHOSTDOWN: "the storage's host is down",
+    errno.EHOSTUNREACH: "the storage's host cannot be reached",
+    errno.ENETUNREACH: "the network cannot be reached",
+    errno.ECONNREFUSED: "the storage refused the connection",
+    errno.ECONNRESET: "the storage's connection broke",
+}
 
 
 class InputError(ValueError):
@@ -17,6 +43,65 @@ class RunError(RuntimeError):
 
     Its message is one clear sentence. Commands print it without a traceback and exit with code 1.
     """
+
+
+class MachineError(RunError):
+    """The machine failed, not what was read: no descriptors, memory, permission or storage."""
+
+
+@contextlib.contextmanager
+def boundary(name: str, problem: str = "cannot be read") -> Iterator[None]:
+    """The one place where something from outside comes in: a file, an image, an answer, a config.
+
+    Whatever a library raises inside becomes one sentence that names the culprit. Sentences of our
+    own pass through as they are.
+
+    Args:
+        name: what is being read, as the user knows it.
+        problem: what to say of it where it is to blame.
+
+    Raises:
+        InputError: what came in is to blame.
+        MachineError: the machine is.
+    """
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        fault = machine_fault(error)
+        if fault:
+            raise MachineError(f"{name}: {fault}") from error
+        raise InputError(f"{name} {problem}: {first_line(error)}") from error
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """What the machine lacked or refused, or None where the error says nothing of the machine.
+
+    Libraries that read by themselves (TensorStore, ArrayRecord) pass on the system's words rather
+    than its number, so the words count too.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            return _MACHINE_FAULTS[errno.ENOMEM]
+        if isinstance(cause, OSError) and cause.errno in _MACHINE_FAULTS:
+            return _MACHINE_FAULTS[cause.errno]
+        for code, words in _MACHINE_FAULTS.items():
+            if os.strerror(code) in str(cause):
+                return words
+        cause = cause.__cause__
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type where it says nothing; never very long."""
+    # The system's words without its number and path, which the message has before them.
+    text = (str(getattr(error, "strerror", None) or "") or str(error)).strip()
+    line = " ".join(text.splitlines()[0].split()) if text else type(error).__name__
+    # Storage errors name a long path first and the reason last.
+    half = _LONGEST_LINE // 2
+    return line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -1,9 +1,12 @@
 """train.py as a user types it, with what a user types wrong."""
 
+import errno
 import subprocess
 import sys
 
 import pytest
+
+from convit_jax import command_line
 
 CONFIG = "--config=configs/digits.py"
 
@@ -105,3 +108,18 @@ def test_of_a_key_that_is_given_twice_the_last_counts(repository):
     twice = ["--config.data.mean=(0.1,)", "--config.seed=1", "--config.data.mean=(0.2,)"]
     config = make_config(str(repository / "configs/digits.py"), [*twice, "--config.seed=2"])
     assert (config.data.mean, config.seed) == ((0.2,), 2)
+
+
+def test_a_fault_of_the_machine_is_one_sentence(capsys):
+    def command():
+        raise OSError(errno.EMFILE, "Too many open files", "metrics.jsonl")
+
+    assert command_line.run("train", command) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("train: too many open files: raise the limit (ulimit -n) (")
+    assert "metrics.jsonl" in said
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        command_line.run("train", lambda: 1 // 0)

@@ -8,7 +8,7 @@ import os
 import re
 from typing import Any
 
-from convit_jax.errors import InputError, nearest
+from convit_jax.errors import InputError, first_line, nearest
 from convit_jax.planning import schedules
 
 
@@ -109,7 +109,7 @@ class Topology:
                     **_ONE_HOST.get(self.shape, {}),
                 )
         except RuntimeError as error:
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            line = first_line(error)
             known = [
                 each.shape for each in TOPOLOGIES.values() if each.generation == self.generation
             ]

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from convit_jax.config import CheckpointConfig, Config, resolve
-from convit_jax.errors import InputError, RunError
+from convit_jax.errors import InputError, RunError, first_line
 from convit_jax.training.step import TrainState
 from convit_jax.typed_config import differences
 from convit_jax.weights import Card
@@ -150,7 +150,7 @@ def _unwritten(checkpoints: ocp.CheckpointManager, error: Exception) -> RunError
     checkpoints.reload()
     kept = sorted(checkpoints.all_steps())
     return RunError(
-        f"a checkpoint could not be written to {checkpoints.directory} ({_first_line(error)}); "
+        f"a checkpoint could not be written to {checkpoints.directory} ({first_line(error)}); "
         f"kept: {', '.join(f'step {step}' for step in kept) or 'none'}. Free some space and start "
         "again with the same --workdir"
     )
@@ -215,7 +215,7 @@ def restore_newest(
             log.warning(
                 "the checkpoint of step %d is damaged (%s): it is set aside, trying the one before",
                 step,
-                _first_line(error),
+                first_line(error),
             )
             # Every process found so; one renames it, and the others wait for that.
             if jax.process_index() == 0:
@@ -255,9 +255,3 @@ def _set_aside(checkpoint: epath.Path) -> None:
         aside = checkpoint.parent / f"{checkpoint.name}{_DAMAGED_SUFFIX}{number}"
     checkpoint.rename(aside)
     log.warning("the damaged checkpoint is kept as %s", aside.name)
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    # Storage errors name a long path first and the reason last.
-    return line if len(line) < 200 else f"{line[:60]} … {line[-120:]}"

@@ -5,7 +5,7 @@ import re
 
 import jax
 
-from convit_jax.errors import InputError, RunError
+from convit_jax.errors import InputError, RunError, first_line
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -53,7 +53,7 @@ def join_processes(heartbeat_seconds: int = 60, timeout_seconds: int = 300) -> N
             return
         raise RunError(f"the processes cannot be joined: {error}") from error
     except RuntimeError as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         raise RunError(f"the other processes cannot be reached: {line}") from error
 
 

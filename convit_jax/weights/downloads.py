@@ -11,7 +11,7 @@ import urllib.parse
 import urllib.request
 
 from convit_jax.cache import cache_directory
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, first_line
 from convit_jax.weights.files import SUFFIXES, refuse_web_page
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def _from_hub(name: str) -> pathlib.Path:
                 f"{name}: no public repository '{repository}' on huggingface.co"
             ) from error
         except (errors.HFValidationError, OSError) as error:
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            line = first_line(error)
             raise InputError(f"{name} could not be fetched: {line}") from error
     wanted = inside or " or ".join(_HUB_FILES)
     if unreachable:

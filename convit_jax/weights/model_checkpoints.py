@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, first_line
 from convit_jax.weights.card import Card
 from convit_jax.weights.torch_names import to_torch
 
@@ -75,7 +75,7 @@ def read_checkpoint(checkpoint: epath.Path) -> tuple[dict[str, np.ndarray], Card
         missing = error.filename or str(error)
         raise InputError(f"{checkpoint} is no whole checkpoint: {missing} is missing") from error
     except DAMAGE as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         raise InputError(f"the checkpoint {checkpoint} is damaged: {line[:200]}") from error
     if card.architecture is None:
         raise InputError(f"the checkpoint {checkpoint} does not say its architecture")
