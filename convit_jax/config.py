@@ -84,6 +84,11 @@ class DataConfig:
     max_broken: float = key(
         0.001, "share of the examples that may be unreadable before the run stops"
     )
+    exif_rotation: str = key(
+        "auto",
+        "whether photographs are turned upright as their EXIF says: 'honour', 'ignore', or 'auto': "
+        "those of folder: are, those of tfds: are not, as published accuracies were measured",
+    )
     num_workers: int = key(
         0, "processes that read and augment; 0: a thread of this one, -1: one for each core"
     )

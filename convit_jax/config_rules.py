@@ -11,6 +11,7 @@ _HOLDOUT_RULE = "a share such as 0.1 where data.eval is '', and 0 where it names
 
 def check_ranges(config: Any) -> None:
     """Raises InputError for the first value of a `Config` that makes no sense."""
+    rotations = ("auto", "honour", "ignore")
     o, c, d = config.optimizer, config.checkpoint, config.data
     for holds, name, expected in (
         (config.batch_size >= 1, "batch_size", "at least 1"),
@@ -38,6 +39,7 @@ def check_ranges(config: Any) -> None:
         (d.classes >= 0 and d.classes != 1, "data.classes", "0 (all), or at least 2"),
         (0 < d.eval_crop <= 1, "data.eval_crop", "above 0, up to 1"),
         (0 <= d.max_broken < 1, "data.max_broken", "a share, in [0, 1)"),
+        (d.exif_rotation in rotations, "data.exif_rotation", f"one of {', '.join(rotations)}"),
         (d.num_workers >= -1, "data.num_workers", "0 or more, or -1 for one for each core"),
         (d.prefetch_batches >= 1, "data.prefetch_batches", "at least 1"),
         (config.augment.repeats >= 1, "augment.repeats", "at least 1"),

@@ -27,6 +27,8 @@ from rich.table import Table
 from convit_jax import analysis, command_line, data
 from convit_jax.cache import keep_compiled_programs
 from convit_jax.data import imagenet
+from convit_jax.data.reading import EXIF_ROTATIONS
+from convit_jax.errors import nearest
 from convit_jax.models import VisionTransformer
 from convit_jax.screen import Screen
 from convit_jax.training.accuracy import IMAGES_A_DEVICE, Accuracy, measure_accuracy
@@ -103,6 +105,13 @@ def _parser() -> command_line.Parser:
         default=0.001,
         help="share of the images that may be unreadable (default 0.001)",
     )
+    parser.add_argument(
+        "--exif-rotation",
+        default="auto",
+        metavar="|".join(EXIF_ROTATIONS),
+        help="whether photographs are turned upright as their EXIF says; auto: those of folder: "
+        "are, those of tfds: are not, as published accuracies were measured",
+    )
     parser.add_argument("--per-class", action="store_true", help="print each class's accuracy")
     parser.add_argument(
         "--confusion", metavar="FILE.csv", help="write which class (row) was taken for which"
@@ -130,7 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             source,
             preprocessing,
             batch_size=arguments.batch_size or IMAGES_A_DEVICE * jax.device_count(),
-            reading=data.Reading(arguments.num_workers, max_broken=arguments.max_broken),
+            reading=data.Reading(
+                arguments.num_workers,
+                max_broken=arguments.max_broken,
+                exif_rotation=arguments.exif_rotation,
+            ),
             among=among,
             confusion=bool(arguments.per_class or arguments.confusion),
             progress=screen.counting("evaluating"),
@@ -148,6 +161,11 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, holds, expected in (
         ("batch_size", arguments.batch_size is None or arguments.batch_size >= 1, "at least 1"),
         ("crop", arguments.crop is None or 0 < arguments.crop <= 1, "above 0, up to 1"),
+        (
+            "exif_rotation",
+            arguments.exif_rotation in EXIF_ROTATIONS,
+            nearest(arguments.exif_rotation, EXIF_ROTATIONS),
+        ),
         ("num_workers", arguments.num_workers >= -1, "0 or more, or -1"),
         ("max_broken", 0 <= arguments.max_broken < 1, "a share, in [0, 1)"),
     ):

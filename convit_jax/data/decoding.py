@@ -31,13 +31,14 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)
 # The largest image that is decoded, in pixels: where Pillow, too, refuses by itself.
 MAX_PIXELS = 178_956_970
 
-# What Pillow calls the kinds of files that are read: pixels, which it decodes by itself. It can open
+# What Pillow calls the kinds of files that are read: pixels, which it decodes by itself. It knows
 # others that it hands to another program (EPS, WMF), that hold files of yet other kinds (IPTC), or
 # that it only recognises.
 FORMATS = (
-    "JPEG PNG WEBP GIF BMP TIFF AVIF JPEG2000 PPM TGA ICO DDS QOI PSD PCX DCX SGI SUN DIB CUR ICNS "
-    "IM MSP PCD PIXAR FLI GBR XBM XPM BLP FTEX"
-).split()
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "DDS"),
+    *("QOI", "PSD", "PCX", "DCX", "SGI", "SUN", "DIB", "CUR", "ICNS", "IM", "MSP", "PCD", "PIXAR"),
+    *("FLI", "GBR", "XBM", "XPM", "BLP", "FTEX"),
+)
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -52,7 +53,7 @@ class BrokenImageError(ValueError):
 
 
 def check_channels(channels: int, name: str) -> None:
-    """Raises InputError where images cannot be read with so many channels, which `name` asks for."""
+    """Raises InputError where images cannot be read with so many channels, as `name` asks."""
     if channels not in _MODES:
         raise InputError(
             f"{name}={channels}: images are read with 1 channel (grey), 2 (grey, alpha), 3 (red, "
@@ -60,12 +61,12 @@ def check_channels(channels: int, name: str) -> None:
         )
 
 
-def decode(encoded: bytes, channels: int, *, rotate: bool = True) -> np.ndarray:
+def decode(encoded: bytes, channels: int, rotate: bool = True) -> np.ndarray:
     """The pixels of a JPEG, PNG, WebP, BMP or whatever else Pillow reads, of several the first.
 
-    Plain JPEG and PNG files take a fast way, the rest goes through Pillow. The pixels are those that
-    Pillow gives, either way. 16 bits a channel become 8, transparency is dropped where it is not
-    asked for and opaque where it is not there.
+    Plain JPEG and PNG files take a fast way, the rest goes through Pillow. The pixels are those
+    that Pillow gives, either way. 16 bits a channel become 8, transparency is dropped where it is
+    not asked for and opaque where it is not there.
 
     Args:
         encoded: the file's bytes.
@@ -146,7 +147,7 @@ def _decode_jpeg(file: ImageFile, channels: int) -> np.ndarray | None:
     except ValueError:
         return None
     check_pixels((width, height))
-    if not (colours == "Gray" and channels in (1, 3) or colours == "YCbCr" and channels == 3):
+    if not ((colours == "Gray" and channels in (1, 3)) or (colours == "YCbCr" and channels == 3)):
         return None
     try:
         return simplejpeg.decode_jpeg(file.encoded, colorspace="RGB" if channels == 3 else "GRAY")
@@ -156,7 +157,7 @@ def _decode_jpeg(file: ImageFile, channels: int) -> np.ndarray | None:
 
 def _decode_png(file: ImageFile, channels: int) -> np.ndarray | None:
     """As `decode`, for the usual PNG; None for anything else."""
-    header = file.encoded[: PNG_HEADER_END]
+    header = file.encoded[:PNG_HEADER_END]
     if len(header) < PNG_HEADER_END:
         return None
     check_pixels((int.from_bytes(header[16:20]), int.from_bytes(header[20:24])))

@@ -54,8 +54,12 @@ class Preprocessing:
             MachineError: the machine could not read it.
         """
         is_path = isinstance(image, str | os.PathLike)
-        with boundary(name or (str(image) if is_path else "the image")):
-            pixels = _pixels(image, len(self.mean), rotate)
+        name = name or (str(image) if is_path else "the image")
+        with boundary(name):
+            try:
+                pixels = _pixels(image, len(self.mean), rotate)
+            except BrokenImageError as error:
+                raise InputError(f"{name}: {error}") from error
             return resize_and_centre_crop(pixels, self.image_size, self.crop_fraction)
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-
 # Pillow's bicubic filter reaches so many pixels of the smaller of two images to each side.
 _REACH = 2
 # The Gaussian that comes nearest to that filter has this width, in the same pixels.
@@ -48,9 +47,9 @@ def resize_exactly(
 def resize_fast(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """An antialiased bicubic resize at a third of Pillow's cost, one or two grey levels from it.
 
-    OpenCV's bicubic filter does not widen when an image shrinks, so that first a Gaussian takes away
-    what the smaller image cannot hold (`tests/data/test_resizing.py` shows the distance). Before a
-    large shrinkage boxes of whole pixels are averaged, which costs next to nothing.
+    OpenCV's bicubic filter does not widen when an image shrinks, so that first a Gaussian takes
+    away what the smaller image cannot hold (`tests/data/test_resizing.py` shows the distance).
+    Before a large shrinkage boxes of whole pixels are averaged, which costs next to nothing.
 
     Args:
         image: uint8 [H, W, C].

@@ -1,5 +1,6 @@
 """Where examples come from: a name like `folder:PATH` → random access to encoded images."""
 
+import collections
 import contextlib
 import re
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from convit_jax.data.image_paths import SUFFIXES, images_below
+from convit_jax.data.image_paths import USUAL, images_below, log_left_out
 from convit_jax.data.records import ArrayRecords, ImageFiles, Span, TFExamples
 from convit_jax.data.source import Source
 from convit_jax.data.tfrecord_index import open_tfrecords
@@ -62,18 +63,20 @@ def _open_folder(name: str, path: str) -> Source:
     if not classes:
         raise InputError(
             f"data '{name}': no class directories in it, expected PATH/CLASS/IMAGE"
-            f" with images {', '.join(SUFFIXES)}"
+            f" with images {USUAL}"
         )
     names, labels, empty = [], [], []
+    left_out: collections.Counter[str] = collections.Counter()
     for label, class_name in enumerate(classes):
-        files = sorted(images_below(root / class_name, class_name))
+        files = sorted(images_below(root / class_name, class_name, left_out))
         names += files
         labels += [label] * len(files)
         if not files:
             empty.append(class_name)
+    log_left_out(left_out, name)
     if empty:
         raise InputError(
-            f"data '{name}': no images ({', '.join(SUFFIXES)}) in the class "
+            f"data '{name}': no images ({USUAL}) in the class "
             f"director{'y' if len(empty) == 1 else 'ies'} {', '.join(empty[:5])}"
         )
     files = ImageFiles(path.rstrip("/"), tuple(names), np.asarray(labels, np.int32))
@@ -157,7 +160,7 @@ def _open_records(builder: tfds.core.DatasetBuilder, split: str, name: str) -> A
 
 def _check_label(source: Source) -> None:
     """Test splits of some datasets have -1 for a label."""
-    label = source[0][1]
+    label = source.examples[0][1]
     if not 0 <= label < len(source.class_names):
         raise InputError(
             f"data '{source.name}': the first label is {label}, expected 0 to "
