@@ -199,13 +199,13 @@ class _Examples:
         Raises:
             InputError: one of them cannot be read.
         """
-        source = self.source
+        source, words = self.source, "cannot read the image {}".format
         if source is None:
-            return np.stack([preprocessing.crop(path) for path in self.paths])
+            return np.stack([preprocessing.crop(path, words(path)) for path in self.paths])
         crops = []
         for index in range(len(source)):
-            name = source.describe(index)
-            with boundary(name):
+            name = words(source.describe(index))
+            with boundary(name, ""):
                 image, _ = source[index]
             crops.append(preprocessing.crop(image, name, rotate=source.rotates_by_exif))
         return np.stack(crops)

@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("top", "batch_size"):
         command_line.expect(arguments, name, getattr(arguments, name) >= 1, "at least 1")
     fields = command_line.overrides(arguments.override)
-    paths = find_images(arguments.images)
     keep_compiled_programs()
     with Screen():
+        paths = find_images(arguments.images)
         weights = open_weights(arguments.weights)
         model = weights.model(**fields)
         preprocessing = weights.preprocessing(model.architecture)

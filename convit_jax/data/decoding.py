@@ -175,8 +175,10 @@ def _decode_any(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
     """Pixels as they are stored, and the orientation."""
     with Image.open(io.BytesIO(encoded), formats=_formats()) as image:
         check_pixels(image.size)
-        orientation = _take_orientation(image)
+        if image.format == "TIFF":
+            return _decode_tiff(image, channels)
         image.load()
+        orientation = orientation_of(image.info.get("exif", b""), image.info.get("xmp", b""))
         return pixels_of(image, channels), orientation
 
 
@@ -187,13 +189,24 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _take_orientation(image: Image.Image) -> int:
-    """The orientation of an image that is not loaded yet."""
-    if image.format != "TIFF":
-        return orientation_of(image.info.get("exif", b""), image.info.get("xmp", b""))
-    # Pillow turns these by itself unless their orientation is gone before they are loaded.
-    told = image.getexif().pop(_ORIENTATION, UPRIGHT)
-    return told if told in range(1, 9) else UPRIGHT
+def _decode_tiff(image: Image.Image, channels: int) -> tuple[np.ndarray, int]:
+    """As `_decode_any`: Pillow turns these by itself as it loads them, which is undone."""
+    orientation = orientation_in_pillow(image)
+    image.load()
+    pixels = pixels_of(image, channels)
+    if orientation_in_pillow(image) != orientation:
+        # All are their own opposites but the turns by a quarter.
+        pixels = turn(pixels, {6: 8, 8: 6}.get(orientation, orientation))
+    return pixels, orientation
+
+
+def orientation_in_pillow(image: Image.Image) -> int:
+    """An image's orientation as Pillow has it now, which need not be the file's; 1 is upright."""
+    try:
+        told = image.getexif().get(_ORIENTATION, UPRIGHT)
+    except Exception:
+        return UPRIGHT  # something else in the metadata is malformed, which does not matter here
+    return int(told) if told in range(1, 9) else UPRIGHT
 
 
 def _as_eight_bits(pixels: np.ndarray) -> np.ndarray:

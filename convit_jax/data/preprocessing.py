@@ -10,8 +10,14 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from convit_jax.data.decoding import BrokenImageError, check_channels, decode, pixels_of
-from convit_jax.data.image_metadata import UPRIGHT, turn
+from convit_jax.data.decoding import (
+    BrokenImageError,
+    check_channels,
+    decode,
+    orientation_in_pillow,
+    pixels_of,
+)
+from convit_jax.data.image_metadata import turn
 from convit_jax.data.resizing import resize_and_centre_crop
 from convit_jax.errors import InputError, boundary
 
@@ -23,7 +29,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image
 # Anything else is asked whether NumPy can take it for an array: tensors of PyTorch and JAX are.
 _ONE_IMAGE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
-_ORIENTATION = 0x0112
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +182,7 @@ def _pixels_of_pil(image: Image.Image, channels: int, rotate: bool) -> np.ndarra
     if not rotate:
         return pixels
     # As it is in memory, where it may have been changed: not as in the file.
-    try:
-        orientation = image.getexif().get(_ORIENTATION, UPRIGHT)
-    except Exception:
-        orientation = UPRIGHT  # nothing else in the metadata matters here
-    return turn(pixels, orientation if orientation in range(1, 9) else UPRIGHT)
+    return turn(pixels, orientation_in_pillow(image))
 
 
 def _read(path: epath.Path, channels: int, rotate: bool) -> np.ndarray:
