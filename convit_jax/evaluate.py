@@ -28,7 +28,6 @@ from convit_jax import analysis, command_line, data
 from convit_jax.cache import keep_compiled_programs
 from convit_jax.data import imagenet
 from convit_jax.data.reading import EXIF_ROTATIONS
-from convit_jax.errors import nearest
 from convit_jax.models import VisionTransformer
 from convit_jax.screen import Screen
 from convit_jax.training.accuracy import IMAGES_A_DEVICE, Accuracy, measure_accuracy
@@ -164,7 +163,7 @@ def _check(arguments: argparse.Namespace) -> None:
         (
             "exif_rotation",
             arguments.exif_rotation in EXIF_ROTATIONS,
-            nearest(arguments.exif_rotation, EXIF_ROTATIONS),
+            f"one of {', '.join(EXIF_ROTATIONS)}",
         ),
         ("num_workers", arguments.num_workers >= -1, "0 or more, or -1"),
         ("max_broken", 0 <= arguments.max_broken < 1, "a share, in [0, 1)"),

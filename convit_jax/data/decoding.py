@@ -137,7 +137,7 @@ def _decode(encoded: bytes, channels: int, rotate: bool) -> np.ndarray:
     pixels = decode_fast(file, channels)
     if pixels is None:
         pixels, _ = _decode_any(file.bare, channels)
-    return turn(pixels, file.orientation) if rotate else pixels
+    return turn(pixels, file.orientation) if rotate and (file.exif or file.xmp) else pixels
 
 
 def _decode_jpeg(file: ImageFile, channels: int) -> np.ndarray | None:
@@ -164,7 +164,7 @@ def _decode_png(file: ImageFile, channels: int) -> np.ndarray | None:
     flag = _PNG_COLOURS.get(header[25]) if header[24] == 8 else None
     if flag is None or channels != (1 if flag == cv2.IMREAD_GRAYSCALE else 3):
         return None
-    alone = png_pixels_alone(file.encoded)
+    alone = png_pixels_alone(file)
     if alone is None:
         return None
     pixels = cv2.imdecode(np.frombuffer(alone, np.uint8), flag)

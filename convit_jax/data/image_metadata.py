@@ -6,15 +6,18 @@ metadata can do harm, and the decoders get the file without them: they neither s
 malformed nor print what they think of it.
 """
 
-import dataclasses
 import re
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 UPRIGHT = 1
+# Left and right change places (1), top and bottom (0), or both (-1).
+_MIRRORS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 
 _ORIENTATION = 0x0112
 # A value of the tag's, by the number of its type: whole numbers as EXIF has them, and the
@@ -27,8 +30,7 @@ _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _LONGEST_TEXT = 1 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageFile:
+class ImageFile(NamedTuple):
     """A JPEG or PNG without its metadata.
 
     Attributes:
@@ -39,7 +41,7 @@ class ImageFile:
     """
 
     encoded: bytes
-    kept: tuple[tuple[int, int], ...]
+    kept: list[tuple[int, int]]
     exif: bytes = b""
     xmp: bytes = b""
 
@@ -67,14 +69,13 @@ def orientation_of(exif: bytes, xmp: bytes) -> int:
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Pixels [H, W, C] as they were taken, made upright: [H, W, C] or [W, H, C]."""
+    channels = pixels.shape[2]
     if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    # After that all that is left are mirrors: of left and right, of top and bottom.
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+        pixels = cv2.transpose(pixels)
+    # After that all that is left are mirrors, which OpenCV has numbers for.
+    if orientation in _MIRRORS:
+        pixels = cv2.flip(pixels, _MIRRORS[orientation])
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _of_exif(exif: bytes) -> int | None:
@@ -121,16 +122,23 @@ _EXIF_HEADING, _XMP_HEADING = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 def read_jpeg(encoded: bytes) -> ImageFile:
     """Walks a JPEG's segments up to its pixels; where they are malformed it stops."""
     exif = xmp = b""
-    kept, begin, place = [], 0, 2
-    while (place := encoded.find(b"\xff", place)) >= 0 and place + 4 <= len(encoded):
+    kept: list[tuple[int, int]] = []
+    begin, place, size = 0, 2, len(encoded)
+    # Every file that is read comes this way: it is written for speed.
+    while place + 4 <= size:
+        if encoded[place] != 0xFF:
+            place = encoded.find(b"\xff", place)
+            if place < 0:
+                break
+            continue
         marker = encoded[place + 1]
         if marker in (_START_OF_SCAN, _END_OF_IMAGE):
             break
         if marker == 0xFF or marker in _WITHOUT_LENGTH:
             place += 1 if marker == 0xFF else 2
             continue
-        end = place + 2 + int.from_bytes(encoded[place + 2 : place + 4])
-        if end < place + 4 or end > len(encoded):
+        end = place + 2 + (encoded[place + 2] << 8 | encoded[place + 3])
+        if end < place + 4 or end > size:
             break
         if marker in _JPEG_METADATA:
             if marker == _APP1 and encoded.startswith(_EXIF_HEADING, place + 4):
@@ -141,7 +149,8 @@ def read_jpeg(encoded: bytes) -> ImageFile:
             kept.append((begin, place))
             begin = end
         place = end
-    return ImageFile(encoded, (*kept, (begin, len(encoded))), exif, xmp)
+    kept.append((begin, size))
+    return ImageFile(encoded, kept, exif, xmp)
 
 
 PNG_HEADER_END = 33
@@ -170,20 +179,19 @@ def read_png(encoded: bytes, *, transparency: bool) -> ImageFile:
                 xmp = text
     if end < len(encoded):
         kept.append((end, len(encoded)))
-    return ImageFile(encoded, tuple(kept), exif or raw, xmp)
+    return ImageFile(encoded, kept, exif or raw, xmp)
 
 
-def png_pixels_alone(encoded: bytes) -> bytes | None:
+def png_pixels_alone(file: ImageFile) -> bytes | None:
     """A PNG's header and compressed pixels; None where its checksums say that it is damaged."""
-    kept, last = [encoded[:8]], b""
-    for kind, place, end in _png_chunks(encoded):
-        last = kind
+    encoded, alone, kind = file.encoded, [file.encoded[:8]], b""
+    for begin, end in file.kept[1:]:
+        kind = encoded[begin + 4 : begin + 8]
         if kind in (b"IHDR", b"IDAT", b"IEND"):
-            chunk = memoryview(encoded)[place:end]
-            if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:]):
+            if zlib.crc32(encoded[begin + 4 : end - 4]) != int.from_bytes(encoded[end - 4 : end]):
                 return None
-            kept.append(chunk)
-    return b"".join(kept) if last == b"IEND" else None
+            alone.append(encoded[begin:end])
+    return b"".join(alone) if kind == b"IEND" else None
 
 
 def _png_chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -418,7 +418,7 @@ def test_a_dds_of_an_unknown_kind_is_broken():
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000"])
 def test_garbled_files_are_images_or_broken(kind):
-    """Some hundred mutations of each kind; `docs/data.md` names the command for many more."""
+    """Some hundred mutations of each kind."""
     whole = encode(photograph(), kind)
     rng = np.random.default_rng(0)
     for _ in range(120):
