@@ -1,3 +1,4 @@
+import collections
 import json
 import math
 
@@ -89,6 +90,53 @@ def test_levels_spread_about_the_magnitude_and_stay_in_range():
     levels = np.array([uniform._level(rng) for _ in range(3000)])
     assert abs(levels.mean() - 4.5) < 0.2
     assert levels.max() <= 9.0
+
+
+# The fifteen of the recipe, and those among them that go either way.
+ALL = {
+    "AutoContrast", "Equalize", "Invert", "Rotate", "PosterizeIncreasing", "SolarizeIncreasing",
+    "SolarizeAdd", "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing",
+    "SharpnessIncreasing", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
+}  # fmt: skip
+ONE_WAY = {
+    "AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "SolarizeIncreasing",
+    "SolarizeAdd",
+}  # fmt: skip
+
+
+def test_every_operation_is_chosen_as_often_and_goes_either_way_as_often(references):
+    """Told by what comes out of 4,500 images: each of fifteen 300 times, within five deviations."""
+    assert set(INCREASING) == ALL
+    image = np.ascontiguousarray(references["input"][20:44, 30:62])
+    outcomes = {
+        operation(image, 9.0, negative).tobytes(): (name, negative and name not in ONE_WAY)
+        for name, operation in INCREASING.items()
+        for negative in (False, True)
+    }
+    assert len(outcomes) == len(ALL) + len(ALL - ONE_WAY)
+    policy, rng = parse_randaugment("rand-m9-n1-p1-inc1"), np.random.default_rng(0)
+    drawn = collections.Counter(outcomes[policy(image, rng).tobytes()] for _ in range(4500))
+    for name in ALL:
+        one_way, other = drawn[name, False], drawn[name, True]
+        assert 215 < one_way + other < 385, name
+        if name not in ONE_WAY:
+            assert 0.35 < other / (one_way + other) < 0.65, name
+
+
+def test_so_many_operations_in_a_row_each_drawn_by_itself(references):
+    """Pairs of first and second: as many different ones as two independent draws give."""
+    image = np.ascontiguousarray(references["input"][20:44, 30:62])
+    outcomes = {
+        second(first(image, 9.0, a), 9.0, b).tobytes()
+        for first in INCREASING.values()
+        for second in INCREASING.values()
+        for a in (False, True)
+        for b in (False, True)
+    }
+    policy, rng = parse_randaugment("rand-m9-n2-p1-inc1"), np.random.default_rng(0)
+    drawn = {policy(image, rng).tobytes() for _ in range(1500)}
+    assert drawn <= outcomes
+    assert len(drawn) > 0.7 * len(outcomes)
 
 
 def test_each_operation_is_applied_with_its_chance(references):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from convit_jax.data.randaugment import parse_randaugment
 from convit_jax.data.transforms import EvalTransform, TrainTransform
 from convit_jax.errors import InputError
 
@@ -107,6 +108,48 @@ def test_the_whole_recipe_makes_images_of_the_size():
     views = {transform(image, np.random.default_rng(seed)).tobytes() for seed in range(30)}
     assert {len(view) for view in views} == {32 * 24 * 3}
     assert len(views) == 30
+
+
+def test_the_policy_is_applied_to_every_image_after_the_rest():
+    image, policy = make_image(32, 24), "rand-m9-n1-p1-inc1"
+    transform = TrainTransform((32, 24), 3, randaugment=policy)
+    changed = 0
+    for seed in range(60):
+        view = transform(image, np.random.default_rng(seed))
+        expected = parse_randaugment(policy)(image, np.random.default_rng(seed))
+        assert np.array_equal(view, expected)
+        changed += not np.array_equal(view, image)
+    assert changed > 40
+
+    # A flipped image is flipped first: one draw, then the policy's.
+    view = TrainTransform((32, 24), 3, flip=1.0, randaugment=policy)(
+        image, np.random.default_rng(5)
+    )
+    rng = np.random.default_rng(5)
+    rng.random()
+    assert np.array_equal(view, parse_randaugment(policy)(image[:, ::-1].copy(), rng))
+
+
+def test_a_random_part_may_lie_anywhere():
+    """Parts of one size from an image that says where each pixel is: all places, evenly."""
+    y, x = np.mgrid[:64, :96].astype(np.uint8)
+    image = np.stack([y, x, y], axis=-1)
+    transform = TrainTransform(
+        (39, 39), 3, crop="random_resized", crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0)
+    )
+    rng, places = np.random.default_rng(0), []
+    for _ in range(2000):
+        part = transform(image, rng)
+        top, left = part[0, 0, :2]
+        assert np.array_equal(part, image[top : top + 39, left : left + 39])
+        places.append((top, left))
+    tops, lefts = np.array(places, int).T
+    assert set(tops) == set(range(64 - 39 + 1))
+    assert set(lefts) == set(range(96 - 39 + 1))
+    # Means of uniform draws, within five of their deviations.
+    assert abs(tops.mean() - 12.5) < 5 * 7.5 / 2000**0.5
+    assert abs(lefts.mean() - 28.5) < 5 * 16.7 / 2000**0.5
+    assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize(
