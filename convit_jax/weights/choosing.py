@@ -41,7 +41,9 @@ def choose(content: Any, entry: str | None, name: str) -> tuple[Tensors, tuple[s
     """
     if not isinstance(content, Mapping):
         raise InputError(f"{name} holds a {type(content).__name__}, expected tensors by name")
-    groups = dict(_groups(content, (), set()))
+    groups, beside = {}, {}
+    for label, group, others in _groups(content, (), set()):
+        groups[label], beside[label] = group, others
     if not groups:
         only = ", ".join(str(key)[:40] for key in list(content)[:9] if isinstance(key, str))
         raise InputError(f"{name} holds no tensors, only {only or 'nothing'}")
@@ -49,7 +51,7 @@ def choose(content: Any, entry: str | None, name: str) -> tuple[Tensors, tuple[s
     if entry is not None:
         return groups[_matching(entry, groups, name)], ()
     label = _usual(models, name)
-    return models[label], tuple(_notes(label, models, content, name))
+    return models[label], tuple(_notes(label, models, beside[label], name))
 
 
 def _matching(entry: str, groups: Mapping[str, Tensors], name: str) -> str:
@@ -83,25 +85,21 @@ def _usual(models: Mapping[str, Tensors], name: str) -> str:
     )
 
 
-def _notes(
-    label: str, models: Mapping[str, Tensors], content: Mapping[Any, Any], name: str
-) -> Iterator[str]:
-    others = [other for other in models if other != label]
+def _notes(label: str, models: Mapping[str, Tensors], beside: int, name: str) -> Iterator[str]:
+    others = [other for other in models if other not in (label, "")]
     is_average = bool(_AVERAGE.search(label))
     if is_average or others:
         what = ", the running average of the parameters," if is_average else ""
         ask = f"; for another: {', '.join(f'{name}#{o}' for o in others)}" if others else ""
         yield f"'{label}'{what} is taken{ask}"
-    if len(models) == 1 and not label:
-        unused = len(content) - len(models[label])
-        if unused > 0 and all(map(_is_tensor, content.values())):
-            yield f"{unused} tensors beside the model's are left out"
+    if beside:
+        yield f"left out, no part of the model: {beside} other tensors beside it"
 
 
 def _groups(
     content: Mapping[Any, Any], path: tuple[str, ...], seen: set[int]
-) -> Iterator[tuple[str, Tensors]]:
-    """(label, tensors) of each model, in this dictionary and in those below it."""
+) -> Iterator[tuple[str, Tensors, int]]:
+    """(label, tensors, number of tensors that are no model's beside them) of each model."""
     if id(content) in seen:
         return
     seen.add(id(content))
@@ -109,9 +107,10 @@ def _groups(
     tensors = {key: value for key, value in named.items() if _is_tensor(value)}
     if tensors:
         by_prefix = _by_prefix(tensors)
+        others = len(tensors) - sum(map(len, by_prefix.values()))
         for prefix, group in by_prefix.items():
             inside = prefix.rstrip(".") if len(by_prefix) > 1 else ""
-            yield ".".join(filter(None, (*path, inside))), group
+            yield ".".join(filter(None, (*path, inside))), group, others
     for key, value in named.items():
         below = isinstance(value, Mapping) and len(path) < _DEEPEST
         if below and not key.lower().startswith(_NO_MODEL):

@@ -196,8 +196,9 @@ def _read_one(path: epath.Path, name: str) -> tuple[Any, dict[str, str], int]:
     with boundary(name, "is not a whole .safetensors file"):
         with _on_disk(path, content) as local, safetensors.safe_open(local, "numpy") as file:
             metadata = file.metadata() or {}
-        stored = safetensors.deserialize(content)
-        return dict(map(_array, stored)), metadata, len(content)
+        stored = dict(safetensors.deserialize(content))
+        arrays = {tensor: _array(tensor, what, name) for tensor, what in stored.items()}
+        return arrays, metadata, len(content)
 
 
 @contextlib.contextmanager
@@ -212,14 +213,13 @@ def _on_disk(path: epath.Path, content: bytes) -> Iterator[str]:
         yield file.name
 
 
-def _array(stored: tuple[str, Mapping[str, Any]]) -> tuple[str, np.ndarray]:
-    tensor, what = stored
-    if what["dtype"] not in _DTYPES:
+def _array(tensor: str, stored: Mapping[str, Any], name: str) -> np.ndarray:
+    if stored["dtype"] not in _DTYPES:
         raise InputError(
-            f"the tensor '{tensor}' is of type {what['dtype']}: expected one of "
+            f"{name}: the tensor '{tensor}' is of type {stored['dtype']}, expected one of "
             f"{', '.join(_DTYPES)}"
         )
-    return tensor, np.frombuffer(what["data"], _DTYPES[what["dtype"]]).reshape(what["shape"])
+    return np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
 
 
 def _as_float32(

@@ -72,8 +72,7 @@ class Weights:
         with self.named():
             architecture = recognise(self.tensors, **(self._known() | overrides))
             self._check_card(architecture)
-        for note in self.notes:
-            self._say(note)
+        self.say_notes()
         assumed = self.num_heads() is None and "num_heads" not in overrides
         if assumed:
             self._say(
@@ -109,6 +108,11 @@ class Weights:
                 f"its card names {len(names)} classes (class_names), its tensors tell "
                 f"{architecture.num_classes} apart"
             )
+
+    def say_notes(self) -> None:
+        """Logs what was chosen when the weights were opened, once."""
+        for note in self.notes:
+            self._say(note)
 
     def _say(self, note: str) -> None:
         if note not in self._said:
@@ -272,12 +276,13 @@ def load_model(weights: str | pathlib.Path, **overrides: Any) -> VisionTransform
     """A model with weights of any kind.
 
     Args:
-        weights: a .safetensors file, or with PyTorch installed a .pth, .pt or .bin file, of the
-            released models, of timm's, or a training checkpoint of the released code; a checkpoint
-            or a workdir of `train.py` (of its checkpoints the best by accuracy, or else the
-            newest; the running average of the parameters where there is one); the
-            https:// address of such a file; or hf://ORG/NAME on huggingface.co, with
-            huggingface_hub installed.
+        weights: a .safetensors file, or with PyTorch installed a .pth, .pth.tar, .pt, .ckpt or
+            .bin file, of the released models, of timm's, or a training checkpoint of the released
+            code, timm's or Lightning's; the index of a model's shards; a directory with
+            model.safetensors; a checkpoint or a workdir of `train.py` (of its checkpoints the best
+            by accuracy, or else the newest); the https:// address of such a file; or hf://ORG/NAME
+            on huggingface.co, with huggingface_hub installed. Where there is a running average of
+            the parameters it is taken, and a log line says so; `"x.pth#model"` asks for the other.
         **overrides: fields of `Architecture`, where the tensors do not tell them or something
             else is wanted: `dtype="bfloat16"`, `num_heads`, or another `image_size`, to whose
             grid the absolute positions are then resampled.

@@ -75,13 +75,13 @@ def as_numpy(tensor: Any) -> np.ndarray:
     """A tensor of PyTorch's in numpy, as it lies in memory; types that numpy lacks as float32.
 
     Raises:
-        InputError: it is sparse, quantised or without values.
+        ValueError: it is sparse, quantised or without values.
     """
     import torch  # noqa: PLC0415  (an optional extra)
 
     tensor = tensor.detach()
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise InputError(
+        raise ValueError(
             f"it is a sparse, quantised or empty tensor ({tensor.dtype}, {tensor.device}): "
             "expected plain numbers"
         )

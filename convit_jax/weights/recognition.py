@@ -67,11 +67,7 @@ def recognise(tensors: Mapping[str, np.ndarray], **overrides: Any) -> Architectu
     }
     if gpsa:
         fields["use_gating"] = "blocks.0.attn.gating_param" in tensors
-    heads = likely_heads(tensors)
-    if heads is not None:
-        fields["num_heads"] = heads
-    fields |= square_positions(tensors)
-    fields |= overrides
+    fields |= told_by_shapes(tensors) | overrides
     for name in ("num_heads", "image_size"):
         if name not in fields:
             raise InputError(
@@ -79,6 +75,9 @@ def recognise(tensors: Mapping[str, np.ndarray], **overrides: Any) -> Architectu
                 f"--override {name}=… on a command line"
             )
     fields["image_size"] = models.as_image_size(fields["image_size"])
+    if "class_token_position" not in fields and "pos_embed" in tensors and not gpsa:
+        patches = math.prod(side // patch_size for side in fields["image_size"])
+        fields["class_token_position"] = tensors["pos_embed"].shape[1] == patches + 1
     heads = fields["num_heads"]
     if type(heads) is not int or heads < 1 or width % heads:
         raise InputError(f"num_heads={heads}: expected a divisor of {width}")
@@ -189,6 +188,12 @@ def likely_heads(tensors: Mapping[str, np.ndarray]) -> int | None:
         return tensors["blocks.0.attn.pos_proj.weight"].shape[0]
     width = tensors["patch_embed.proj.weight"].shape[0]
     return None if width % DEIT_HEAD_DIM else width // DEIT_HEAD_DIM
+
+
+def told_by_shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """`num_heads` and what `square_positions` has, where shapes tell or suggest them."""
+    heads = likely_heads(tensors)
+    return square_positions(tensors) | ({} if heads is None else {"num_heads": heads})
 
 
 def square_positions(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
