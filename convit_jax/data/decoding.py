@@ -11,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 cv2.setNumThreads(0)
 
 _MODES = {1: "L", 3: "RGB"}
+# What `decode` can make of an image: so many channels.
+CHANNELS = tuple(_MODES)
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _EXIF_WITHIN = 4096
 _PNG_COLOURS = {0: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_COLOR_RGB}  # by the header's colour type

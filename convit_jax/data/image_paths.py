@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from convit_jax.errors import InputError
+from convit_jax.paths import expand_home
 
 # Image files that a folder is searched for.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -33,7 +34,7 @@ def find_images(names: Sequence[str]) -> list[str]:
         InputError: a folder without images, or a pattern that matches nothing.
     """
     found: dict[str, None] = {}
-    for name in names:
+    for name in map(expand_home, names):
         path = epath.Path(name)
         if path.is_dir():
             inside = sorted(images_below(path, name.rstrip("/")))

@@ -12,6 +12,7 @@ from PIL import Image
 from convit_jax.data.decoding import BrokenImageError, decode
 from convit_jax.data.resizing import resize_and_centre_crop
 from convit_jax.errors import InputError
+from convit_jax.paths import user_path
 
 # Image statistics of ImageNet (red, green, blue), in units of full scale.
 IMAGENET_EXAMPLES = 1_281_167  # for training
@@ -90,7 +91,7 @@ def preprocess(
 def _pixels(image: ImageLike, channels: int) -> np.ndarray:
     """Uint8 [H, W, channels]."""
     if isinstance(image, str | pathlib.Path):
-        return _read(epath.Path(image), channels)
+        return _read(user_path(image), channels)
     if isinstance(image, bytes):
         return decode(image, channels)
     if isinstance(image, Image.Image):

@@ -15,6 +15,7 @@ from convit_jax import models
 from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.errors import InputError
 from convit_jax.models import Architecture, VisionTransformer
+from convit_jax.paths import user_path
 from convit_jax.weights.card import Card
 from convit_jax.weights.downloads import fetch
 from convit_jax.weights.files import SUFFIXES, read_metadata, read_tensors
@@ -130,7 +131,7 @@ def open_weights(name: str | pathlib.Path) -> Weights:
     if name.startswith(("https://", "http://", "hf://")):
         path = epath.Path(fetch(name))
     else:
-        path = epath.Path(name) if "://" in name else epath.Path(name).expanduser().resolve()
+        path = user_path(name) if "://" in name else user_path(name).resolve()
     if path.is_dir():
         tensors, card = read_checkpoint(find_checkpoint(path))
         return Weights(name, tensors, card, path)
