@@ -16,6 +16,7 @@ from convit_jax import models
 from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.errors import InputError, boundary
 from convit_jax.models import Architecture, VisionTransformer
+from convit_jax.paths import user_path
 from convit_jax.weights.card import Card
 from convit_jax.weights.downloads import HUB_FILES, fetch, is_address
 from convit_jax.weights.files import INDEX_SUFFIX, SUFFIXES, read_weights
@@ -207,7 +208,7 @@ def open_weights(name: str | pathlib.Path) -> Weights:
         except InputError as error:
             # What was fetched now is whole; this may have been kept for long.
             raise InputError(f"{error} (kept at {kept}: remove that to fetch it again)") from error
-    path = epath.Path(place) if "://" in place else epath.Path(place).expanduser().absolute()
+    path = epath.Path(place) if "://" in place else user_path(place).absolute()
     with boundary(place):
         is_directory, is_there = path.is_dir(), path.exists()
     if is_directory:

@@ -12,6 +12,7 @@ from etils import epath
 
 from convit_jax.errors import InputError, nearest
 from convit_jax.models import Architecture
+from convit_jax.paths import user_path
 from convit_jax.weights.files import TORCH_SUFFIXES
 from convit_jax.weights.loading import METADATA_KEY, Weights
 from convit_jax.weights.model_checkpoints import write_checkpoint
@@ -62,9 +63,9 @@ def new_path(destination: str) -> epath.Path:
     Raises:
         InputError: the suffix is unknown or the path is taken.
     """
-    path = epath.Path(destination)
+    path = user_path(destination)
     if "://" not in destination:
-        path = path.expanduser().resolve()
+        path = path.resolve()
     known = (*SUFFIXES, ".stablehlo")
     if path.suffix and path.suffix not in known and not destination.endswith("/"):
         raise InputError(
