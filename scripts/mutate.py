@@ -186,9 +186,13 @@ def _other_calls(node: ast.Call) -> Iterator[ast.AST]:
             yield ast.Call(function, node.args, node.keywords[:i] + node.keywords[i + 1 :])
     if node.args and not isinstance(node.args[0], ast.Starred):
         yield node.args[0]
-    if isinstance(function, ast.Attribute):
-        if ast.unparse(function.value).split(".")[0] not in _MODULES:
-            yield function.value
+    if isinstance(function, ast.Attribute) and _root(function) not in _MODULES:
+        yield function.value
+
+
+def _root(name: ast.expr) -> str:
+    """What a dotted name begins with."""
+    return ast.unparse(name).split(".")[0]
 
 
 _MODULES = {
