@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,9 +22,6 @@ STATE, CARD, CONFIG = "state", "card", "config"
 PARAMS, AVERAGE = "params", "ema_params"
 
 log = logging.getLogger(__name__)
-
-# What Orbax and TensorStore raise for files that are missing, short or garbled.
-DAMAGE = (OSError, ValueError, KeyError, TypeError)
 
 
 def find_checkpoint(directory: epath.Path) -> epath.Path:
@@ -178,7 +176,11 @@ def _by_name(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax's remarks, by way of absl, to itself."""
+    """Keeps Orbax's remarks, by way of absl, to itself, and late answers of its threads."""
+    # Of a damaged checkpoint threads answer when nobody waits any longer, each with a traceback,
+    # and at any time later: so these two stay in place.
+    sys.unraisablehook = _without_late_answers
+    logging.getLogger("asyncio").addFilter(_is_no_late_answer)
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -186,3 +188,14 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _is_no_late_answer(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+
+def _without_late_answers(unraisable: Any) -> None:
+    """Reports what nobody can catch, but for reads that end after the first of them has failed."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
