@@ -517,7 +517,7 @@ def test_four_channels_are_what_the_file_has():
 
 
 def test_a_satellite_s_fourth_band_is_read_or_named():
-    """Stored as alpha it is read; one that is said to be nothing in particular Pillow leaves out."""
+    """Stored as alpha it is read; one without a meaning is left out by Pillow."""
     pixels = np.random.default_rng(4).integers(0, 255, (8, 9, 4), dtype=np.uint8)
     tiff = encode(Image.fromarray(pixels), "TIFF")
     assert np.array_equal(decode(tiff, 4), pixels)
