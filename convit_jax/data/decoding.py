@@ -41,8 +41,6 @@ FORMATS = (
 )
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-# What `decode` can make of an image: so many channels.
-CHANNELS = tuple(_MODES)
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PNG_COLOURS = {0: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_COLOR_RGB}  # by the header's colour type
 # Pillow converts these in one way only.
