@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 Random = random.Random
 Garbler = Callable[[bytes, Random], bytes]
 
@@ -180,14 +182,16 @@ def torch_file(canary: str) -> Garbler:
     def evil(rng: Random) -> bytes:
         command = f"touch {canary}"
         calls = (
-            _Runs(os.system, command), _Runs(exec, f"open({canary!r}, 'w')"),
-            _Runs(eval, f"open({canary!r}, 'w')"), _Runs(getattr, os, "system"),
-            _Runs(bytearray, 1 << 33), _Runs(subprocess.run, ["touch", canary]),
+            _Runs(os.system, command), _Runs(subprocess.run, ["touch", canary]),
+            _Runs(exec, f"open({canary!r}, 'w')"), _Runs(eval, f"open({canary!r}, 'w')"),
+            # Eight gigabytes, also by names that files of training scripts have rightly.
+            _Runs(bytearray, 1 << 33), _Runs(np.ndarray, (1 << 33,)), _Runs(list, range(1 << 40)),
+            _Runs(np._core.multiarray._reconstruct, np.ndarray, (1 << 33,), b"b"),
         )  # fmt: skip
         call = rng.choice(calls)
         return pickle.dumps(
             rng.choice((call, {"model": call}, {"model": {"head.weight": call}}, [call] * 3)),
-            protocol=rng.choice((0, 2, 4)),
+            protocol=rng.choice((0, 2, 2, 2, 2, 4)),
         )
 
     def garble(content: bytes, rng: Random) -> bytes:
@@ -208,7 +212,8 @@ def torch_file(canary: str) -> Garbler:
                     if rng.random() < 0.2:
                         continue
                     name, part = rng.choice((name, name + "x")), bytewise(part, rng)
-                new.writestr(name, part, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+                packed = zipfile.ZIP_DEFLATED if rng.random() < 0.02 else zipfile.ZIP_STORED
+                new.writestr(name, part, packed)
         return out.getvalue()
 
     return garble
