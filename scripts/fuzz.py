@@ -7,8 +7,8 @@
 A garbled file must be read, or refused with `InputError` (an image: `BrokenImageError`) in one
 sentence. Anything else is a finding, is kept in --keep, and makes the exit code 1: another
 exception, a process that dies, code that a pickle runs (it would create a file), more than five
-seconds of computing (or thirty of waiting), or more than `MEMORY` above what reading the whole files
-takes.
+seconds of computing (or thirty of waiting), or more than `MEMORY` above what reading the whole
+files takes.
 
 File N of a kind is a function of (seed, kind, N). Files are read in a process of their own, which
 is started anew where it dies or hangs.

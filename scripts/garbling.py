@@ -22,6 +22,7 @@ Random = random.Random
 Garbler = Callable[[bytes, Random], bytes]
 
 PNG = b"\x89PNG\r\n\x1a\n"
+_MUCH = zlib.compress(bytes(1 << 24))
 _NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 _VALUES = (
     None, True, False, 0, 1, -1, 3, 2**31, 2**63, 10**30, 0.0, 0.5, -0.5, 1e-300, 1e300,
@@ -302,7 +303,7 @@ def png(content: bytes, rng: Random) -> bytes:
             b"\nexif\n 99\n" + _tiff(rng).hex().encode()
         )
         extra = rng.choice((
-            b"eXIf" + _tiff(rng), b"zTXt" + profile, b"zTXtkey\0\0" + zlib.compress(bytes(1 << 24)),
+            b"eXIf" + _tiff(rng), b"zTXt" + profile, b"zTXtkey\0\0" + _MUCH,
             b"iCCPname\0\0" + zlib.compress(text), b"tRNS" + text[:6], b"acTL" + text[:8],
             b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + text, b"gAMA" + text[:4], b"PLTE" + text[:9],
             b"IHDR" + struct.pack(">IIBBBBB", *(rng.choice(_NUMBERS) for _ in range(2)),
