@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 def cache_directory() -> pathlib.Path:
     """Where what was found out or fetched is kept: `$XDG_CACHE_HOME/convit_jax`."""
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(home) / "convit_jax"
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(home).expanduser() / "convit_jax"
 
 
 def keep_compiled_programs() -> None:

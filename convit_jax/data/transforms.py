@@ -7,6 +7,7 @@ import math
 import cv2
 import numpy as np
 
+from convit_jax.data.decoding import check_channels
 from convit_jax.data.randaugment import RandAugment, parse_randaugment
 from convit_jax.data.resizing import (
     random_resized_crop,
@@ -14,7 +15,7 @@ from convit_jax.data.resizing import (
     resize_exactly,
     resize_fast,
 )
-from convit_jax.errors import InputError, nearest
+from convit_jax.errors import InputError
 
 CROPS = ("random_resized", "pad", "none")
 
@@ -25,13 +26,16 @@ class EvalTransform:
 
     Attributes:
         image_size: (height, width) in pixels.
-        channels: 1 or 3.
+        channels: 1 to 4.
         crop_fraction: share of the scaled image's side that is kept.
     """
 
     image_size: tuple[int, int]
     channels: int
     crop_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_channels(self.channels, "config.model.in_channels")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, channels] → [height, width, channels]."""
@@ -44,7 +48,7 @@ class TrainTransform:
 
     Attributes:
         image_size: (height, width) in pixels.
-        channels: 1 or 3.
+        channels: 1 to 4.
         crop: `random_resized` (a random part, scaled), `pad` (moved by up to `crop_padding`, for
             small images) or `none` (scaled as a whole).
         crop_scale: range of the share of the area that a random part has.
@@ -71,27 +75,12 @@ class TrainTransform:
     translate: float = 0.0
 
     def __post_init__(self) -> None:
-        where = "config.augment."
-        if self.crop not in CROPS:
-            raise InputError(f"{where}crop='{self.crop}': {nearest(self.crop, CROPS)}")
-        for name, low, high in (("crop_scale", 0.0, 1.0), ("crop_ratio", 0.0, math.inf)):
-            value = getattr(self, name)
-            if len(value) != 2 or not low < value[0] <= value[1] <= high:
-                raise InputError(
-                    f"{where}{name}={value}: expected (smallest, largest) above {low:g}"
-                    + (f", up to {high:g}" if math.isfinite(high) else "")
-                )
-        if self.crop_padding < 0:
-            raise InputError(f"{where}crop_padding={self.crop_padding}: expected 0 or more")
-        if not 0 <= self.flip <= 1:
-            raise InputError(f"{where}flip={self.flip}: expected a chance, 0 to 1")
-        if self.randaugment:
-            parse_randaugment(self.randaugment)
-            if self.channels != 3:
-                raise InputError(
-                    f"{where}randaugment='{self.randaugment}' is for colour images: expected '' "
-                    f"where config.model.in_channels={self.channels}"
-                )
+        check_channels(self.channels, "config.model.in_channels")
+        if self.randaugment and self.channels != 3:
+            raise InputError(
+                f"config.augment.randaugment='{self.randaugment}' is for colour images: expected "
+                f"'' where config.model.in_channels={self.channels}"
+            )
 
     @functools.cached_property
     def _policy(self) -> RandAugment | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -17,7 +16,9 @@ from convit_jax.data import imagenet
 from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.errors import InputError
 from convit_jax.models import VisionTransformer
+from convit_jax.paths import user_path
 from convit_jax.training import mesh as meshes
+from convit_jax.training.broken_images import BrokenTogether, checked
 from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.scoring import make_eval_step
 
@@ -73,7 +74,7 @@ class Accuracy:
             InputError: it cannot be written.
         """
         try:
-            with epath.Path(path).open("w") as file:
+            with user_path(path).open("w") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(["", *class_names])
                 for name, row in zip(class_names, self.confusion, strict=True):
@@ -119,6 +120,7 @@ def measure_accuracy(
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     graph, params = nnx.split(model, nnx.Param)
     how = (preprocessing.mean, preprocessing.std, among and tuple(among), confusion)
+    broken = BrokenTogether(source, reading.max_broken)
     batches = data.eval_batches(
         source,
         batch_size,
@@ -127,12 +129,13 @@ def measure_accuracy(
         ),
         rows=meshes.local_rows(rows, batch_size),
         reading=reading,
+        health=broken.health,
     )
     total = data.num_eval_batches(len(source), batch_size)
     totals = sum_over_examples(
         _compiled_step(graph, *how, mesh),
         jax.device_put(nnx.to_pure_dict(params), everywhere),
-        (meshes.to_global(batch, rows, batch_size) for batch in batches),
+        (meshes.to_global(batch, rows, batch_size) for batch in checked(batches, broken)),
         lambda done: progress(done, total),
     )
     if not totals["examples"]:

@@ -213,23 +213,6 @@ def test_a_random_part_may_lie_anywhere():
     assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.1
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"crop": "random"}, "augment.crop='random': did you mean 'random_resized'"),
-        ({"crop_scale": (0.5,)}, r"crop_scale=\(0.5,\): expected \(smallest, largest\)"),
-        ({"crop_scale": (0.5, 1.5)}, "up to 1"),
-        ({"crop_ratio": (2.0, 1.0)}, "crop_ratio"),
-        ({"crop_padding": -1}, "expected 0 or more"),
-        ({"flip": 2.0}, "flip=2.0: expected a chance"),
-        ({"randaugment": "rand-m11"}, "expected m from 0 to 10"),
-    ],
-)
-def test_senseless_settings_are_told_in_a_sentence(options, message):
-    with pytest.raises(InputError, match=message):
-        TrainTransform((8, 8), 3, **options)
-
-
 def test_randaugment_is_for_colour():
     with pytest.raises(InputError, match="randaugment='rand-m9' is for colour images"):
         TrainTransform((8, 8), 1, randaugment="rand-m9")
