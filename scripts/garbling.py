@@ -16,10 +16,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 Random = random.Random
 Garbler = Callable[[bytes, Random], bytes]
 
 PNG = b"\x89PNG\r\n\x1a\n"
+_MUCH = zlib.compress(bytes(1 << 24))
 _NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 _VALUES = (
     None, True, False, 0, 1, -1, 3, 2**31, 2**63, 10**30, 0.0, 0.5, -0.5, 1e-300, 1e300,
@@ -180,14 +183,16 @@ def torch_file(canary: str) -> Garbler:
     def evil(rng: Random) -> bytes:
         command = f"touch {canary}"
         calls = (
-            _Runs(os.system, command), _Runs(exec, f"open({canary!r}, 'w')"),
-            _Runs(eval, f"open({canary!r}, 'w')"), _Runs(getattr, os, "system"),
-            _Runs(bytearray, 1 << 33), _Runs(subprocess.run, ["touch", canary]),
+            _Runs(os.system, command), _Runs(subprocess.run, ["touch", canary]),
+            _Runs(exec, f"open({canary!r}, 'w')"), _Runs(eval, f"open({canary!r}, 'w')"),
+            # Eight gigabytes, also by names that files of training scripts have rightly.
+            _Runs(bytearray, 1 << 33), _Runs(np.ndarray, (1 << 33,)), _Runs(list, range(1 << 40)),
+            _Runs(np._core.multiarray._reconstruct, np.ndarray, (1 << 33,), b"b"),
         )  # fmt: skip
         call = rng.choice(calls)
         return pickle.dumps(
             rng.choice((call, {"model": call}, {"model": {"head.weight": call}}, [call] * 3)),
-            protocol=rng.choice((0, 2, 4)),
+            protocol=rng.choice((0, 2, 2, 2, 2, 4)),
         )
 
     def garble(content: bytes, rng: Random) -> bytes:
@@ -208,7 +213,8 @@ def torch_file(canary: str) -> Garbler:
                     if rng.random() < 0.2:
                         continue
                     name, part = rng.choice((name, name + "x")), bytewise(part, rng)
-                new.writestr(name, part, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+                packed = zipfile.ZIP_DEFLATED if rng.random() < 0.02 else zipfile.ZIP_STORED
+                new.writestr(name, part, packed)
         return out.getvalue()
 
     return garble
@@ -297,7 +303,7 @@ def png(content: bytes, rng: Random) -> bytes:
             b"\nexif\n 99\n" + _tiff(rng).hex().encode()
         )
         extra = rng.choice((
-            b"eXIf" + _tiff(rng), b"zTXt" + profile, b"zTXtkey\0\0" + zlib.compress(bytes(1 << 24)),
+            b"eXIf" + _tiff(rng), b"zTXt" + profile, b"zTXtkey\0\0" + _MUCH,
             b"iCCPname\0\0" + zlib.compress(text), b"tRNS" + text[:6], b"acTL" + text[:8],
             b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + text, b"gAMA" + text[:4], b"PLTE" + text[:9],
             b"IHDR" + struct.pack(">IIBBBBB", *(rng.choice(_NUMBERS) for _ in range(2)),

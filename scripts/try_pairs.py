@@ -128,7 +128,8 @@ def make_folders(root: pathlib.Path) -> None:
                 directory = root / str(channels) / part / f"class_{label}"
                 directory.mkdir(parents=True)
                 for i in range(count):
-                    shape = (20, 28) if mode == "L" else (20, 28, channels)
+                    shape = ((40, 56), (12, 20))[i % 2]  # to be scaled down, and up
+                    shape = shape if mode == "L" else (*shape, channels)
                     pixels = rng.integers(60 * label, 60 * label + 120, shape).astype(np.uint8)
                     Image.fromarray(pixels, mode).save(directory / f"{i:02}.png")
 
