@@ -77,7 +77,7 @@ def make_config(name: str, overrides: Overrides = (), undecided: Collection[str]
         section = values
         for part in sections:
             section = section.setdefault(part, {})
-        section[last] = from_text(text, keys(Config)[key].type, f"config.{key}")
+        section[last] = from_text(text, keys(Config)[key].type, f"--config.{key}")
     return resolve(values, undecided)
 
 

@@ -66,7 +66,10 @@ def differences(old: Section, new: Section) -> Iterator[tuple[str, Any, Any, boo
 
 
 def unknown_key(root: type, name: str) -> str:
-    """The message for a key that does not exist, naming the nearest that does."""
+    """The message for a name that is no key, naming the nearest that is."""
+    inside = [key for key in keys(root) if key.startswith(f"{name}.")]
+    if inside:
+        return f"config.{name} is a section: set a key inside it, such as {inside[0]}"
     # A key that was looked for in the wrong section is found by its last part.
     names = {key.rpartition(".")[2]: key for key in keys(root)}
     names |= {field.name: field.name for field in dataclasses.fields(root)}
@@ -120,6 +123,10 @@ def _accepted_types(kind: Any) -> list[type]:
     return [typing.get_origin(option) or option for option in options]
 
 
+def _in_words(accepted: Sequence[type]) -> str:
+    return " or ".join(kind.__name__ for kind in accepted if kind is not types.NoneType)
+
+
 def _typed(value: Any, kind: Any, name: str) -> Any:
     accepted = _accepted_types(kind)
     if isinstance(value, list) and tuple in accepted:
@@ -128,8 +135,7 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
         value = float(value)
     # bool is a subclass of int, but True is no number of layers.
     if type(value) not in accepted:
-        wanted = " or ".join(t.__name__ for t in accepted if t is not types.NoneType)
-        raise InputError(f"{name}={value!r}: expected {wanted}")
+        raise InputError(f"{name}={value!r}: expected {_in_words(accepted)}")
     if type(value) is tuple:
         element = typing.get_args(kind)[0]
         value = tuple(_typed(item, element, name) for item in value)
@@ -186,14 +192,14 @@ def from_text(text: str, kind: Any, name: str) -> Any:
         return None
     if str in accepted:
         return text
-    if bool in accepted:
-        return _typed(_TRUTHS.get(text.lower(), text), kind, name)
-    value = _literal(text)
+    value = _TRUTHS.get(text.lower()) if bool in accepted else _literal(text)
     if tuple in accepted and not isinstance(value, tuple | list):
         element = typing.get_args(kind)[0]
         parts = [value] if isinstance(value, str) else _split(text)
         value = tuple(from_text(part, element, name) for part in parts)
-    return _typed(text if value is None else value, kind, name)
+    if value is None:
+        raise InputError(f"{name}={text}: expected {_in_words(accepted)}")
+    return _typed(value, kind, name)
 
 
 def _literal(text: str) -> Any:

@@ -19,6 +19,7 @@ the file it moves. Left alone are annotations, docstrings, decorators (caches an
 import argparse
 import ast
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -97,7 +98,7 @@ class Mutant:
         line: where it is, as the file is now.
         scope: the function or class around it.
         change: what was there and what stands there instead.
-        source: the whole file, changed.
+        source: () → the whole file, changed.
     """
 
     id: str
@@ -105,7 +106,7 @@ class Mutant:
     line: int
     scope: str
     change: str
-    source: str = dataclasses.field(repr=False)
+    source: Callable[[], str] = dataclasses.field(repr=False)
 
 
 def alternatives(node: ast.AST) -> Iterator[ast.AST | None]:
@@ -186,9 +187,13 @@ def _other_calls(node: ast.Call) -> Iterator[ast.AST]:
             yield ast.Call(function, node.args, node.keywords[:i] + node.keywords[i + 1 :])
     if node.args and not isinstance(node.args[0], ast.Starred):
         yield node.args[0]
-    if isinstance(function, ast.Attribute):
-        if ast.unparse(function.value).split(".")[0] not in _MODULES:
-            yield function.value
+    if isinstance(function, ast.Attribute) and _root(function) not in _MODULES:
+        yield function.value
+
+
+def _root(name: ast.expr) -> str:
+    """What a dotted name begins with."""
+    return ast.unparse(name).split(".")[0]
 
 
 _MODULES = {
@@ -208,7 +213,7 @@ def mutants(path: pathlib.Path, root: pathlib.Path = ROOT) -> list[Mutant]:
             text = f"{name} {scope} {_text(statement)} {there} {instead}"
             seen[text] = seen.get(text, 0) + 1
             digest = hashlib.sha256(f"{text} {seen[text]}".encode()).hexdigest()[:8]
-            source = _with(tree, holder, field, index, other)
+            source = functools.partial(_with, tree, holder, field, index, other)
             line = getattr(node, "lineno", getattr(statement, "lineno", 0))
             out.append(Mutant(digest, name, line, scope, f"{there} → {instead}", source))
     return sorted(out, key=lambda mutant: mutant.line)
@@ -388,8 +393,8 @@ def _run(flags: argparse.Namespace, todo: Sequence[Mutant]) -> None:
                 sys.exit(f"the tests of {path} fail without any mutant: {whole.by}")
         with flags.report.open("a") as report:
             for number, mutant in enumerate(todo, 1):
-                outcome = bench.tried(mutant.path, mutant.source)
-                record = {**dataclasses.asdict(mutant), **dataclasses.asdict(outcome)}
+                outcome = bench.tried(mutant.path, mutant.source())
+                record = vars(mutant) | vars(outcome)
                 del record["source"]
                 report.write(json.dumps(record, ensure_ascii=False) + "\n")
                 report.flush()

@@ -41,13 +41,11 @@ FORMATS = (
 )
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-# What `decode` can make of an image: so many channels.
-CHANNELS = tuple(_MODES)
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PNG_COLOURS = {0: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_COLOR_RGB}  # by the header's colour type
 # Pillow converts these in one way only.
 _ONLY_TO = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
-_ORIENTATION = 0x0112
+_ORIENTATION, _SAMPLES_PER_PIXEL = 0x0112, 0x0115
 
 
 class BrokenImageError(ValueError):
@@ -59,7 +57,7 @@ def check_channels(channels: int, name: str) -> None:
     if channels not in _MODES:
         raise InputError(
             f"{name}={channels}: images are read with 1 channel (grey), 2 (grey, alpha), 3 (red, "
-            "green, blue) or 4 (and alpha, or whatever a file's fourth is)"
+            "green, blue) or 4 (and alpha)"
         )
 
 
@@ -193,6 +191,12 @@ def _formats() -> tuple[str, ...]:
 
 def _decode_tiff(image: Image.Image, channels: int) -> tuple[np.ndarray, int]:
     """As `_decode_any`: Pillow turns these by itself as it loads them, which is undone."""
+    bands = image.tag_v2.get(_SAMPLES_PER_PIXEL, 1)
+    if channels == 4 and bands > len(image.getbands()):
+        raise BrokenImageError(
+            f"of its {bands} bands {len(image.getbands())} can be read: a fourth must be stored as "
+            "alpha (ExtraSamples 2)"
+        )
     orientation = orientation_in_pillow(image)
     image.load()
     pixels = pixels_of(image, channels)

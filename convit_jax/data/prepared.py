@@ -20,6 +20,7 @@ from convit_jax.paths import user_path
 log = logging.getLogger(__name__)
 
 FORM = "tfds:NAME[/CONFIG][:VERSION]:SPLIT[:DATA_DIR]"
+_SPLIT = re.compile(r"((?:\[[^\]]*\]|\([^)]*\)|[^:])*)(?::(.*))?", re.DOTALL)
 _VERSION = re.compile(r"\d+\.(\d+|\*)\.(\d+|\*)")
 
 
@@ -57,12 +58,8 @@ class PreparedName:
 
 def cut_split(text: str) -> tuple[str, str]:
     """A split and what stands after its colon: slices, `train[10:20]`, have colons of their own."""
-    depth = 0
-    for place, letter in enumerate(text):
-        depth += (letter in "[(") - (letter in "])")
-        if letter == ":" and depth <= 0:
-            return text[:place], text[place + 1 :]
-    return text, ""
+    split, data_dir = _SPLIT.fullmatch(text).groups(default="")
+    return split, data_dir
 
 
 def prepared_builder(name: PreparedName) -> tfds.core.DatasetBuilder:

@@ -225,7 +225,7 @@ def _check_fits(checkpoint: epath.Path, abstract_state: TrainState) -> None:
     there, here = dict(_shapes(metadata.tree)), dict(_shapes(abstract_state))
     misfits = [
         f"{name} ({there.get(name, 'none')} there, {here.get(name, 'none')} here)"
-        for name in sorted(there.keys() | here.keys())
+        for name in dict.fromkeys((*here, *there))
         if there.get(name) != here.get(name)
     ]
     if misfits:

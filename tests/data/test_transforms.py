@@ -1,7 +1,13 @@
+import dataclasses
+import math
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from convit_jax.config import template
 from convit_jax.data.randaugment import parse_randaugment
+from convit_jax.data.resizing import resize_exactly
 from convit_jax.data.transforms import EvalTransform, TrainTransform
 from convit_jax.errors import InputError
 
@@ -57,6 +63,41 @@ def test_a_shift_moves_the_pixels_and_fills_with_black():
     assert np.array_equal(moved[3:], image[:-3])
 
 
+def test_a_shear_moves_each_row_by_its_distance_from_the_middle():
+    image = make_image(11, 30)
+    moved = TrainTransform((11, 30), 3, shear=45.0)(image, Extreme(shear=1))
+    for row in range(11):
+        way = row - 5  # by tan(45°) pixels a row
+        there = slice(max(0, way), min(30, 30 + way))
+        assert np.array_equal(moved[row, max(0, -way) : min(30, 30 - way)], image[row, there])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_turning_zooming_shearing_and_shifting_together_is_one_map(seed):
+    """Against SciPy, of the matrix put together from its parts: turned, sheared, then zoomed."""
+    y, x = np.mgrid[:40, :50]
+    image = (120 + 60 * np.sin(x / 6) + 60 * np.cos(y / 7)).astype(np.uint8)[..., None]
+    most = {"rotate": 40.0, "zoom": 0.4, "shear": 25.0, "translate": 0.1}
+    names = ("rotate", "zoom", "shear", "x", "y")
+    draws = dict(zip(names, np.random.default_rng(seed).uniform(-1, 1, 5), strict=True))
+    ours = TrainTransform((40, 50), 1, **most)(image, Extreme(**draws))[..., 0].astype(int)
+
+    angle = math.radians(40.0 * draws["rotate"])
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    shear = np.array([[1, math.tan(math.radians(25.0 * draws["shear"]))], [0, 1]])
+    matrix = turn @ shear / (1 + 0.4 * draws["zoom"])  # of (x, y)
+    centre = np.array([49, 39]) / 2
+    shift = np.array([0.1 * 50 * draws["x"], 0.1 * 40 * draws["y"]])
+    offset = centre + shift - matrix @ centre
+    flipped = matrix[::-1, ::-1], offset[::-1]  # SciPy counts (row, column)
+    theirs = ndimage.affine_transform(image[..., 0].astype(float), *flipped, order=1, cval=-1.0)
+    inside = ndimage.binary_erosion(theirs >= 0, iterations=2)
+    assert inside.mean() > 0.3
+    assert np.abs(ours - theirs)[inside].max() <= 2
+    outside = ndimage.binary_erosion(theirs < 0, iterations=2)
+    assert not ours[outside].any()
+
+
 def test_zoom_enlarges_about_the_centre():
     ramp = np.repeat(np.arange(0, 120, 10, dtype=np.uint8)[:, None, None], 12, 1)
     larger = TrainTransform((12, 12), 1, zoom=1.0)(ramp, Extreme(zoom=1))[:, 6, 0]
@@ -89,6 +130,26 @@ def test_pad_moves_an_image_by_whole_pixels_within_its_padding():
         padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
         assert np.array_equal(moved, padded[top : top + 12, left : left + 10])
     assert len(shifts) == 25
+
+
+@pytest.mark.parametrize("crop", ["pad", "none"])
+def test_an_image_of_another_size_is_fitted_before_anything_else(crop):
+    transform = TrainTransform((12, 10), 3, crop=crop, crop_padding=0)
+    image = make_image(30, 40)
+    fitted = transform(image, np.random.default_rng(0))
+    assert np.array_equal(fitted, resize_exactly(image, (12, 10)))
+
+
+def test_defaults_are_those_of_the_configuration():
+    """Written down in both places; here is a third."""
+    augment = template().augment
+    for field in dataclasses.fields(TrainTransform):
+        if field.name not in ("image_size", "channels"):
+            assert field.default == augment[field.name], field.name
+    defaults = TrainTransform((8, 8), 3)
+    assert defaults.crop_scale == (0.08, 1.0)
+    assert defaults.crop_ratio == pytest.approx((0.75, 1.3333333))
+    assert defaults.crop_padding == 4
 
 
 def test_half_of_the_images_are_flipped():

@@ -87,6 +87,7 @@ def test_a_photograph_with_one_malformed_tag(odd, order):
         exif(orientation(9)),
         exif(orientation(0)),
         exif(orientation())[:-9],
+        exif(orientation()).replace(b"II*", b"II?"),
         XMP_HEADING + b'tiff:Orientation="x"',
     ],
 )
@@ -514,3 +515,15 @@ def test_four_channels_are_what_the_file_has():
     assert np.array_equal(opaque[..., :3], decode(JPEG, 3))
     assert np.all(opaque[..., 3] == 255)
     assert decode(encode(photograph(mode="LA"), "PNG"), 2).shape == (*FLAT[:2], 2)
+
+
+def test_a_satellite_s_fourth_band_is_read_or_named():
+    """Stored as alpha it is read; one that is said to be nothing Pillow leaves out."""
+    pixels = np.random.default_rng(4).integers(0, 255, (8, 9, 4), dtype=np.uint8)
+    tiff = encode(Image.fromarray(pixels), "TIFF")
+    assert np.array_equal(decode(tiff, 4), pixels)
+    place = tiff.index(struct.pack("<HHI", 338, 3, 1))  # the entry that says what it is
+    unsaid = tiff[: place + 8] + bytes(2) + tiff[place + 10 :]
+    assert np.array_equal(decode(unsaid, 3), pixels[..., :3])
+    with pytest.raises(BrokenImageError, match="of its 4 bands 3 can be read"):
+        decode(unsaid, 4)

@@ -254,7 +254,7 @@ def spoilt(data, how):
     }[how]
 
 
-@pytest.mark.parametrize("how", ["cut in half", "empty", "garbled", "no archive", "other"])
+@pytest.mark.parametrize("how", ["cut in half", "empty", "garbled", "no archive", "other", "short"])
 def test_a_spoilt_index_is_made_anew(how, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "x.tfrecord"
@@ -264,6 +264,8 @@ def test_a_spoilt_index_is_made_anew(how, tmp_path, monkeypatch, caplog):
     (cache,) = (tmp_path / "cache").rglob("*.npz")
     if how == "other":
         np.savez(cache, offsets=np.arange(3))  # of another version
+    elif how == "short":
+        np.savez(cache, **{"0": np.arange(3)})
     else:
         cache.write_bytes(spoilt(cache.read_bytes(), how))
     again = open_tfrecords(spans, [5], "x")
