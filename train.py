@@ -20,10 +20,10 @@ def main() -> int:
         print(f"{__doc__}\nFlags:\n\n--config=configs/FILE.py[:ARGUMENTS]\n--workdir=DIR\n")
         print(command_line.describe_keys())
         return 0
-    command_line.parse(sys.argv)
+    overrides = command_line.parse(sys.argv)
     if not workdir.value:
         raise command_line.InputError("expected --workdir=DIR, a directory for the run")
-    config = command_line.read_config()
+    config = command_line.read_config(overrides)
     # Imported once the flags are known to be right: it takes seconds, for TensorFlow, which
     # writes the events and is to keep its remarks on the CPU to itself.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ

@@ -8,8 +8,8 @@ Arguments, after the colon and separated by commas:
     data=D        what to train on: folder:PATH, tfds:NAME:SPLIT or digits:train
     weights=W     anything that convit_jax.load_model takes
     eval=D        what to evaluate on. Without it, a folder that has the parts train/ and val/ (or
-                  validation/, test/) is used as they say; of anything else a tenth of each class is
-                  held out
+                  valid/, validation/, or else test/) is used as they say; of anything else a tenth
+                  of each class is held out
     epochs=N      how long, 30 by default
     image_size=S  side in pixels; the weights' own by default
     probe         train the head alone, on frozen features
@@ -19,17 +19,16 @@ more slowly (layer_decay 0.75). The learning rate is a starting point: it was no
 weights, which could not be downloaded where this was written.
 """
 
-import pathlib
-
 import ml_collections
 
 from convit_jax.config import template
-from convit_jax.errors import InputError, nearest
+from convit_jax.config_files import split_arguments
+from convit_jax.data.folders import parts_of_folder
+from convit_jax.errors import InputError
 from convit_jax.weights import model_keys, open_weights
 
-ARGUMENTS = ("data", "weights", "eval", "epochs", "image_size", "probe")
-# What a folder's part for evaluation is called.
-EVAL_PARTS = ("val", "validation", "test")
+PATHS = ("data", "weights", "eval")  # which may have commas of their own
+NAMES, SWITCHES = (*PATHS, "epochs", "image_size"), ("probe",)
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -72,17 +71,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 
 def _parse(argument: str) -> dict[str, str]:
-    given = {}
-    for part in filter(None, argument.split(",")):
-        name, _, value = part.partition("=")
-        if name not in ARGUMENTS:
-            raise InputError(f"config argument '{part}': {nearest(name, ARGUMENTS)}")
-        if bool(value) == (name == "probe"):
-            raise InputError(
-                f"config argument '{part}': expected "
-                + ("probe, without a value" if name == "probe" else f"{name}=VALUE")
-            )
-        given[name] = value
+    given = split_arguments(argument, NAMES, SWITCHES, PATHS)
     for name in ("data", "weights"):
         if name not in given:
             raise InputError(
@@ -97,12 +86,10 @@ def _parts(given: dict[str, str]) -> tuple[str, str]:
     data = given["data"]
     if "eval" in given:
         return data, given["eval"]
-    root = pathlib.Path(data.removeprefix("folder:"))
-    if data.startswith("folder:") and (root / "train").is_dir():
-        for part in EVAL_PARTS:
-            if (root / part).is_dir():
-                return f"folder:{root}/train", f"folder:{root}/{part}"
-    return data, ""
+    parts = parts_of_folder(data)
+    if parts is None or parts.train is None:
+        return data, ""
+    return parts.train, parts.eval or ""
 
 
 def _image_size(given: dict[str, str], native: tuple[int, int]) -> tuple[int, ...]:

@@ -16,11 +16,9 @@ from collections.abc import Callable
 
 import ml_collections
 
-from convit_jax.config import NO_DECAY, template
-from convit_jax.errors import InputError, nearest
-
-# The first ten layers' attention, whole: what "frozen" means in the paper's Table 3.
-GPSA_PARAMETERS = (r"blocks\.\d\.attention\..*",)
+from convit_jax.config import GPSA_ATTENTION, NO_DECAY, template
+from convit_jax.config_files import split_arguments
+from convit_jax.errors import InputError
 
 
 def deit_recipe(model: str, argument: str = "") -> ml_collections.ConfigDict:
@@ -55,11 +53,9 @@ def deit_recipe(model: str, argument: str = "") -> ml_collections.ConfigDict:
     config.augment.cutmix = 1.0
     config.label_smoothing = 0.1
 
-    for part in filter(None, argument.split(",")):
-        name, _, value = part.partition("=")
-        if name not in _ARGUMENTS:
-            raise InputError(f"config argument '{part}': {nearest(name, _ARGUMENTS)}")
-        _ARGUMENTS[name](config, value)
+    for name, value in split_arguments(argument, _WITH_VALUE, _SWITCHES).items():
+        change = _WITH_VALUE.get(name) or _SWITCHES[name]
+        change(config, value)
     return config
 
 
@@ -89,27 +85,20 @@ def _ablation(config: ml_collections.ConfigDict, row: str) -> None:
     if row in "cdg":
         config.model.conv_init = False
     if row in "fg":
-        config.optimizer.frozen = GPSA_PARAMETERS
+        config.optimizer.frozen = (GPSA_ATTENTION,)
 
 
-def _cifar100(config: ml_collections.ConfigDict, value: str) -> None:
-    if value:
-        raise InputError(f"config argument 'cifar100={value}': it takes no value")
+def _cifar100(config: ml_collections.ConfigDict, _: str) -> None:
     config.data.train, config.data.eval = "tfds:cifar100:train", "tfds:cifar100:test"
     config.train_for = "1000 epochs"
 
 
-def _released(config: ml_collections.ConfigDict, value: str) -> None:
-    if value:
-        raise InputError(f"config argument 'released={value}': it takes no value")
+def _released(config: ml_collections.ConfigDict, _: str) -> None:
     config.optimizer.schedule_every = "epoch"
     config.optimizer.schedule_lag = 1
     config.optimizer.no_decay = NO_DECAY[:1]
 
 
-_ARGUMENTS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {
-    "fraction": _fraction,
-    "ablation": _ablation,
-    "cifar100": _cifar100,
-    "released": _released,
-}
+_Change = Callable[[ml_collections.ConfigDict, str], None]
+_WITH_VALUE: dict[str, _Change] = {"fraction": _fraction, "ablation": _ablation}
+_SWITCHES: dict[str, _Change] = {"cifar100": _cifar100, "released": _released}

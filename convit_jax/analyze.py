@@ -38,6 +38,7 @@ from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.data.sources import KINDS
 from convit_jax.errors import InputError, boundary
 from convit_jax.models import VisionTransformer
+from convit_jax.paths import user_path
 from convit_jax.screen import Screen
 from convit_jax.training.accuracy import IMAGES_A_DEVICE, measure_accuracy
 from convit_jax.weights import Weights, open_weights
@@ -144,7 +145,7 @@ def _numbers(arguments: argparse.Namespace, name: str, count: int | None) -> tup
 
 def _directory(name: str) -> epath.Path:
     """The directory to write to, made now: better a mistake told before the work than after."""
-    path = epath.Path(name)
+    path = user_path(name)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

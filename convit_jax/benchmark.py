@@ -31,6 +31,7 @@ from convit_jax.benchmarks.input import measure_input
 from convit_jax.benchmarks.kernel import measure_kernel
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
 from convit_jax.benchmarks.timm_model import check_timm, measure_timm
+from convit_jax.paths import expand_home
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +55,10 @@ def _parser() -> argparse.ArgumentParser:
         "--against-timm", action="store_true", help="time timm's float32 model too, if installed"
     )
     model.add_argument(
-        "--profile", metavar="DIR", help="write a profile of five train steps, for TensorBoard"
+        "--profile",
+        type=expand_home,
+        metavar="DIR",
+        help="write a profile of five train steps, for TensorBoard",
     )
 
     reading = commands.add_parser(

@@ -1,25 +1,23 @@
 """What all commands share: how a mistake is told, and how `--config` is read."""
 
 import argparse
-import ast
 import dataclasses
 import os
-import pathlib
 import re
 import sys
 import textwrap
-import typing
 from collections.abc import Callable, Iterable, Sequence
 from types import UnionType
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import config_flags
 
-from convit_jax.config import Config, resolve
+from convit_jax.config import Config
+from convit_jax.config_files import Overrides, make_config, split_overrides
 from convit_jax.errors import InputError, RunError, first_line, machine_fault, nearest
 from convit_jax.models import Architecture
-from convit_jax.typed_config import keys, unknown_key
+from convit_jax.models.architecture import as_image_size
+from convit_jax.typed_config import from_text, keys
 
 
 def run(name: str, command: Callable[[], int | None]) -> int:
@@ -102,7 +100,9 @@ def add_weights_flags(parser: argparse.ArgumentParser) -> None:
         "--weights",
         required=True,
         metavar="W",
-        help="a .safetensors or .pth file, a checkpoint, a workdir, https://… or hf://ORG/NAME",
+        help="a .safetensors or .pth file, a directory with model.safetensors, a checkpoint, a "
+        "workdir, https://… or hf://ORG/NAME; where there is a running average it is taken, and "
+        "W#model, W#state_dict or W#params asks for the other",
     )
     add_override_flag(parser)
 
@@ -126,159 +126,71 @@ def overrides(settings: Iterable[str]) -> dict[str, Any]:
         InputError: an unknown field, or a value of another type.
     """
     kinds = {field.name: field.type for field in dataclasses.fields(Architecture)}
-    return {
-        name: _field_value(name, value, kinds)
-        for name, _, value in (setting.partition("=") for setting in settings)
-    }
-
-
-def _field_value(name: str, text: str, kinds: dict[str, Any]) -> Any:
-    if name not in kinds:
-        raise InputError(f"--override {name}: models have no such field, {nearest(name, kinds)}")
-    kind = typing.get_origin(kinds[name]) or kinds[name]
-    try:
-        value = text if kind is str else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = None
-    if name == "image_size" and type(value) is int:
-        value = (value, value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise InputError(f"--override {name}={text}: expected {_type_name(kinds[name])}")
-    return value
+    fields: dict[str, Any] = {}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name not in kinds:
+            raise InputError(
+                f"--override {name}: models have no such field, {nearest(name, kinds)}"
+            )
+        value = from_text(text, kinds[name], f"--override {name}")
+        if name == "image_size" and len(value) == 1:
+            value = as_image_size(*value)
+        fields[name] = value
+    return fields
 
 
 _FLAGS = flags.FLAGS
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment: configs/FILE.py or configs/FILE.py:ARGUMENTS."
-)
+flags.DEFINE_string("config", None, "The experiment: configs/FILE.py or configs/FILE.py:ARGUMENTS.")
 
 
-def parse(argv: Sequence[str]) -> None:
-    """Parses a command's absl flags, `--config.key=value` among them.
+def parse(argv: Sequence[str]) -> Overrides:
+    """Parses a command's absl flags.
+
+    Returns:
+        The `--config.key=value` among them, for `read_config`.
 
     Raises:
-        InputError: an unknown flag or key, a value of the wrong type, a file that is not there or
-            that does not make a config.
+        InputError: an unknown flag or key, or one without a value.
     """
-    _parse(_FLAGS, argv)
-
-
-def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    _check_config_keys(argv)
-    _check_config_file(argv)
+    overrides, rest = split_overrides(argv[1:])
+    for argument in rest:
+        name = argument.partition("=")[0].lstrip("-")
+        meant = re.sub(r"^\w+\.", "", name) if name not in keys(Config) else name
+        if argument.startswith("--") and name not in _FLAGS and meant in keys(Config):
+            raise InputError(f"no flag --{name}: did you mean --config.{meant}?")
     try:
-        positional = values(_last_of_each(argv))[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise InputError(_reason(error)) from error
+        positional = _FLAGS([*argv[:1], *rest])[1:]
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from error
     if positional:
         raise InputError(f"unexpected argument '{positional[0]}': flags begin with --")
+    return overrides
 
 
-def _last_of_each(argv: Sequence[str]) -> list[str]:
-    """Of a config key that is given twice the last: a tuple's values would be joined otherwise."""
-    last = {argument.partition("=")[0]: i for i, argument in enumerate(argv)}
-    return [
-        argument
-        for i, argument in enumerate(argv)
-        if not re.match(r"--config\.[^=]+=", argument) or last[argument.partition("=")[0]] == i
-    ]
-
-
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divides a command line into its `--config.key=value` and everything else.
-
-    Raises:
-        InputError: an unknown key, or one without a value.
-    """
-    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
-    for argument in overrides:
-        if "=" not in argument:
-            raise InputError(f"{argument}: expected {argument}=VALUE")
-    _check_config_keys(["", *overrides])
-    return overrides, [argument for argument in argv if argument not in overrides]
-
-
-def make_config(file: str, overrides: Sequence[str]) -> Config:
-    """The checked configuration of a file, for commands that read several.
-
-    Args:
-        file: configs/FILE.py or configs/FILE.py:ARGUMENTS.
-        overrides: `--config.key=value` of the command line.
-
-    Raises:
-        InputError: it is not there or wrong.
-    """
-    values, argv = flags.FlagValues(), ["", f"--config={file}", *overrides]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    _parse(values, argv)
-    return _resolved(holder.value)
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, on one line: the words of the config file's own error if there was one."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, InputError) and "Traceback" not in str(cause):
-            return str(cause)
-        last, cause = cause, cause.__context__
-    # The flags library says which flag it was; it quotes a config file's error with a traceback.
-    words = last if "Traceback" in str(error) else error
-    return " ".join(str(words).split())
-
-
-def _check_config_keys(argv: Sequence[str]) -> None:
-    known = keys(Config)
-    for argument in argv[1:]:
-        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if match and match[1] not in known:
-            raise InputError(unknown_key(Config, match[1]))
-
-
-def _check_config_file(argv: Sequence[str]) -> None:
-    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
-        flag, given, value = argument.partition("=")
-        if flag not in ("--config", "-config"):
-            continue
-        path = (value if given else following).partition(":")[0]
-        if not _makes_config(pathlib.Path(path)):
-            known = [str(file) for file in pathlib.Path("configs").glob("*") if _makes_config(file)]
-            hint = nearest(path, known) if known else "expected configs/FILE.py"
-            raise InputError(f"--config={path}: no such file that defines get_config(); {hint}")
-
-
-def _makes_config(path: pathlib.Path) -> bool:
-    return path.is_file() and "get_config" in path.read_text(errors="replace")
-
-
-def read_config() -> Config:
+def read_config(overrides: Overrides) -> Config:
     """The checked configuration that `--config` and its overrides make.
 
     Raises:
         InputError: there is none, or it is wrong.
     """
-    if _CONFIG.value is None:
+    if not _FLAGS.config:
         raise InputError("expected --config=configs/FILE.py")
-    return _resolved(_CONFIG.value)
-
-
-def _resolved(values: Any) -> Config:
-    try:
-        return resolve(values)
-    except (AttributeError, OSError) as error:  # a file that was not there shows up only now
-        raise InputError(f"--config: {_reason(error)}") from error
+    return make_config(_FLAGS.config, overrides)
 
 
 def describe_keys() -> str:
-    """Every config key with its type, default and meaning, as text for `--help`."""
+    """Every config key with its type, default, range and meaning, as text for `--help`."""
     lines = []
     for name, field in keys(Config).items():
         default = "the model's own" if field.default is None else repr(field.default)
-        lines.append(f"--config.{name}  ({_type_name(field.type)}, default {default})")
-        lines += textwrap.wrap(
-            field.metadata["help"], 92, initial_indent=" " * 6, subsequent_indent=" " * 6
-        )
+        span, conditions = field.metadata["range"], field.metadata["read_if"]
+        allowed = f"; {span}" if span else ""
+        lines.append(f"--config.{name}  ({_type_name(field.type)}, default {default}{allowed})")
+        meaning = field.metadata["help"]
+        if conditions:
+            meaning += f". Read where {' and '.join(map(str, conditions))}."
+        lines += textwrap.wrap(meaning, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 

@@ -7,6 +7,18 @@ from convit_jax.errors import InputError
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?)\s*")
 
 
+def parse_duration(duration: str) -> tuple[float, str] | None:
+    """Its number and its unit, `steps` or `epochs`; None for what is no duration.
+
+    A broken number of steps is none.
+    """
+    match = _DURATION.fullmatch(duration)
+    if not match:
+        return None
+    number, unit = float(match[1]), match[2].rstrip("s") + "s"
+    return None if unit == "steps" and not number.is_integer() else (number, unit)
+
+
 def in_steps(duration: str, name: str, steps_per_epoch: float) -> int:
     """A duration in steps: "1500 steps" as it is, "0.5 epochs" by the length of an epoch.
 
@@ -18,12 +30,10 @@ def in_steps(duration: str, name: str, steps_per_epoch: float) -> int:
     Raises:
         InputError: it is neither of the two, or a broken number of steps.
     """
-    match = _DURATION.fullmatch(duration)
-    if not match:
-        raise InputError(f"{name}='{duration}': expected '<number> steps' or '<number> epochs'")
-    number, unit = float(match[1]), match[2]
-    if unit.startswith("epoch"):
-        return round(number * steps_per_epoch)
-    if not number.is_integer():
-        raise InputError(f"{name}='{duration}': expected a whole number of steps")
-    return int(number)
+    parsed = parse_duration(duration)
+    if parsed is None:
+        raise InputError(
+            f"{name}='{duration}': expected '<number> steps' (a whole one) or '<number> epochs'"
+        )
+    number, unit = parsed
+    return round(number * steps_per_epoch) if unit == "epochs" else int(number)

@@ -156,13 +156,14 @@ def main(argv: Sequence[str]) -> int:
             print(f"--{flag.name}: {flags.FLAGS[flag.name].help}")
         print(f"\n{describe_topologies()}")
         return 0
-    command_line.parse(argv)
+    overrides = command_line.parse(argv)
     if not _TOPOLOGY.value:
         raise InputError("expected --topology=NAME, such as v5e-256 or v4:4x4x4")
     for flag in (_EXAMPLES, _CLASSES):
         if flag.value < 1:
             raise InputError(f"--{flag.name}={flag.value}: expected at least 1")
-    topology, config = find_topology(_TOPOLOGY.value), command_line.read_config()
+    topology = find_topology(_TOPOLOGY.value)
+    config = command_line.read_config(overrides)
     if _SWEEP.value:
         plans = sweep(config, topology, examples=_EXAMPLES.value, classes=_CLASSES.value)
     else:

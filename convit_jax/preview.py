@@ -17,9 +17,9 @@ from absl import flags
 from PIL import Image, ImageDraw
 
 from convit_jax import command_line, data
-from convit_jax.config import Config
 from convit_jax.errors import InputError
-from convit_jax.training import Experiment, make_experiment, open_training_data
+from convit_jax.paths import expand_home
+from convit_jax.training import Experiment, make_experiment, open_training_examples
 from convit_jax.training.step import augmented, step_key, step_keys
 
 _OUT = flags.DEFINE_string("out", "sheet.png", "Where the sheet is written: a .png or .jpg file.")
@@ -106,27 +106,31 @@ def _grid(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the config and the images, and writes the sheet."""
-    command_line.parse(argv)
-    config: Config = command_line.read_config()
+    if {"--help", "-h", "-help"} & set(argv):
+        print(f"{__doc__}\nFlags: --config, --config.key=value (train.py --help lists them), and\n")
+        for flag in (_OUT, _STEP, _IMAGES):
+            print(f"--{flag.name}: {flags.FLAGS[flag.name].help} (default {flag.default})")
+        return 0
+    overrides = command_line.parse(argv)
+    config = command_line.read_config(overrides)
     count = _IMAGES.value
     if not 2 <= count <= config.batch_size or count % 2:
         raise InputError(f"--images={count}: expected an even number up to {config.batch_size}")
     if _STEP.value < 0:
         raise InputError(f"--step={_STEP.value}: expected 0 or more")
-    if not _OUT.value.lower().endswith((".png", ".jpg")):
+    out = expand_home(_OUT.value)
+    if not out.lower().endswith((".png", ".jpg")):
         raise InputError(f"--out={_OUT.value}: expected a .png or .jpg file")
-    source, _ = open_training_data(config)
+    source = open_training_examples(config)
     experiment = make_experiment(
         config, num_examples=len(source), num_classes=len(source.class_names)
     )
     sheet = contact_sheet(experiment, source, step=_STEP.value, count=count)
     try:
-        sheet.save(_OUT.value)
+        sheet.save(out)
     except OSError as error:
         raise InputError(f"--out={_OUT.value}: {error.strerror or error}") from error
-    print(
-        f"{_OUT.value}: {count} images of step {_STEP.value}, {sheet.width}x{sheet.height} pixels"
-    )
+    print(f"{out}: {count} images of step {_STEP.value}, {sheet.width}x{sheet.height} pixels")
     return 0
 
 

@@ -30,9 +30,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from convit_jax import command_line
-from convit_jax.config import Config
+from convit_jax.config import SEEDS, Config
+from convit_jax.config_files import Overrides, make_config, split_argument, split_overrides
 from convit_jax.errors import InputError, nearest
 from convit_jax.models import list_models
+from convit_jax.paths import expand_home
 from convit_jax.studies import description, report
 from convit_jax.studies.cells import Job, list_cells, make_jobs, share_of
 from convit_jax.studies.listing import list_jobs
@@ -51,7 +53,13 @@ def _parser() -> command_line.Parser:
     add("--fractions", required=True, metavar="F,F…", help="shares of each class: 0.05,0.1,1")
     add("--models", required=True, metavar="M,M…", help="see above; gaps are the first's")
     add("--seeds", type=int, default=1, metavar="N", help="runs of each (default 1)")
-    add("--out", required=True, metavar="DIR", help="the study's directory; is made")
+    add(
+        "--out",
+        required=True,
+        type=expand_home,
+        metavar="DIR",
+        help="the study's directory; is made",
+    )
     add("--variants", metavar="R,R…", help="rows of Table 3, a to g (a: the ConViT as it is)")
     add("--locality-strengths", metavar="A,A…", help="α, 0.01,0.1,1 in Fig. 8a")
     add("--gpsa-layers", metavar="N,N…", help="how many layers are GPSA, 0,3,6,9 in Fig. 8a")
@@ -64,7 +72,7 @@ def _parser() -> command_line.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the flags say; returns 1 if a cell failed, 128 + N after signal N."""
-    overrides, rest = command_line.split_overrides(sys.argv[1:] if argv is None else argv)
+    overrides, rest = split_overrides(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(rest)
     command_line.expect(arguments, "seeds", arguments.seeds >= 1, "at least 1")
     rate = arguments.images_per_second
@@ -78,6 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs = {name: _config_of(name, arguments.config, overrides) for name in names}
 
     description.check_comparable(configs)
+    for name, config in configs.items():
+        last = config.seed + arguments.seeds - 1
+        what = f"as many as there are from config.seed={config.seed} of '{name}', below {SEEDS}"
+        command_line.expect(arguments, "seeds", last < SEEDS, what)
     cells = list_cells(configs, fractions, arguments.seeds, rows, strengths, layers)
     description.open_study(arguments.out, configs, write=False)
     jobs = make_jobs(configs, cells)
@@ -155,22 +167,27 @@ def _worker(arguments: argparse.Namespace) -> tuple[int, int]:
     return worker, workers
 
 
-def _config_of(model: str, file: str, overrides: Sequence[str]) -> Config:
+def _make(file: str, overrides: Overrides) -> Config:
+    """A config of which the study sets the fraction."""
+    return make_config(file, overrides, undecided=("data.fraction",))
+
+
+def _config_of(model: str, file: str, overrides: Overrides) -> Config:
     """The experiment of a model: the file's with the zoo's model, or the file's of that argument.
 
     Raises:
         InputError: it is neither, or the config is wrong.
     """
     if model in list_models():
-        return command_line.make_config(file, [*overrides, f"--config.model.name={model}"])
-    if ".py:" in file:
+        return _make(file, [*overrides, ("model.name", model)])
+    if split_argument(file)[1] is not None:
         raise InputError(
             f"--models: no model is called '{model}', {nearest(model, list_models())} (it would be "
             f"an argument of the config, but {file} has one)"
         )
-    command_line.make_config(file, overrides)  # what is wrong without the argument is told first
+    _make(file, overrides)  # what is wrong without the argument is told first
     try:
-        return command_line.make_config(f"{file}:{model}", overrides)
+        return _make(f"{file}:{model}", overrides)
     except InputError as error:
         raise InputError(
             f"--models: '{model}' is neither a model ({nearest(model, list_models())}) nor an "

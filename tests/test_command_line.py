@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from convit_jax import command_line
+from convit_jax.config_files import make_config, split_overrides
 
 CONFIG = "--config=configs/digits.py"
 
@@ -39,7 +40,7 @@ def test_help_teaches_every_key(train):
     ("arguments", "message"),
     [
         ([CONFIG, "--config.batchsize=3"], "no config key 'batchsize': did you mean 'batch_size'"),
-        ([CONFIG, "--config.seed=abc"], "--config.seed=abc"),
+        ([CONFIG, "--config.seed=abc"], "--config.seed=abc: expected int"),
         ([CONFIG, "--config.optimizer.accumulate=5"], "a divisor of batch_size"),
         ([CONFIG, "--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
         ([CONFIG, "stray"], "unexpected argument 'stray'"),
@@ -103,10 +104,10 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_sentence(
 
 
 def test_of_a_key_that_is_given_twice_the_last_counts(repository):
-    from convit_jax.command_line import make_config
-
     twice = ["--config.data.mean=(0.1,)", "--config.seed=1", "--config.data.mean=(0.2,)"]
-    config = make_config(str(repository / "configs/digits.py"), [*twice, "--config.seed=2"])
+    overrides, rest = split_overrides(["--out=x", *twice, "--config.seed=2"])
+    assert rest == ["--out=x"]
+    config = make_config(str(repository / "configs/digits.py"), overrides)
     assert (config.data.mean, config.seed) == ((0.2,), 2)
 
 

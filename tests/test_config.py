@@ -39,14 +39,17 @@ def test_a_saved_config_is_read_back_the_same():
         ({"data": 3}, "config.data is a section"),
         ({"batch_size": 0}, "config.batch_size=0: expected at least 1"),
         ({"optimizer": {"accumulate": 3}}, "accumulate=3: expected a divisor of batch_size"),
-        ({"train_for": "3 weeks"}, "train_for='3 weeks': expected '<number> steps' or"),
-        ({"train_for": "1.5 steps"}, "expected a whole number of steps"),
-        ({"log_every": "0 steps"}, "log_every='0 steps': expected more than nothing"),
+        ({"train_for": "3 weeks"}, "train_for='3 weeks': expected '<number> steps' "),
+        (
+            {"train_for": "1.5 steps"},
+            r"'<number> steps' \(a whole one\) or '<number> epochs', above 0",
+        ),
+        ({"log_every": "0 steps"}, "log_every='0 steps': expected .*, above 0"),
         ({"optimizer": {"warmup": "soon"}}, "config.optimizer.warmup='soon'"),
         ({"model": {"name": "vit"}}, "no model is called 'vit'"),
         ({"model": {"name": "deit_tiny", "conv_init": True}}, "would not read conv_init"),
         ({"model": {"in_channels": 1}}, "config.data.mean=.*expected 1 values"),
-        ({"data": {"image_size": (1, 2, 3)}}, r"expected \(side,\) or \(height, width\)"),
+        ({"data": {"image_size": (1, 2, 3)}}, "expected 1 or 2 numbers, each at least 1"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(values, message):
@@ -98,7 +101,7 @@ def test_every_key_is_read(make_config, monkeypatch, tmp_path):
     # Checks, comparisons and the record in config.json read everything; the run must, too.
     for module, name in (
         (loop.workdirs, "write_config"),
-        (loop.saving, "check_same_run"),
+        (loop, "check_same_run"),
         (loop.saving, "save"),
         (loop.saving, "finish_saving"),
     ):

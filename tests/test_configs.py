@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs.imagenet import GPSA_PARAMETERS
-from convit_jax.config import resolve
+from convit_jax.config import GPSA_ATTENTION, resolve
 from convit_jax.errors import InputError
 from convit_jax.training import make_experiment
 from convit_jax.training.optimizer import match_parameters, parameter_names
@@ -127,13 +126,13 @@ def test_an_unknown_variant_is_told_in_a_sentence(repository):
         ("ablation=c", {"model.conv_init": False}),
         ("ablation=d", {"model.use_gating": False, "model.conv_init": False}),
         ("ablation=e", {"model.name": "deit_small"}),
-        ("ablation=f", {"model.use_gating": False, "optimizer.frozen": GPSA_PARAMETERS}),
+        ("ablation=f", {"model.use_gating": False, "optimizer.frozen": (GPSA_ATTENTION,)}),
         (
             "ablation=g",
             {
                 "model.use_gating": False,
                 "model.conv_init": False,
-                "optimizer.frozen": GPSA_PARAMETERS,
+                "optimizer.frozen": (GPSA_ATTENTION,),
             },
         ),
         (
@@ -184,11 +183,13 @@ def test_the_papers_runs_have_the_papers_lengths(repository):
 @pytest.mark.parametrize(
     ("name", "argument", "message"),
     [
+        ("convit_s", "fraction=0.1,foo=3", "'foo=3': expected one of ablation, cifar100, fract"),
+        ("convit_s", "fraction=0.1,fraction=0.2", "fraction is there twice"),
         ("convit_s", "fractoin=0.1", "'fractoin=0.1': did you mean 'fraction'"),
         ("convit_s", "fraction=two", "'fraction=two': expected a share"),
         ("convit_s", "ablation=h", "expected a row of Table 3, a to g"),
         ("deit_s", "ablation=b", "deit_small has no GPSA"),
-        ("convit_s", "cifar100=yes", "takes no value"),
+        ("convit_s", "cifar100=yes", "expected cifar100, which takes no value"),
     ],
 )
 def test_a_wrong_argument_is_told_in_a_sentence(name, argument, message, repository):
@@ -245,7 +246,7 @@ def test_a_folder_of_parts_is_used_as_they_say(finetune, workdir, tmp_path):
         ("", "data= is missing"),
         ("dtaa=x,weights=y", "'dtaa=x': did you mean 'data'"),
         ("data=x,weights=nowhere.safetensors", "nowhere.safetensors: the file does not exist"),
-        ("data=x,weights=W,probe=1", "'probe=1': expected probe, without a value"),
+        ("data=x,weights=W,probe=1", "'probe=1': expected probe, which takes no value"),
         ("data=x,weights=W,epochs=many", "'epochs=many': expected a whole number above 0"),
     ],
 )

@@ -15,15 +15,17 @@ LEVEL = {
     "training": 3,
     "analysis": 4,
     "weights": 4,
+    "config_files": 4,
     "config": 5,
-    "config_rules": 6,
-    "typed_config": 7,
-    "durations": 6,
-    "models": 6,
-    "data": 6,
-    "kernels": 7,
+    "config_data": 6,
+    "models": 7,
+    "data": 7,
+    "kernels": 8,
+    "typed_config": 8,
+    "ranges": 9,
+    "durations": 10,
 }
-COMMON = {"cache", "errors", "huge_pages", "screen", "whole_file"}
+COMMON = {"cache", "errors", "huge_pages", "paths", "screen", "whole_file"}
 
 
 def imports_of(path):

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from convit_jax.errors import InputError
+from convit_jax.paths import user_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ def read_metrics(workdir: str | epath.Path) -> list[dict[str, float]]:
     Raises:
         InputError: a line of the file is damaged.
     """
-    path = epath.Path(workdir) / "metrics.jsonl"
+    path = user_path(workdir) / "metrics.jsonl"
     records = []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
         try:

@@ -26,6 +26,7 @@ _HOMES = {
     "spread_out": "subsets",
     "subset": "subsets",
     "train_batches": "loader",
+    "with_classes_of": "class_maps",
 }
 
 __all__ = list(_HOMES)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from convit_jax.data.decoding import FORMATS
 from convit_jax.errors import InputError, boundary
+from convit_jax.paths import expand_home
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def find_images(names: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for given in names:
         with boundary(given):
-            name = str(epath.Path(given).expanduser()) if given.startswith("~") else given
+            name = expand_home(given)
             path = epath.Path(name)
             is_folder, exists = path.is_dir(), path.exists()
         if is_folder:

@@ -10,8 +10,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from convit_jax.errors import InputError
-
 # Boxes tried for an image before it is left whole.
 _ERASE_ATTEMPTS = 10
 
@@ -32,18 +30,6 @@ class Mixing:
     prob: float = 1.0
     switch_prob: float = 0.5
 
-    def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise InputError(
-                    f"config.augment.{name}={getattr(self, name)}: expected 0 (off) or above"
-                )
-        for name, key in (("prob", "mix_prob"), ("switch_prob", "mix_switch_prob")):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"config.augment.{key}={getattr(self, name)}: expected a chance, 0 to 1"
-                )
-
     @property
     def on(self) -> bool:
         """Whether there is anything to mix."""
@@ -63,16 +49,6 @@ class Erasing:
     prob: float = 0.0
     area: tuple[float, ...] = (0.02, 1 / 3)
     ratio: tuple[float, ...] = (0.3, 1 / 0.3)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.prob <= 1:
-            raise InputError(f"config.augment.erase={self.prob}: expected a chance, 0 to 1")
-        for name, highest in (("area", 1.0), ("ratio", math.inf)):
-            value = getattr(self, name)
-            if len(value) != 2 or not 0 < value[0] <= value[1] <= highest:
-                raise InputError(
-                    f"config.augment.erase_{name}={value}: expected (smallest, largest) above 0"
-                )
 
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:

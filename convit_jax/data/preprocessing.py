@@ -20,6 +20,7 @@ from convit_jax.data.decoding import (
 from convit_jax.data.image_metadata import turn
 from convit_jax.data.resizing import resize_and_centre_crop
 from convit_jax.errors import InputError, boundary
+from convit_jax.paths import user_path
 
 # Image statistics of ImageNet (red, green, blue), in units of full scale.
 IMAGENET_EXAMPLES = 1_281_167  # for training
@@ -155,7 +156,7 @@ _EXPECTED = (
 def _pixels(image: ImageLike, channels: int, rotate: bool) -> np.ndarray:
     """Uint8 [H, W, channels]."""
     if isinstance(image, str | os.PathLike):
-        return _read(epath.Path(image).expanduser(), channels, rotate)
+        return _read(user_path(image), channels, rotate)
     if isinstance(image, bytes | bytearray | memoryview):
         return decode(bytes(image), channels, rotate=rotate)
     if isinstance(image, Image.Image):

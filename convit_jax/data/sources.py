@@ -1,29 +1,28 @@
 """Where examples come from: a name like `folder:PATH` → random access to encoded images."""
 
-import collections
 import contextlib
-import re
-import sys
+import io
+import logging
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath
 
-from convit_jax.data.image_paths import USUAL, images_below, log_left_out
-from convit_jax.data.records import ArrayRecords, ImageFiles, Span, TFExamples
+from convit_jax.data.features import choose_features
+from convit_jax.data.folders import open_folder
+from convit_jax.data.prepared import FORM, PreparedName, cut_split, prepared_builder
+from convit_jax.data.records import ArrayRecords, Span, TFExamples
 from convit_jax.data.source import Source
 from convit_jax.data.tfrecord_index import open_tfrecords
-from convit_jax.errors import InputError, nearest
+from convit_jax.errors import InputError, boundary, nearest
+
+log = logging.getLogger(__name__)
 
 KINDS = {
     "digits": "digits:train|test",
-    "tfds": "tfds:NAME:SPLIT[:DATA_DIR]",
+    "tfds": FORM,
     "folder": "folder:PATH",
 }
-_SPLIT = r"(?P<split>\w+(\[[^\]]*\])?)"  # a slice has colons of its own, and so has gs://
-_DIGITS = re.compile(_SPLIT)
-_TFDS = re.compile(rf"(?P<dataset>[^:]+):{_SPLIT}(:(?P<data_dir>.+))?")
 
 
 def open_source(name: str) -> Source:
@@ -33,54 +32,50 @@ def open_source(name: str) -> Source:
     must have been prepared, as ArrayRecord or as TFRecord, which is read where it lies.
 
     Args:
-        name: `digits:train`, `digits:test`, `tfds:NAME:SPLIT[:DATA_DIR]` or `folder:PATH`.
+        name: `digits:train`, `digits:test`, `tfds:NAME[/CONFIG][:VERSION]:SPLIT[:DATA_DIR]` or
+            `folder:PATH`.
 
     Raises:
         InputError: an unknown kind, dataset or split, or data that are not there.
+        MachineError: the machine does not let them be read.
     """
-    kind, _, rest = name.partition(":")
+    kind = name.partition(":")[0]
     if kind not in KINDS:
         raise InputError(
             f"data '{name}': unknown kind '{kind}', expected {' or '.join(KINDS.values())}"
         )
-    if kind == "folder":
-        return _open_folder(name, rest)
-    match = (_DIGITS if kind == "digits" else _TFDS).fullmatch(rest)
-    if not match:
-        raise InputError(f"data '{name}': expected {KINDS[kind]}")
-    if kind == "digits":
-        return _open_split(_digits(), match["split"], name)
-    builder = _prepared_builder(name, match["dataset"], match["data_dir"])
-    return _open_split(builder, match["split"], name)
+    opener = {"folder": open_folder, "digits": _open_digits, "tfds": _open_tfds}[kind]
+    with boundary(f"data '{name}'", "cannot be opened"):
+        return opener(name)
 
 
-def _open_folder(name: str, path: str) -> Source:
-    """Class directories of images; files deeper inside belong to the class at the top."""
-    root = epath.Path(path)
-    if not path or not root.is_dir():
-        raise InputError(f"data '{name}': no directory '{path}', expected {KINDS['folder']}")
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not classes:
-        raise InputError(
-            f"data '{name}': no class directories in it, expected PATH/CLASS/IMAGE"
-            f" with images {USUAL}"
-        )
-    names, labels, empty = [], [], []
-    left_out: collections.Counter[str] = collections.Counter()
-    for label, class_name in enumerate(classes):
-        files = sorted(images_below(root / class_name, class_name, left_out))
-        names += files
-        labels += [label] * len(files)
-        if not files:
-            empty.append(class_name)
-    log_left_out(left_out, name)
-    if empty:
-        raise InputError(
-            f"data '{name}': no images ({USUAL}) in the class "
-            f"director{'y' if len(empty) == 1 else 'ies'} {', '.join(empty[:5])}"
-        )
-    files = ImageFiles(path.rstrip("/"), tuple(names), np.asarray(labels, np.int32))
-    return Source(name, files, tuple(classes))
+def _open_digits(name: str) -> Source:
+    split, rest = cut_split(name.removeprefix("digits:"))
+    if not split or rest:
+        raise InputError(f"data '{name}': expected {KINDS['digits']}")
+    return _open_split(_digits(), split, name)
+
+
+def _open_tfds(name: str) -> Source:
+    parsed = PreparedName.parse(name.removeprefix("tfds:"))
+    try:
+        if not parsed.dataset or not parsed.split:
+            raise InputError(f"expected {KINDS['tfds']}{_splits_of(parsed)}")
+        builder = prepared_builder(parsed)
+    except InputError as error:
+        raise InputError(f"data '{name}': {error}") from error
+    return _open_split(builder, parsed.split, name)
+
+
+def _splits_of(parsed: PreparedName) -> str:
+    """Which splits there would be, where none was named."""
+    if not parsed.dataset:
+        return ""
+    try:
+        splits = prepared_builder(parsed).info.splits
+    except InputError:
+        return ""
+    return f", where SPLIT is one of {', '.join(splits)}"
 
 
 def _digits() -> tfds.core.DatasetBuilder:
@@ -91,8 +86,9 @@ def _digits() -> tfds.core.DatasetBuilder:
     if not builder.data_path.exists():
         tfds.disable_progress_bar()
         try:
+            log.info("writing the digits to %s, once", builder.data_path)
             # TFDS tells of it on standard output, which is the commands'.
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare()
         except OSError:
             # Another process wrote the same files first; its copy is as good.
@@ -102,59 +98,45 @@ def _digits() -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _prepared_builder(name: str, dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    try:
-        builder = tfds.builder(dataset, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        raise InputError(f"data '{name}': TFDS knows no dataset '{dataset}'") from error
-    if not builder.data_path.exists():
-        raise InputError(
-            f"data '{name}': nothing is prepared in {builder.data_path}; run "
-            f"`tfds build {dataset} --file_format=array_record` or name its DATA_DIR"
-        )
-    return builder
-
-
 def _open_split(builder: tfds.core.DatasetBuilder, split: str, name: str) -> Source:
-    if split.partition("[")[0] not in builder.info.splits:
-        raise InputError(
-            f"data '{name}': no split '{split}', {nearest(split, builder.info.splits)}"
-        )
-    features = builder.info.features
-    image_key = _feature_of_type(features, tfds.features.Image, name)
-    # Datasets such as ReaL give an image several labels, or none, beside the one it had.
-    several = [key for key, feature in features.items() if _holds_labels(feature)]
-    if several:
-        label_key = several[0]
-        class_names = features[label_key].feature.names
+    spans, records_in_file = _spans(builder.info.splits, split, name)
+    chosen = choose_features(builder.info, name)
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        records = ArrayRecords(spans)
+    elif builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+        records = open_tfrecords(spans, records_in_file, name)
     else:
-        label_key = _feature_of_type(features, tfds.features.ClassLabel, name)
-        class_names = features[label_key].names
-    name_key = "file_name" if "file_name" in features else None
-    records = _open_records(builder, split, name)
-    classes = len(class_names) if several else 0
-    examples = TFExamples(records, image_key, label_key, name_key, classes)
-    source = Source(name, examples, tuple(class_names))
-    if not several:
+        raise InputError(
+            f"data '{name}': prepared as {builder.info.file_format.value}, expected array_record "
+            "or tfrecord"
+        )
+    classes = len(chosen.class_names) if chosen.several else 0
+    examples = TFExamples(records, chosen.image, chosen.label, chosen.file_name, classes)
+    source = Source(name, examples, chosen.class_names)
+    if not chosen.several:
         _check_label(source)
     return source
 
 
-def _open_records(builder: tfds.core.DatasetBuilder, split: str, name: str) -> Any:
-    """The split's serialised examples, in whichever of the two formats they were prepared."""
-    file_format = builder.info.file_format
-    instructions = builder.info.splits[split].file_instructions
-    spans = tuple(
-        Span(str(part.filename), part.skip, part.skip + part.take) for part in instructions
-    )
-    if not spans:
+def _spans(splits: Mapping[str, Any], split: str, name: str) -> tuple[tuple[Span, ...], list[int]]:
+    """Which records of which files a split is, and how many records each file holds.
+
+    Raises:
+        InputError: there is no such split, or nothing in it.
+    """
+    for part in split.split("+"):
+        base = part.partition("[")[0].strip()
+        if base not in splits and base != "all":
+            raise InputError(f"data '{name}': no split '{base}', {nearest(base, splits)}")
+    there = " and ".join(f"{key} ({splits[key].num_examples} examples)" for key in splits)
+    forms = "such as train, train[:90%], train[10:20] or train+test"
+    with boundary(f"data '{name}': '{split}'", f"is no split of {there}, {forms}"):
+        instructions = splits[split].file_instructions
+    if any(part.take < 0 for part in instructions) or not sum(part.take for part in instructions):
         raise InputError(f"data '{name}': the split '{split}' has no examples")
-    if file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        return ArrayRecords(spans)
-    if file_format == tfds.core.FileFormat.TFRECORD:
-        return open_tfrecords(spans, [part.examples_in_shard for part in instructions], name)
-    raise InputError(
-        f"data '{name}': prepared as {file_format.value}, expected array_record or tfrecord"
+    return (
+        tuple(Span(str(p.filename), p.skip, p.skip + p.take) for p in instructions),
+        [part.examples_in_shard for part in instructions],
     )
 
 
@@ -166,19 +148,3 @@ def _check_label(source: Source) -> None:
             f"data '{source.name}': the first label is {label}, expected 0 to "
             f"{len(source.class_names) - 1}; some test splits have no labels"
         )
-
-
-def _holds_labels(feature: Any) -> bool:
-    return isinstance(feature, tfds.features.Sequence) and isinstance(
-        feature.feature, tfds.features.ClassLabel
-    )
-
-
-def _feature_of_type(features: tfds.features.FeaturesDict, kind: type, name: str) -> str:
-    found = [key for key, feature in features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
-        raise InputError(
-            f"data '{name}': expected one {kind.__name__} feature, found {len(found)} among "
-            f"{', '.join(features)}"
-        )
-    return found[0]

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from convit_jax.errors import InputError
+from convit_jax.ranges import Range
 
 DTYPES = ("float32", "bfloat16")
 
@@ -11,8 +12,9 @@ DTYPES = ("float32", "bfloat16")
 GPSA_FIELDS = ("locality_strength", "conv_init", "use_gating")
 
 
-def _field(meaning: str, **options: Any) -> Any:
-    return dataclasses.field(metadata={"help": meaning}, **options)
+def _field(meaning: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
+    metadata = {"help": meaning, "range": Range(**bounds)}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,24 +26,29 @@ class Architecture:
     first, and it has a position of its own there (`class_token_position`).
     """
 
-    num_heads: int = _field("attention heads a layer")
-    head_dim: int = _field("channels a head; the width is num_heads x head_dim", default=48)
-    depth: int = _field("layers", default=12)
+    num_heads: int = _field("attention heads a layer", at_least=1)
+    head_dim: int = _field(
+        "channels a head; the width is num_heads x head_dim", default=48, at_least=1
+    )
+    depth: int = _field("layers", default=12, at_least=1)
     gpsa_layers: int = _field(
         "how many of the first layers are GPSA; the class token joins after them (where all are, "
         "none joins and the first patch is classified, as in the released code)",
         default=10,
+        at_least=0,
     )
     mlp_ratio: float = _field(
-        "hidden width of the feed-forward network over the width", default=4.0
+        "hidden width of the feed-forward network over the width", default=4.0, above=0
     )
     qkv_bias: bool = _field("biases for queries, keys and values", default=False)
-    patch_size: int = _field("side of a patch, in pixels", default=16)
-    in_channels: int = _field("channels of an image", default=3)
+    patch_size: int = _field("side of a patch, in pixels", default=16, at_least=1)
+    in_channels: int = _field("channels of an image", default=3, at_least=1)
     image_size: tuple[int, int] = _field("(height, width) in pixels", default=(224, 224))
-    num_classes: int = _field("classes", default=1000)
+    num_classes: int = _field("classes", default=1000, at_least=1)
     locality_strength: float = _field(
-        "α of the convolutional initialisation (paper Eq. 5), in 1/patches²", default=1.0
+        "α of the convolutional initialisation (paper Eq. 5), in 1/patches²",
+        default=1.0,
+        at_least=0,
     )
     conv_init: bool = _field("start GPSA layers as convolutions (paper Eq. 5)", default=True)
     use_gating: bool = _field("learn the gates; otherwise they stay at one half", default=True)
@@ -49,25 +56,30 @@ class Architecture:
     class_token_position: bool = _field(
         "give the class token an absolute position too (DeiT: 197 rows, not 196)", default=False
     )
-    drop_rate: float = _field("dropout after projections and positions", default=0.0)
+    drop_rate: float = _field(
+        "dropout after projections and positions", default=0.0, at_least=0, below=1
+    )
     drop_path_rate: float = _field(
         "stochastic depth: chance of skipping a residual branch, from 0 in the first layer "
         "linearly to this in the last",
         default=0.0,
+        at_least=0,
+        below=1,
     )
-    dtype: str = _field("type of the arithmetic: float32 or bfloat16", default="float32")
+    dtype: str = _field(
+        "type of the arithmetic: float32 or bfloat16", default="float32", one_of=DTYPES
+    )
     remat: bool = _field(
         "recompute each block in the backward pass rather than store it", default=False
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_heads", "head_dim", "depth", "patch_size", "in_channels", "num_classes"):
-            _expect(getattr(self, name) >= 1, self, name, "at least 1")
-        for name in ("drop_rate", "drop_path_rate"):
-            _expect(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
-        _expect(0 <= self.gpsa_layers <= self.depth, self, "gpsa_layers", f"0 to {self.depth}")
-        _expect(self.mlp_ratio > 0, self, "mlp_ratio", "above 0")
-        _expect(self.dtype in DTYPES, self, "dtype", " or ".join(DTYPES))
+        for field in dataclasses.fields(self):
+            field.metadata["range"].check(getattr(self, field.name), field.name)
+        _expect(self.gpsa_layers <= self.depth, self, "gpsa_layers", f"0 to {self.depth}")
+        _expect(
+            self.hidden_width >= 1, self, "mlp_ratio", f"at least {1 / self.width:.3g}, one channel"
+        )
         _expect(
             not (self.class_token_position and self.gpsa_layers),
             self,
@@ -80,6 +92,12 @@ class Architecture:
     def width(self) -> int:
         """Channels of a token."""
         return self.num_heads * self.head_dim
+
+    @property
+    def hidden_width(self) -> int:
+        """Channels inside the feed-forward network."""
+        # A ratio that two whole widths have comes back as the width that it was taken of.
+        return int(self.width * self.mlp_ratio + 1e-6)
 
     @property
     def grid(self) -> tuple[int, int]:

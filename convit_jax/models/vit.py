@@ -108,7 +108,7 @@ class Block(nnx.Module):
             self.attention = SelfAttention(a.num_heads, a.head_dim, **common)
         self.norm2 = nnx.LayerNorm(a.width, **norm)
         self.mlp = FeedForward(
-            a.width, int(a.width * a.mlp_ratio), drop_rate=a.drop_rate, dtype=dtype, rngs=rngs
+            a.width, a.hidden_width, drop_rate=a.drop_rate, dtype=dtype, rngs=rngs
         )
         self.drop_path_rate = drop_path_rate
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from convit_jax.config import Config, architecture
+from convit_jax.config import GPSA_ATTENTION, Config, architecture
 from convit_jax.errors import InputError, nearest
 from convit_jax.models import Architecture, list_models
 from convit_jax.models.architecture import GPSA_FIELDS
@@ -152,9 +152,7 @@ def _ablated(config: Config, row: Row) -> Config:
     if not row.conv_init:
         model = dataclasses.replace(model, conv_init=False, locality_strength=None)
     if not row.train_gpsa:
-        layers = "|".join(map(str, range(own.gpsa_layers)))
-        frozen = rf"blocks\.({layers})\.attention\..*"
-        optimizer = dataclasses.replace(optimizer, frozen=(*optimizer.frozen, frozen))
+        optimizer = dataclasses.replace(optimizer, frozen=(*optimizer.frozen, GPSA_ATTENTION))
     return dataclasses.replace(config, model=model, optimizer=optimizer)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -17,6 +16,7 @@ from convit_jax.data import imagenet
 from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.errors import InputError
 from convit_jax.models import VisionTransformer
+from convit_jax.paths import user_path
 from convit_jax.training import mesh as meshes
 from convit_jax.training.broken_images import BrokenTogether, checked
 from convit_jax.training.evaluation import means, sum_over_examples
@@ -74,7 +74,7 @@ class Accuracy:
             InputError: it cannot be written.
         """
         try:
-            with epath.Path(path).open("w") as file:
+            with user_path(path).open("w") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(["", *class_names])
                 for name, row in zip(class_names, self.confusion, strict=True):

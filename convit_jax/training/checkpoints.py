@@ -4,12 +4,14 @@ A checkpoint holds the state, the config that it belongs to and the model's card
 understood without the run around it.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
 import logging
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,12 +20,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from convit_jax.config import CheckpointConfig, Config, resolve
-from convit_jax.errors import InputError, RunError, first_line
+from convit_jax.config import CheckpointConfig, Config
+from convit_jax.data.class_names import some
+from convit_jax.errors import InputError, MachineError, RunError, first_line, machine_fault
+from convit_jax.training.optimizer import parameter_names
+from convit_jax.training.resumption import DATA
 from convit_jax.training.step import TrainState
-from convit_jax.typed_config import differences
 from convit_jax.weights import Card
-from convit_jax.weights.model_checkpoints import CARD, CONFIG, DAMAGE, STATE
+from convit_jax.weights.model_checkpoints import CARD, CONFIG, STATE
 
 _BEST_METRIC = "accuracy"
 _DAMAGED_SUFFIX = ".damaged"
@@ -81,6 +85,7 @@ def save(
     config: Config,
     card: Card,
     accuracy: float | None,
+    num_examples: int,
 ) -> None:
     """Saves the state after `step` steps; the writing goes on in the background.
 
@@ -91,6 +96,7 @@ def save(
         config: the run's configuration, saved beside the state.
         card: what the model says of itself, saved likewise.
         accuracy: the state's evaluation accuracy, if it was evaluated.
+        num_examples: how many examples the run trains on.
 
     Raises:
         RunError: this checkpoint or the one before could not be written.
@@ -104,6 +110,7 @@ def save(
                     STATE: ocp.args.StandardSave(state),
                     CONFIG: ocp.args.JsonSave(dataclasses.asdict(config)),
                     CARD: ocp.args.JsonSave(card.as_json()),
+                    DATA: ocp.args.JsonSave({"train_examples": num_examples}),
                 }
             ),
             metrics=None if accuracy is None else {_BEST_METRIC: accuracy},
@@ -156,42 +163,13 @@ def _unwritten(checkpoints: ocp.CheckpointManager, error: Exception) -> RunError
     )
 
 
-def check_same_run(checkpoints: ocp.CheckpointManager, config: Config) -> None:
-    """Refuses a config that contradicts the newest readable checkpoint's.
-
-    Keys that do not change what the state means may differ; they are logged.
-
-    Raises:
-        InputError: a key that is fixed for a run differs.
-    """
-    for step in sorted(checkpoints.all_steps(), reverse=True):
-        try:
-            args = ocp.args.Composite(**{CONFIG: ocp.args.JsonRestore()})
-            saved = resolve(checkpoints.restore(step, args=args)[CONFIG])
-            break
-        except DAMAGE as error:
-            log.debug("config of checkpoint %d: %s", step, error)
-    else:
-        return
-    changed = list(differences(saved, config))
-    contradictions = [
-        f"{key} ({old!r} there, {new!r} here)" for key, old, new, fixed in changed if fixed
-    ]
-    if contradictions:
-        raise InputError(
-            f"the run in {checkpoints.directory.parent} was started with another configuration: "
-            f"{'; '.join(contradictions)}. Use another --workdir, or that configuration"
-        )
-    for key, old, new, _ in changed:
-        log.info("config.%s was %r until step %d, is now %r", key, old, step, new)
-
-
 def restore_newest(
     checkpoints: ocp.CheckpointManager, abstract_state: TrainState, sharding: Any
 ) -> TrainState | None:
     """The state of the newest checkpoint that can be read, or None where there is none.
 
-    A damaged one is set aside under another name, saying so, and the one before is tried.
+    A damaged one is set aside under another name, saying so, and the one before is tried. One that
+    is whole and does not fit, or that the machine does not let be read, stays where it is.
 
     Args:
         checkpoints: where from.
@@ -199,6 +177,8 @@ def restore_newest(
         sharding: how each array is to lie on the devices, a tree like the state.
 
     Raises:
+        InputError: the newest that can be read holds another model's state.
+        MachineError: the machine does not let it be read.
         RunError: there are checkpoints, and none can be read.
     """
     target = jax.tree.map(
@@ -209,9 +189,15 @@ def restore_newest(
     steps = sorted(checkpoints.all_steps(), reverse=True)
     for step in steps:
         try:
+            _check_fits(checkpoints.directory / str(step), abstract_state)
             args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(target)})
             return checkpoints.restore(step, args=args)[STATE]
-        except DAMAGE as error:
+        except (InputError, jax.errors.JaxRuntimeError):
+            raise  # another model's state, or no room for it on the devices
+        except Exception as error:
+            fault = machine_fault(error)
+            if fault:
+                raise MachineError(f"the checkpoint of step {step}: {fault}") from error
             log.warning(
                 "the checkpoint of step %d is damaged (%s): it is set aside, trying the one before",
                 step,
@@ -230,6 +216,30 @@ def restore_newest(
     return None
 
 
+def _check_fits(checkpoint: epath.Path, abstract_state: TrainState) -> None:
+    """Raises InputError where a checkpoint says that its arrays are others than the state's."""
+    with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+        metadata = reader.metadata(checkpoint / STATE).item_metadata
+    if metadata is None:
+        return  # it cannot be read: restoring says why
+    there, here = dict(_shapes(metadata.tree)), dict(_shapes(abstract_state))
+    misfits = [
+        f"{name} ({there.get(name, 'none')} there, {here.get(name, 'none')} here)"
+        for name in dict.fromkeys((*here, *there))
+        if there.get(name) != here.get(name)
+    ]
+    if misfits:
+        raise InputError(
+            f"the checkpoint {checkpoint} holds another state than this run's: {some(misfits, 3)}. "
+            "Use another --workdir, or the model and optimizer that it was begun with"
+        )
+
+
+def _shapes(tree: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(dotted name, shape) of each array of a state."""
+    return zip(parameter_names(tree), (tuple(x.shape) for x in jax.tree.leaves(tree)), strict=True)
+
+
 def _set_aside_unranked(directory: epath.Path) -> None:
     """Sets aside checkpoints whose metrics are garbled, at which Orbax would refuse them all."""
     for metrics in directory.glob("*/metrics/metrics"):
@@ -237,8 +247,8 @@ def _set_aside_unranked(directory: epath.Path) -> None:
         if not checkpoint.name.isdigit():
             continue
         try:
-            json.loads(metrics.read_text())
-        except ValueError:
+            float(_score(json.loads(metrics.read_text())))
+        except (ValueError, TypeError, KeyError):  # no JSON, or no number in it
             log.warning(
                 "the checkpoint of step %s is damaged (no metrics can be read): it is set aside",
                 checkpoint.name,

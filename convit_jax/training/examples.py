@@ -16,22 +16,36 @@ def open_training_data(config: Config) -> tuple[data.Source, data.Source]:
         InputError: data that are not there, or that do not fit together.
     """
     d = config.data
-    whole = data.open_source(d.train)
+    whole, whole_eval = _open_whole(config)
+    if whole_eval is None:
+        whole_eval = data.with_classes_of(_open_labelled(d.eval), whole)
+    eval_examples = data.subset(
+        whole_eval, fraction=1.0, choice="first", classes=d.classes, seed=config.seed
+    )
     if d.holdout:
-        whole, whole_eval = data.hold_out(whole, d.holdout, config.seed)
-    else:
-        whole_eval = data.open_source(d.eval)
-    for source in (whole, whole_eval):
-        if source.label_shape:
-            raise InputError(
-                f"{source.name} has several labels an image, expected one: convit_jax.evaluate "
-                "takes such data, training does not"
-            )
-    if whole.class_names != whole_eval.class_names:
-        raise InputError(
-            f"config.data.eval={d.eval} has other classes ({len(whole_eval.class_names)}) than "
-            f"config.data.train={d.train} ({len(whole.class_names)})"
-        )
+        log.info("evaluating on a part held out: %s", data.describe_classes(eval_examples))
+    return _part_to_train_on(config, whole), eval_examples
+
+
+def open_training_examples(config: Config) -> data.Source:
+    """What to train on alone: data to evaluate on need not be there.
+
+    Raises:
+        InputError: as of `open_training_data`.
+    """
+    return _part_to_train_on(config, _open_whole(config)[0])
+
+
+def _open_whole(config: Config) -> tuple[data.Source, data.Source | None]:
+    """All examples to train on, and where some of them are held out, those."""
+    whole = _open_labelled(config.data.train)
+    if config.data.holdout:
+        return data.hold_out(whole, config.data.holdout, config.seed)
+    return whole, None
+
+
+def _part_to_train_on(config: Config, whole: data.Source) -> data.Source:
+    d = config.data
     examples = data.subset(
         whole,
         fraction=d.fraction,
@@ -39,11 +53,16 @@ def open_training_data(config: Config) -> tuple[data.Source, data.Source]:
         classes=d.classes,
         seed=config.seed,
     )
-    eval_examples = data.subset(
-        whole_eval, fraction=1.0, choice="first", classes=d.classes, seed=config.seed
-    )
     if examples is not whole or d.holdout:
         log.info("training on part of %s: %s", d.train, data.describe_classes(examples))
-    if d.holdout:
-        log.info("evaluating on a part held out: %s", data.describe_classes(eval_examples))
-    return examples, eval_examples
+    return examples
+
+
+def _open_labelled(name: str) -> data.Source:
+    source = data.open_source(name)
+    if source.label_shape:
+        raise InputError(
+            f"{source.name} has several labels an image, expected one: convit_jax.evaluate "
+            "takes such data, training does not"
+        )
+    return source

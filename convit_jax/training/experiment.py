@@ -5,6 +5,7 @@ experiment can be run, planned for another machine, or timed.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from convit_jax import models
 from convit_jax.config import Config, architecture, duration_in_steps
 from convit_jax.data import EpochOrder, EvalTransform, TrainTransform
 from convit_jax.data.mixing import Erasing, Mixing
+from convit_jax.errors import InputError
 from convit_jax.training.optimizer import learning_rate, make_optimizer
 from convit_jax.training.scoring import make_eval_step
 from convit_jax.training.step import (
@@ -25,6 +27,12 @@ from convit_jax.training.step import (
     make_train_step,
     new_state,
 )
+
+log = logging.getLogger(__name__)
+
+# Steps are counted in an int32 on the devices.
+MOST_STEPS = 2**31 - 1
+PROFILED_STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +87,14 @@ def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> E
 
     whole_epoch = order.steps_per_epoch / (config.data.fraction if config.keep_budget else 1)
     total_steps = duration_in_steps(config, "train_for", whole_epoch)
+    warmup_steps = steps("optimizer.warmup")
+    _check_length(config, total_steps, warmup_steps)
 
     def make_model() -> models.VisionTransformer:
         return models.build(made, config.seed)
 
     graph, abstract_params = nnx.split(nnx.eval_shape(make_model))
-    schedule = learning_rate(config, total_steps, steps("optimizer.warmup"), order.steps_per_epoch)
+    schedule = learning_rate(config, total_steps, warmup_steps, order.steps_per_epoch)
     optimizer: optax.GradientTransformation = make_optimizer(
         config.optimizer, schedule, nnx.to_pure_dict(abstract_params)
     )
@@ -115,6 +125,29 @@ def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> E
         train_step=make_train_step(graph, optimizer, schedule, step_config),
         eval_step=make_eval_step(graph, config.data.mean, config.data.std),
     )
+
+
+def _check_length(config: Config, total_steps: int, warmup_steps: int) -> None:
+    """Refuses what a run of so many steps cannot have, and says what it will not reach."""
+    if total_steps > MOST_STEPS:
+        raise InputError(
+            f"config.train_for='{config.train_for}' is {total_steps:,} steps: expected at most "
+            f"{MOST_STEPS}"
+        )
+    last = total_steps - PROFILED_STEPS + 1
+    if config.profile_at and config.profile_at > last:
+        expected = f"1 to {last}, or 0 for none" if last > 0 else "0, for none"
+        raise InputError(
+            f"config.profile_at={config.profile_at}: {PROFILED_STEPS} steps are profiled and the "
+            f"run has {total_steps} steps: expected {expected}"
+        )
+    if warmup_steps > total_steps:
+        log.warning(
+            "the warm-up of %d steps is longer than the run of %d: the learning rate does not "
+            "reach config.optimizer.learning_rate",
+            warmup_steps,
+            total_steps,
+        )
 
 
 def _train_transform(config: Config, made: models.Architecture) -> TrainTransform:

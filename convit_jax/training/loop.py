@@ -25,9 +25,10 @@ from convit_jax.training.broken_images import BrokenTogether, checked
 from convit_jax.training.clock import Clock
 from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.examples import open_training_data
-from convit_jax.training.experiment import Experiment, make_experiment
+from convit_jax.training.experiment import PROFILED_STEPS, Experiment, make_experiment
 from convit_jax.training.placement import Placement, memory_advice, place
 from convit_jax.training.reporting import make_writer
+from convit_jax.training.resumption import check_same_run
 from convit_jax.training.signals import StopRequest, stop_on_signals
 from convit_jax.training.step import Metrics, TrainState
 from convit_jax.training.warm_start import warm_start
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 # Steps that may be in flight before the host waits: enough to keep the devices busy, few enough
 # that the batches waiting on them do not fill their memory.
 STEPS_IN_FLIGHT = 2
-PROFILED_STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +83,12 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
             config, num_examples=len(examples), num_classes=len(examples.class_names)
         )
         run = _Run.make(experiment, examples, eval_examples)
-        checkpoints = saving.open_checkpoints(directory / "checkpoints", config.checkpoint)
+        kept = directory / "checkpoints"
+        check_same_run(kept, config, examples.class_names, len(examples))
+        checkpoints = saving.open_checkpoints(kept, config.checkpoint)
         stack.callback(checkpoints.close)
-        saving.check_same_run(checkpoints, config)
-        state, start = _first_state(run, checkpoints)
+        with _out_of_memory_told(config):
+            state, start = _first_state(run, checkpoints)
         if jax.process_index() == 0:
             workdirs.write_config(directory, experiment)
         workdirs.log_beginning(experiment, state, start, run.placed)
@@ -260,7 +262,15 @@ def _take_steps(
                 accuracy = evaluation["accuracy"]
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
                 began = time.monotonic()
-                saving.save(checkpoints, state, step, config, run.card, accuracy)
+                saving.save(
+                    checkpoints,
+                    state,
+                    step,
+                    config,
+                    run.card,
+                    accuracy,
+                    experiment.order.num_examples,
+                )
                 stall = time.monotonic() - began
                 writer.write_scalars(step, {"checkpoint/stall_seconds": stall})
     return Outcome(step, stop.signal if step < total else None, evaluation)

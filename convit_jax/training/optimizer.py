@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from convit_jax.config import Config, OptimizerConfig
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, boundary
+
+# In a pattern, the numbers of the GPSA layers.
+_GPSA = "{gpsa}"
 
 
 def parameter_names(params: Any) -> list[str]:
@@ -22,7 +25,7 @@ def match_parameters(params: Any, patterns: tuple[str, ...], key: str) -> Any:
 
     Args:
         params: a tree of parameters.
-        patterns: regular expressions.
+        patterns: regular expressions; `{gpsa}` in them stands for the numbers of the GPSA layers.
         key: the config key to name in errors.
 
     Returns:
@@ -32,14 +35,12 @@ def match_parameters(params: Any, patterns: tuple[str, ...], key: str) -> Any:
         InputError: a broken pattern, or one that matches no parameter.
     """
     names = parameter_names(params)
+    gpsa = _gpsa_layers(names)
     matched: set[str] = set()
     for pattern in patterns:
-        try:
-            found = {name for name in names if re.fullmatch(pattern, name)}
-        except re.error as error:
-            raise InputError(
-                f"config.{key}: '{pattern}' is no regular expression: {error}"
-            ) from error
+        with boundary(f"config.{key}: '{pattern}'", "is no regular expression"):
+            expression = re.compile(pattern.replace(_GPSA, gpsa))
+        found = {name for name in names if expression.fullmatch(name)}
         if not found:
             raise InputError(
                 f"config.{key}: '{pattern}' matches none of the {len(names)} parameters; their "
@@ -47,6 +48,14 @@ def match_parameters(params: Any, patterns: tuple[str, ...], key: str) -> Any:
             )
         matched |= found
     return jax.tree.unflatten(jax.tree.structure(params), [name in matched for name in names])
+
+
+def _gpsa_layers(names: list[str]) -> str:
+    """An expression of the numbers of the layers that have a projection of relative positions."""
+    found = (re.fullmatch(r"blocks\.(\d+)\.attention\.pos_proj\..*", name) for name in names)
+    numbers = dict.fromkeys(match[1] for match in found if match)
+    # Where there are none the expression matches nothing.
+    return f"(?:{'|'.join(numbers)})" if numbers else "(?!)"
 
 
 def decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:

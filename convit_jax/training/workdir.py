@@ -12,6 +12,7 @@ from clu import parameter_overview
 from etils import epath
 
 from convit_jax.errors import InputError
+from convit_jax.paths import user_path
 from convit_jax.training.experiment import Experiment
 from convit_jax.training.placement import Placement
 from convit_jax.training.sharding import measure_spread
@@ -29,7 +30,9 @@ def open_workdir(workdir: str) -> epath.Path:
         InputError: it cannot be made or written to.
     """
     # Orbax takes absolute paths only.
-    directory = epath.Path(workdir) if "://" in workdir else epath.Path(workdir).resolve()
+    directory = user_path(workdir)
+    if "://" not in workdir:
+        directory = directory.resolve()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".writable-{jax.process_index()}"

@@ -12,6 +12,7 @@ from convit_jax.config import CheckpointConfig
 from convit_jax.errors import InputError, RunError
 from convit_jax.training import checkpoints as saving
 from convit_jax.training import make_experiment, mesh
+from convit_jax.training.resumption import check_same_run
 from convit_jax.weights import Card
 
 
@@ -38,7 +39,7 @@ def store(tmp_path, make_config, state_at):
         store = saving.open_checkpoints(epath.Path(tmp_path / "checkpoints"), config.checkpoint)
         opened.append(store)
         for step, accuracy in (accuracies or {}).items():
-            saving.save(store, state_at(step), step, config, Card(), accuracy)
+            saving.save(store, state_at(step), step, config, Card(), accuracy, 100)
         saving.finish_saving(store)
         return store
 
@@ -84,7 +85,7 @@ def test_a_checkpoint_that_has_no_room_is_not_begun(store, state_at, monkeypatch
     usage = shutil.disk_usage(kept.directory)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(RunError, match=r"could not be written.* MB needed, 0.0 MB free.*step 1"):
-        saving.save(kept, state_at(2), 2, None, Card(), None)
+        saving.save(kept, state_at(2), 2, None, Card(), None, 100)
     assert kept.all_steps() == [1]
 
 
@@ -120,7 +121,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     assert "kept as 8.damaged" in caplog.text
     # Nothing is lost, and the step can be saved again.
     assert (tmp_path / "checkpoints" / "8.damaged").is_dir()
-    saving.save(reopened, state_at(8), 8, make_config(), Card(), 0.5)
+    saving.save(reopened, state_at(8), 8, make_config(), Card(), 0.5, 100)
     saving.finish_saving(reopened)
     assert reopened.all_steps() == [4, 8]
 
@@ -133,18 +134,22 @@ def test_where_all_are_damaged_the_run_does_not_begin_anew_by_itself(store, stat
         restore(store(), state_at)
 
 
+def check(store, config, classes=(), num_examples=100):
+    check_same_run(epath.Path(store.directory), config, classes, num_examples)
+
+
 def test_a_contradicting_config_is_refused_with_the_keys(store, make_config):
     kept = store({1: 0.5})
-    saving.check_same_run(kept, make_config())
+    check(kept, make_config())
     with pytest.raises(InputError) as error:
-        saving.check_same_run(kept, make_config(seed=3, model__depth=3, log_every="1 steps"))
+        check(kept, make_config(seed=3, model__depth=3, log_every="1 steps"))
     assert "seed (0 there, 3 here); model.depth (2 there, 3 here). Use another" in str(error.value)
     assert "log_every" not in str(error.value)
 
 
 def test_a_change_that_means_no_harm_is_logged(store, make_config, caplog):
     with caplog.at_level(logging.INFO):
-        saving.check_same_run(store({1: 0.5}), make_config(log_every="1 steps"))
+        check(store({1: 0.5}), make_config(log_every="1 steps"))
     assert "config.log_every was '3 steps' until step 1, is now '1 steps'" in caplog.text
 
 
@@ -158,5 +163,5 @@ def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(
 
     monkeypatch.setattr(kept, "save", full)
     with pytest.raises(RunError, match=r"No space left on device.*kept: step 1\. Free some space"):
-        saving.save(kept, state_at(2), 2, make_config(), Card(), None)
+        saving.save(kept, state_at(2), 2, make_config(), Card(), None, 100)
     assert pathlib.Path(kept.directory / "1").is_dir()
