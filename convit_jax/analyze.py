@@ -33,11 +33,10 @@ from convit_jax.analysis.findings import Findings, find_out, layer_records
 from convit_jax.analysis.history import read_history
 from convit_jax.analysis.report import write_report
 from convit_jax.cache import keep_compiled_programs
-from convit_jax.data.decoding import BrokenImageError
 from convit_jax.data.image_paths import find_images
 from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.data.sources import KINDS
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, boundary
 from convit_jax.models import VisionTransformer
 from convit_jax.paths import user_path
 from convit_jax.screen import Screen
@@ -201,17 +200,15 @@ class _Examples:
         Raises:
             InputError: one of them cannot be read.
         """
-        if self.source is None:
-            named = ((path, path) for path in self.paths)
-        else:
-            source = self.source
-            named = ((source.describe(i), source[i][0]) for i in range(len(source)))
+        source, words = self.source, "cannot read the image {}".format
+        if source is None:
+            return np.stack([preprocessing.crop(path, words(path)) for path in self.paths])
         crops = []
-        for name, image in named:
-            try:
-                crops.append(preprocessing.crop(image))
-            except BrokenImageError as error:
-                raise InputError(f"cannot read the image {name}: {error}") from error
+        for index in range(len(source)):
+            name = words(source.describe(index))
+            with boundary(name, ""):
+                image, _ = source[index]
+            crops.append(preprocessing.crop(image, name, rotate=source.rotates_by_exif))
         return np.stack(crops)
 
 

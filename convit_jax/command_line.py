@@ -100,7 +100,9 @@ def add_weights_flags(parser: argparse.ArgumentParser) -> None:
         "--weights",
         required=True,
         metavar="W",
-        help="a .safetensors or .pth file, a checkpoint, a workdir, https://… or hf://ORG/NAME",
+        help="a .safetensors or .pth file, a directory with model.safetensors, a checkpoint, a "
+        "workdir, https://… or hf://ORG/NAME; where there is a running average it is taken, and "
+        "W#model, W#state_dict or W#params asks for the other",
     )
     add_override_flag(parser)
 

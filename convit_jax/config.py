@@ -15,7 +15,7 @@ import ml_collections
 
 from convit_jax import kernels, models
 from convit_jax.config_data import AugmentConfig, DataConfig
-from convit_jax.data.decoding import CHANNELS
+from convit_jax.data.decoding import check_channels
 from convit_jax.data.randaugment import parse_randaugment
 from convit_jax.durations import in_steps, parse_duration
 from convit_jax.errors import InputError
@@ -300,11 +300,7 @@ def architecture(config: Config, num_classes: int) -> Architecture:
     size = config.data.image_size
     size = size * 2 if len(size) == 1 else size
     made = models.architecture(name, num_classes=num_classes, image_size=size, **overrides)
-    if made.in_channels not in CHANNELS:
-        raise InputError(
-            f"config.model.in_channels={made.in_channels}: expected "
-            f"{' or '.join(map(str, CHANNELS))}, what images can be read as"
-        )
+    check_channels(made.in_channels, "config.model.in_channels")
     for name in ("mean", "std"):
         if len(getattr(config.data, name)) != made.in_channels:
             raise InputError(

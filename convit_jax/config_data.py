@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from convit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from convit_jax.data.reading import EXIF_ROTATIONS
 from convit_jax.data.transforms import CROPS
 from convit_jax.ranges import when
 from convit_jax.typed_config import key
@@ -81,6 +82,12 @@ class DataConfig:
         "share of the examples that may be unreadable before the run stops",
         at_least=0,
         below=1,
+    )
+    exif_rotation: str = key(
+        "auto",
+        "whether photographs are turned upright as their EXIF says: 'honour', 'ignore', or 'auto': "
+        "those of folder: are, those of tfds: are not, as published accuracies were measured",
+        one_of=EXIF_ROTATIONS,
     )
     num_workers: int = key(
         0,

@@ -19,7 +19,7 @@ from typing import Any
 from convit_jax import command_line
 from convit_jax.models import Architecture
 from convit_jax.screen import Screen
-from convit_jax.weights import Card, Weights, new_path, open_weights, write_weights
+from convit_jax.weights import Weights, new_path, open_weights, told_by_shapes, write_weights
 from convit_jax.weights.exporting import export_classifier
 from convit_jax.weights.files import TORCH_SUFFIXES
 from convit_jax.whole_file import write_whole
@@ -58,16 +58,28 @@ def _record(
     destination: str, suffix: str, weights: Weights, architecture: Architecture
 ) -> dict[str, Any]:
     """What was written."""
-    said = weights.card != Card() and suffix in TORCH_SUFFIXES
     return {
         "destination": destination,
         "model": weights.likely_model(),
         "parameters": sum(int(array.size) for array in weights.tensors.values()),
         "classes": architecture.num_classes,
         "image_size": list(architecture.image_size),
-        # PyTorch's files hold tensors alone.
-        "left_behind": ["class names", "preprocessing"] if said else [],
+        "left_behind": _left_behind(weights, architecture) if suffix in TORCH_SUFFIXES else [],
     }
+
+
+def _left_behind(weights: Weights, architecture: Architecture) -> list[str]:
+    """What was known of the weights that tensors alone, which are all of a .pth, do not tell."""
+    card = weights.card
+    known = {
+        "class names": card.class_names is not None,
+        "preprocessing": card.mean is not None or card.crop_fraction is not None,
+    }
+    told = told_by_shapes(weights.tensors_for(architecture))
+    for field in ("num_heads", "image_size"):
+        value = getattr(architecture, field)
+        known[f"{field}={value}"] = told.get(field, value) != value or field not in told
+    return [what for what, is_known in known.items() if is_known]
 
 
 def _in_words(record: dict[str, Any]) -> str:

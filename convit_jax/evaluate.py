@@ -4,7 +4,7 @@
     python -m convit_jax.evaluate --weights runs/mine --data folder:IMAGES/val --per-class
 
 Every example counts exactly once, on one device or many, in one process or many. Weights with the
-shapes of a published model are compared with what was published.
+shapes and the preprocessing of a published model are compared with what was published.
 """
 
 from convit_jax.huge_pages import restart_with_huge_pages
@@ -27,11 +27,13 @@ from rich.table import Table
 from convit_jax import analysis, command_line, data
 from convit_jax.cache import keep_compiled_programs
 from convit_jax.data import imagenet
-from convit_jax.models import VisionTransformer
+from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.data.reading import EXIF_ROTATIONS
+from convit_jax.models import Architecture, VisionTransformer
 from convit_jax.screen import Screen
 from convit_jax.training.accuracy import IMAGES_A_DEVICE, Accuracy, measure_accuracy
 from convit_jax.training.processes import join_processes
-from convit_jax.weights import Weights, open_weights
+from convit_jax.weights import Weights, named_model, open_weights
 
 # ImageNet variants whose images have some of the 1,000 classes that their data sets name.
 _OF_SOME_CLASSES = ("imagenet_a", "imagenet_r")
@@ -103,6 +105,13 @@ def _parser() -> command_line.Parser:
         default=0.001,
         help="share of the images that may be unreadable (default 0.001)",
     )
+    parser.add_argument(
+        "--exif-rotation",
+        default="auto",
+        metavar="|".join(EXIF_ROTATIONS),
+        help="whether photographs are turned upright as their EXIF says; auto: those of folder: "
+        "are, those of tfds: are not, as published accuracies were measured",
+    )
     parser.add_argument("--per-class", action="store_true", help="print each class's accuracy")
     parser.add_argument(
         "--confusion", metavar="FILE.csv", help="write which class (row) was taken for which"
@@ -130,13 +139,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             source,
             preprocessing,
             batch_size=arguments.batch_size or IMAGES_A_DEVICE * jax.device_count(),
-            reading=data.Reading(arguments.num_workers, max_broken=arguments.max_broken),
+            reading=data.Reading(
+                arguments.num_workers,
+                max_broken=arguments.max_broken,
+                exif_rotation=arguments.exif_rotation,
+            ),
             among=among,
             confusion=bool(arguments.per_class or arguments.confusion),
             progress=screen.counting("evaluating"),
         )
     if jax.process_index() == 0:
-        reference = _reference(arguments, weights, source, mask)
+        name = _published_model(weights, model.architecture, preprocessing)
+        reference = name and _reference(arguments, name, source, mask)
         report = _json if arguments.json else _text
         report(arguments, _Evaluation(measured, source, among, reference))
         if arguments.confusion:
@@ -148,6 +162,11 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, holds, expected in (
         ("batch_size", arguments.batch_size is None or arguments.batch_size >= 1, "at least 1"),
         ("crop", arguments.crop is None or 0 < arguments.crop <= 1, "above 0, up to 1"),
+        (
+            "exif_rotation",
+            arguments.exif_rotation in EXIF_ROTATIONS,
+            f"one of {', '.join(EXIF_ROTATIONS)}",
+        ),
         ("num_workers", arguments.num_workers >= -1, "0 or more, or -1"),
         ("max_broken", 0 <= arguments.max_broken < 1, "a share, in [0, 1)"),
     ):
@@ -186,21 +205,24 @@ def _examples(
     return source, among
 
 
+def _published_model(
+    weights: Weights, architecture: Architecture, preprocessing: Preprocessing
+) -> str | None:
+    """The published model that weights may be those of: its shapes, classes and preprocessing."""
+    name = named_model(architecture)
+    may_be = (
+        name is not None
+        and imagenet.is_imagenet(weights.class_names() or ())
+        and weights.native_image_size() == architecture.image_size == (224, 224)
+        and analysis.is_published_preprocessing(name, preprocessing)
+    )
+    return name if may_be else None
+
+
 def _reference(
-    arguments: argparse.Namespace,
-    weights: Weights,
-    source: data.Source,
-    mask: tuple[str, int],
+    arguments: argparse.Namespace, model: str, source: data.Source, mask: tuple[str, int]
 ) -> tuple[str, analysis.Published] | None:
-    """The published model that the weights have the shapes of, and its result on these data."""
-    model = weights.likely_model()
-    if (
-        model is None
-        or not imagenet.is_imagenet(weights.class_names() or ())
-        or weights.native_image_size() != (224, 224)
-        or "image_size" in command_line.overrides(arguments.override)
-    ):
-        return None
+    """A published model and its result on these data, if there is one."""
     dataset = analysis.known_dataset(arguments.data, source, arguments.classes_of)
     found = analysis.published(model, dataset, mask)
     return (model, found) if found else None

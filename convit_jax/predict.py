@@ -25,7 +25,6 @@ from flax import nnx
 from convit_jax import command_line
 from convit_jax.cache import keep_compiled_programs
 from convit_jax.data import imagenet
-from convit_jax.data.decoding import BrokenImageError
 from convit_jax.data.image_paths import find_images
 from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.errors import InputError
@@ -50,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("top", "batch_size"):
         command_line.expect(arguments, name, getattr(arguments, name) >= 1, "at least 1")
     fields = command_line.overrides(arguments.override)
-    paths = find_images(arguments.images)
     keep_compiled_programs()
     with Screen():
+        paths = find_images(arguments.images)
         weights = open_weights(arguments.weights)
         model = weights.model(**fields)
         preprocessing = weights.preprocessing(model.architecture)
@@ -88,7 +87,7 @@ class _Readable:
         for path in self._paths:
             try:
                 yield path, self._preprocessing.crop(path)
-            except (BrokenImageError, InputError) as error:
+            except InputError as error:
                 self.broken += 1
                 print(f"predict: {error}", file=sys.stderr)
 

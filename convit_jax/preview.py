@@ -49,7 +49,10 @@ def contact_sheet(
             experiment.train_transform,
             start_step=step,
             num_steps=step + 1,
-            reading=data.Reading(max_broken=experiment.config.data.max_broken),
+            reading=data.Reading(
+                max_broken=experiment.config.data.max_broken,
+                exif_rotation=experiment.config.data.exif_rotation,
+            ),
         )
     )
     host, labels = batch["image"][:count], batch["label"][:count]

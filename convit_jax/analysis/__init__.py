@@ -12,6 +12,7 @@ from convit_jax.analysis.masking import mask_content, mask_pos_embed, mask_posit
 from convit_jax.analysis.published import (
     NO_MASK,
     Published,
+    is_published_preprocessing,
     known_dataset,
     published,
     tfds_name,
@@ -25,6 +26,7 @@ __all__ = [
     "Published",
     "gates",
     "head_geometry",
+    "is_published_preprocessing",
     "known_dataset",
     "mask_content",
     "mask_pos_embed",

@@ -4,6 +4,7 @@ import dataclasses
 
 from convit_jax import data
 from convit_jax.data import imagenet
+from convit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 # What masks do, as a key: (which, number of layers); ("", 0) is none.
 NO_MASK = ("", 0)
@@ -24,6 +25,9 @@ class Published:
     top5: float | None = None
     loss: float | None = None
 
+
+# The side's share that was kept of images: where the released code and timm differ, both count.
+_CROPS = {"convit": (0.875,), "deit": (0.875, 0.9)}
 
 # timm's results table, at its 224 pixels; its rows of DeiT are with a crop of 0.9, not 0.875.
 _TIMM = "timm's results table"
@@ -164,6 +168,15 @@ def published(model: str, dataset: str, mask: tuple[str, int] = NO_MASK) -> Publ
         return _PAPER[model, *mask]
     found = _TIMM_RESULTS.get(dataset, {}).get(model)
     return Published(_TIMM, *found) if found and mask == NO_MASK else None
+
+
+def is_published_preprocessing(model: str, preprocessing: Preprocessing) -> bool:
+    """Whether images are prepared as for the published results of a model."""
+    return (
+        preprocessing.crop_fraction in _CROPS[model.partition("_")[0]]
+        and tuple(preprocessing.mean) == IMAGENET_MEAN
+        and tuple(preprocessing.std) == IMAGENET_STD
+    )
 
 
 # By which a folder is taken for ImageNet's validation images, if it has its classes.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from convit_jax.benchmarks.timm_model import check_timm
 from convit_jax.benchmarks.worker_memory import worker_memory
-from convit_jax.data import EpochOrder, EvalTransform, TrainTransform, open_source
+from convit_jax.data import EpochOrder, EvalTransform, Source, TrainTransform, open_source
 from convit_jax.data.reading import Images, Row, RowReader
 from convit_jax.errors import InputError
 
@@ -86,7 +86,7 @@ def measure_input(
 
 
 def _readings(
-    images: Images, side: int, batch_size: int
+    images: Source, side: int, batch_size: int
 ) -> dict[str, tuple[RowReader, Iterator[list[Row]]]]:
     """Each kind of reading: its reader, and the rows of its batches."""
     size = (side, side)
@@ -95,11 +95,12 @@ def _readings(
 
     def training(transform: TrainTransform, repeats: int) -> tuple[RowReader, Iterator[list[Row]]]:
         order = EpochOrder(len(images), batch_size, seed=0, repeats=repeats)
-        reader = RowReader(images, transform, (*size, 3), seed=0)
+        reader = RowReader(images, transform, (*size, 3), 0, images.rotates_by_exif)
         steps = iter(range(sys.maxsize))
         return reader, ([order.locate(s, row) for row in range(batch_size)] for s in steps)
 
-    evaluation = RowReader(images, EvalTransform(size, 3, _IMAGENET_EVAL_CROP), (*size, 3), None)
+    transform = EvalTransform(size, 3, _IMAGENET_EVAL_CROP)
+    evaluation = RowReader(images, transform, (*size, 3), None, images.rotates_by_exif)
     starts = iter(range(0, sys.maxsize, batch_size))
     in_turn = ([Row((s + i) % len(images)) for i in range(batch_size)] for s in starts)
     return {

@@ -10,6 +10,7 @@ _HOMES = {
     "Batch": "loader",
     "EpochOrder": "order",
     "EvalTransform": "transforms",
+    "Health": "health",
     "Reading": "loader",
     "Source": "source",
     "TrainTransform": "transforms",

@@ -1,5 +1,6 @@
 """Directories of images: `folder:PATH` with a directory for each class."""
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
@@ -8,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from convit_jax.data.class_names import normal_form
-from convit_jax.data.image_paths import SUFFIXES, images_below
+from convit_jax.data.image_paths import USUAL, images_below, log_left_out
 from convit_jax.data.records import ImageFiles
 from convit_jax.data.source import Source
 from convit_jax.errors import InputError
@@ -48,7 +49,7 @@ def open_folder(name: str) -> Source:
     if not directories:
         raise InputError(
             f"data '{name}': no class directories in it, expected PATH/CLASS/IMAGE"
-            f" with images {', '.join(SUFFIXES)}"
+            f" with images {USUAL}"
         )
     parts = _parts(root, directories)
     if parts:
@@ -61,15 +62,17 @@ def open_folder(name: str) -> Source:
             "Unicode: expected one for each class"
         )
     names, labels, empty = [], [], []
+    left_out: collections.Counter[str] = collections.Counter()
     for label, directory in enumerate(sorted(directories, key=normal_form)):
-        files = sorted(images_below(root / directory, directory))
+        files = sorted(images_below(root / directory, directory, left_out))
         names += files
         labels += [label] * len(files)
         if not files:
             empty.append(directory)
+    log_left_out(left_out, name)
     if empty:
         raise InputError(
-            f"data '{name}': no images ({', '.join(SUFFIXES)}) in the class "
+            f"data '{name}': no images ({USUAL}) in the class "
             f"director{'y' if len(empty) == 1 else 'ies'} {', '.join(empty[:5])}"
         )
     files = ImageFiles(str(root).rstrip("/"), tuple(names), np.asarray(labels, np.int32))

@@ -8,7 +8,6 @@ it, so the global batch of a step is the same for any number of processes.
 
 import contextlib
 import dataclasses
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
+from convit_jax.data.health import Health
 from convit_jax.data.order import EpochOrder
-from convit_jax.data.reading import Broken, Images, Row, RowReader, RowsRead
+from convit_jax.data.reading import EXIF_ROTATIONS, Images, Row, RowReader, RowsRead
 from convit_jax.data.transforms import EvalTransform, TrainTransform
 from convit_jax.data.workers import WorkerPool
-from convit_jax.errors import RunError
-
-log = logging.getLogger(__name__)
+from convit_jax.errors import InputError, RunError, nearest
 
 Batch = dict[str, np.ndarray]
 
@@ -36,11 +34,25 @@ class Reading:
             as there are cores.
         prefetch_batches: batches prepared ahead.
         max_broken: share of the examples that may be broken.
+        exif_rotation: whether images are turned upright as their metadata say: `honour`, `ignore`
+            or `auto`, those of folders and not those of TFDS.
     """
 
     num_workers: int = 0
     prefetch_batches: int = 2
     max_broken: float = 0.0
+    exif_rotation: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.exif_rotation not in EXIF_ROTATIONS:
+            expected = nearest(self.exif_rotation, EXIF_ROTATIONS)
+            raise InputError(f"exif_rotation='{self.exif_rotation}': {expected}")
+
+    def rotates(self, images: Images) -> bool:
+        """Whether these images are turned upright."""
+        if self.exif_rotation == "auto":
+            return getattr(images, "rotates_by_exif", True)
+        return self.exif_rotation == "honour"
 
     @property
     def processes(self) -> int:
@@ -60,6 +72,7 @@ def train_batches(
     num_steps: int,
     rows: Sequence[int] | None = None,
     reading: Reading = Reading(),
+    health: Health | None = None,
 ) -> Iterator[Batch]:
     """This process's rows of the global batches of steps `start_step` to `num_steps` - 1.
 
@@ -73,18 +86,20 @@ def train_batches(
         start_step, num_steps: the first step, and one past the last.
         rows: which rows of each batch are this process's, ascending; None for all.
         reading: how the reading is spread over this machine.
+        health: where broken images are counted; None for a count of this process's own.
 
     Raises:
         RunError: more of the images are broken than allowed.
     """
     mine = range(order.batch_size) if rows is None else rows
     shape = (*transform.image_size, transform.channels)
-    reader = RowReader(images, transform, shape, order.seed)
+    reader = RowReader(images, transform, shape, order.seed, reading.rotates(images))
 
     def located(step: int) -> list[Row]:
         return [order.locate(step, row) for row in mine]
 
-    return _batches(reader, located, range(start_step, num_steps), reading, masked=False)
+    health = health or Health(images, reading.max_broken)
+    return _batches(reader, located, range(start_step, num_steps), reading, health)
 
 
 def num_eval_batches(num_examples: int, batch_size: int) -> int:
@@ -99,24 +114,25 @@ def eval_batches(
     *,
     rows: Sequence[int] | None = None,
     reading: Reading = Reading(),
+    health: Health | None = None,
 ) -> Iterator[Batch]:
     """This process's rows of batches that hold every example once, in order.
 
-    The rows that fill up the last batch, and those of broken images, have `mask` 0. `rows` are as
-    in `train_batches`.
+    The rows that fill up the last batch, and those of broken images, have `mask` 0. `rows` and
+    `health` are as in `train_batches`.
 
     Raises:
         RunError: more of the images are broken than allowed.
     """
     mine, count = range(batch_size) if rows is None else rows, len(images)
-    reader = RowReader(images, transform, (*transform.image_size, transform.channels), None)
+    shape = (*transform.image_size, transform.channels)
+    reader = RowReader(images, transform, shape, None, reading.rotates(images))
 
     def located(step: int) -> list[Row]:
         return [Row(i if i < count else -1) for i in (step * batch_size + row for row in mine)]
 
-    return _batches(
-        reader, located, range(num_eval_batches(count, batch_size)), reading, masked=True
-    )
+    health = health or Health(images, reading.max_broken)
+    return _batches(reader, located, range(num_eval_batches(count, batch_size)), reading, health)
 
 
 def _batches(
@@ -124,11 +140,10 @@ def _batches(
     rows: Callable[[int], Sequence[Row]],
     steps: range,
     reading: Reading,
-    *,
-    masked: bool,
+    health: Health,
 ) -> Iterator[Batch]:
-    """The batches of some steps, prepared ahead."""
-    health = _Health(len(reader.images), reading.max_broken)
+    """The batches of some steps, prepared ahead; those of an evaluation have a mask."""
+    evaluating = reader.seed is None
     with contextlib.ExitStack() as stack:
         if reading.processes:
             read = stack.enter_context(WorkerPool(reader, reading.processes)).read
@@ -150,7 +165,13 @@ def _batches(
         for images, found in batches:
             health.count(found.broken)
             batch = {"image": images, "label": found.labels}
-            yield batch | {"mask": found.mask} if masked else batch
+            if not evaluating and not found.mask.all():
+                first = found.broken[0]
+                raise RunError(
+                    f"cannot read {first.name}: {first.reason}; nor any image near it that could "
+                    "take its place"
+                )
+            yield batch | {"mask": found.mask} if evaluating else batch
 
 
 def _reading_here(reader: RowReader) -> Callable[[Sequence[Row]], tuple[np.ndarray, RowsRead]]:
@@ -161,26 +182,3 @@ def _reading_here(reader: RowReader) -> Callable[[Sequence[Row]], tuple[np.ndarr
         return images, reader.read(rows, images)
 
     return read
-
-
-class _Health:
-    """Counts the broken images, each once, and says when they are too many."""
-
-    def __init__(self, num_images: int, max_share: float) -> None:
-        self._allowed = int(num_images * max_share)
-        self._num_images = num_images
-        self._seen: set[int] = set()
-
-    def count(self, broken: Sequence[Broken]) -> None:
-        """Raises RunError when there are more than allowed."""
-        for image in broken:
-            if image.index in self._seen:
-                continue
-            self._seen.add(image.index)
-            told = f"cannot read {image.name}: {image.reason}"
-            if len(self._seen) > self._allowed:
-                raise RunError(
-                    f"{told}; that is broken image number {len(self._seen)} of {self._num_images} "
-                    f"and max_broken allows {self._allowed}"
-                )
-            log.warning("%s (%d of at most %d)", told, len(self._seen), self._allowed)

@@ -1,15 +1,21 @@
 """Rows of batches → pixels and labels: what a reading thread or worker process does."""
 
 import dataclasses
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from convit_jax.data.decoding import BrokenImageError, decode
+from convit_jax.data.decoding import decode
+from convit_jax.errors import MachineError, RunError, first_line, machine_fault
 
+# Whether images are turned as their metadata say: as is usual for where they come from, or not.
+EXIF_ROTATIONS = ("auto", "honour", "ignore")
 # How many neighbours of a broken image are tried in its place.
 _NEIGHBOURS = 32
+# How many others must be unreadable, too, for an I/O error to be the storage's and not the file's.
+_OTHERS = 4
 
 
 class Row(NamedTuple):
@@ -73,18 +79,23 @@ class RowReader:
             pixels → the same.
         image_shape: (H, W, channels).
         seed: with a row, decides its random numbers; None for evaluation, which has none.
+        rotate: whether images are turned upright as their metadata say.
     """
 
     images: Images
     transform: Callable[..., np.ndarray]
     image_shape: tuple[int, int, int]
     seed: int | None
+    rotate: bool = True
 
     def read(self, rows: Sequence[Row], out: np.ndarray) -> RowsRead:
         """Fills `out`, uint8 [rows, H, W, channels].
 
         In training a broken image is replaced by its next neighbour that is whole; in evaluation
-        its row is masked out.
+        its row is masked out, as in training where no neighbour is whole.
+
+        Raises:
+            MachineError: the machine, not what it holds, keeps an image from being read.
         """
         labels = np.zeros((len(rows), *self.images.label_shape), np.int32)
         mask = np.zeros(len(rows), np.float32)
@@ -112,12 +123,31 @@ class RowReader:
         attempts = 1 if self.seed is None else min(_NEIGHBOURS, len(self.images))
         for near in range(index, index + attempts):
             here = near % len(self.images)
+            # Whatever a file or record holds and a library makes of it: this is where it ends.
             try:
                 encoded, label = self.images[here]
-                return decode(encoded, self.image_shape[2]), label
-            except (BrokenImageError, OSError, ValueError) as error:
-                broken[here] = Broken(here, self.images.describe(here), str(error))
+                return decode(encoded, self.image_shape[2], self.rotate), label
+            except RunError:
+                raise
+            except Exception as error:
+                name, fault = self.images.describe(here), machine_fault(error)
+                if fault and not self._is_bad_sector(error, here):
+                    raise MachineError(f"{name}: {fault}") from error
+                broken[here] = Broken(here, name, first_line(error))
         return None
+
+    def _is_bad_sector(self, error: Exception, here: int) -> bool:
+        """Whether an I/O error is one image's: others, near and far, can be read."""
+        if not (isinstance(error, OSError) and error.errno == errno.EIO):
+            return False
+        count = len(self.images)
+        for other in {(here + 1 + far * count // _OTHERS) % count for far in range(_OTHERS)}:
+            try:
+                self.images[other]
+            except Exception:
+                continue  # no proof that the storage works
+            return True
+        return False
 
 
 def _by_index(rows: Sequence[Row]) -> Iterator[tuple[int, list[int]]]:

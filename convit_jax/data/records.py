@@ -9,16 +9,21 @@ import functools
 import os
 import struct
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from array_record.python import array_record_data_source
+from array_record.python import array_record_module
 from etils import epath
 
 from convit_jax.data import tf_example
+from convit_jax.data.open_files import OpenFiles, open_at_once
 
 # A TFRecord is its length (8 bytes), a checksum (4), the payload and a checksum (4).
 TFRECORD_HEADER, TFRECORD_FOOTER = struct.Struct("<QI"), 4
+
+
+# Of a record whose label is missing; test splits of some datasets have it, too.
+NO_LABEL = -1
 
 
 class Records(Protocol):
@@ -72,16 +77,23 @@ class ArrayRecords(_Spans):
     """Records of ArrayRecord files."""
 
     @functools.cached_property
-    def _reader(self) -> array_record_data_source.ArrayRecordDataSource:
-        return array_record_data_source.ArrayRecordDataSource(
-            [f"{span.path}[{span.start}:{span.stop}]" for span in self.spans]
-        )
+    def _files(self) -> OpenFiles[Any]:
+        capacity = open_at_once(len(self.spans))
+        return OpenFiles(_open_array_record, lambda reader: reader.close(), capacity)
 
     def __getitem__(self, index: int) -> bytes:
-        return self._reader[index]
+        number, position = self._locate(index)
+        with self._files.use(self.spans[number].path) as reader:
+            return reader.read([position])[0]
 
     def __getstate__(self) -> dict[str, Sequence[Span]]:
         return {"spans": self.spans}  # a process opens the files for itself
+
+
+def _open_array_record(path: str) -> Any:
+    """A reader for access at random: what it read ahead would not be asked for."""
+    options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
+    return array_record_module.ArrayRecordReader(path, **options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,8 +108,9 @@ class TFRecords(_Spans):
     offsets: tuple[np.ndarray, ...]
 
     @functools.cached_property
-    def _files(self) -> dict[int, int]:
-        return {}
+    def _files(self) -> OpenFiles[int]:
+        capacity = open_at_once(len(self.spans))
+        return OpenFiles(lambda path: os.open(path, os.O_RDONLY), os.close, capacity)
 
     def __getitem__(self, index: int) -> bytes:
         number, position = self._locate(index)
@@ -107,10 +120,13 @@ class TFRecords(_Spans):
         if "://" in path:
             with epath.Path(path).open("rb") as file:
                 file.seek(begin)
-                return file.read(end - begin)
-        if number not in self._files:
-            self._files[number] = os.open(path, os.O_RDONLY)
-        return os.pread(self._files[number], end - begin, begin)
+                record = file.read(end - begin)
+        else:
+            with self._files.use(path) as descriptor:
+                record = os.pread(descriptor, end - begin, begin)
+        if len(record) < end - begin:
+            raise ValueError(f"the file ends {end - begin - len(record)} bytes before its end")
+        return record
 
     def __getstate__(self) -> dict[str, Sequence[Span | np.ndarray]]:
         return {"spans": self.spans, "offsets": self.offsets}
@@ -143,28 +159,35 @@ class TFExamples:
         return len(self.records)
 
     def __getitem__(self, index: int) -> tuple[bytes, int | np.ndarray]:
-        """The encoded image and its label, or its marks."""
+        """The encoded image and its label, or its marks.
+
+        Raises:
+            ValueError: the record has no such features, or they hold something else.
+        """
         record = self.records[index]
         image, label = tf_example.parse(record, self.image_key, self.label_key)
+        if not isinstance(image, bytes):
+            raise ValueError(f"no encoded image '{self.image_key}' in the record")
         if self.classes:
             label = np.zeros(self.classes, np.int32)
-            label[tf_example.parse_list(record, self.label_key)] = 1
-        if image is None or label is None:
-            raise ValueError(f"no '{self.image_key}' or no '{self.label_key}' in the record")
+            labels = tf_example.parse_list(record, self.label_key)
+            if labels and not 0 <= min(labels) <= max(labels) < self.classes:
+                raise ValueError(f"its labels are {labels}, expected 0 to {self.classes - 1}")
+            label[labels] = 1
+        elif not isinstance(label, int):
+            raise ValueError(f"no label '{self.label_key}' in the record")
         return image, label
 
     def name_and_label(self, index: int) -> tuple[str, int]:
         """What subsets are chosen by; the name is empty where the data have none."""
         keys = (self.label_key, *([self.name_key] if self.name_key else []))
         label, *name = tf_example.parse(self.records[index], *keys)
-        return (name[0].decode() if name and name[0] else ""), -1 if label is None else int(label)
+        named = name[0].decode(errors="replace") if name and isinstance(name[0], bytes) else ""
+        return named, label if isinstance(label, int) else NO_LABEL
 
     def describe(self, index: int) -> str:
-        """The file name, if the data have one, and where the record lies."""
-        place = self.records.describe(index)
-        if self.name_key is None:
-            return place
-        return f"{self.name_and_label(index)[0]} ({place})"
+        """Where the record lies: said of records that cannot be read, so nothing is read for it."""
+        return self.records.describe(index)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -29,9 +29,27 @@ class Source:
         return len(self.examples) if self.chosen is None else len(self.chosen)
 
     def __getitem__(self, index: int) -> tuple[bytes, int | np.ndarray]:
-        """The encoded image and its label, or where it may have several, marks of 0 and 1."""
+        """The encoded image and its label, or where it may have several, marks of 0 and 1.
+
+        Raises:
+            ValueError: the label is none of the dataset's.
+        """
         image, label = self.examples[self._original(index)]
+        if self.label_shape:
+            return image, label
+        labels = len(self.class_names if self.label_map is None else self.label_map)
+        if not 0 <= label < labels:
+            raise ValueError(f"its label is {label}, expected 0 to {labels - 1}")
         return image, label if self.label_map is None else int(self.label_map[label])
+
+    @property
+    def rotates_by_exif(self) -> bool:
+        """Whether EXIF turns these images where nothing else is asked for.
+
+        Photographs in folders are looked at as programs show them; datasets of TFDS are used as
+        they are stored, as published accuracies were measured.
+        """
+        return isinstance(self.examples, ImageFiles)
 
     @property
     def label_shape(self) -> tuple[int, ...]:

@@ -142,7 +142,7 @@ def _spans(splits: Mapping[str, Any], split: str, name: str) -> tuple[tuple[Span
 
 def _check_label(source: Source) -> None:
     """Test splits of some datasets have -1 for a label."""
-    label = source[0][1]
+    label = source.examples[0][1]
     if not 0 <= label < len(source.class_names):
         raise InputError(
             f"data '{source.name}': the first label is {label}, expected 0 to "

@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from convit_jax.cache import cache_directory
-from convit_jax.data.records import ImageFiles, TFExamples
+from convit_jax.data.records import NO_LABEL, ImageFiles, TFExamples
 from convit_jax.data.source import Source
-from convit_jax.data.tfrecord_index import fingerprint, keep_arrays
-from convit_jax.errors import InputError
+from convit_jax.data.tfrecord_index import fingerprint, keep_arrays, kept_arrays
+from convit_jax.errors import InputError, boundary
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def _shuffled(members: np.ndarray, seed: int, label: int) -> np.ndarray:
 
 
 def _members_by_name(source: Source) -> list[np.ndarray]:
-    """The examples of each class, in the order of their file names.
+    """The examples of each class, in the order of their file names; without those of none.
 
     Raises:
         InputError: the images have several labels.
@@ -100,8 +99,10 @@ def _members_by_name(source: Source) -> list[np.ndarray]:
     if source.label_shape:
         raise InputError(f"{source.name} has several labels an image, expected one")
     labels, by_name = _labels_and_order(source)
+    classes = len(source.class_names if source.label_map is None else source.label_map)
+    by_name = by_name[(labels[by_name] >= 0) & (labels[by_name] < classes)]
     if source.label_map is not None:
-        labels = source.label_map[labels]
+        labels = source.label_map[np.clip(labels, 0, classes - 1)]
     if source.chosen is not None:
         by_name = by_name[np.isin(by_name, source.chosen)]
     grouped = by_name[np.argsort(labels[by_name], kind="stable")]
@@ -152,10 +153,15 @@ def _labels_and_order(source: Source) -> tuple[np.ndarray, np.ndarray]:
     examples = source.examples
     if isinstance(examples, ImageFiles):
         return _read_labels(examples)  # its names are sorted, and nothing needs to be read
-    cache = cache_directory() / f"labels_{fingerprint(examples.records.spans)}.npz"
-    if cache.exists():
-        with np.load(cache) as kept:
-            return kept["labels"], kept["by_name"]
+    cache, count = f"labels_{fingerprint(examples.records.spans)}.npz", len(examples)
+
+    def is_sound(kept: dict[str, np.ndarray]) -> bool:
+        labels, by_name = kept["labels"], kept["by_name"]
+        return labels.shape == (count,) and np.array_equal(np.sort(by_name), np.arange(count))
+
+    kept = kept_arrays(cache, ("labels", "by_name"), is_sound)
+    if kept is not None:
+        return kept["labels"], kept["by_name"]
     log.info("reading the labels of the %d examples of %s, once", len(examples), source.name)
     labels, by_name = _read_labels(examples)
     keep_arrays(cache, labels=labels, by_name=by_name)
@@ -163,8 +169,16 @@ def _labels_and_order(source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_labels(examples: TFExamples | ImageFiles) -> tuple[np.ndarray, np.ndarray]:
+    def name_and_label(index: int) -> tuple[str, int]:
+        try:
+            with boundary(examples.describe(index)):
+                return examples.name_and_label(index)
+        except InputError as error:
+            log.warning("%s: it is in no class", error)
+            return "", NO_LABEL
+
     with ThreadPoolExecutor(min(_THREADS, 4 * (os.cpu_count() or 1))) as pool:
-        found = list(pool.map(examples.name_and_label, range(len(examples)), chunksize=256))
+        found = list(pool.map(name_and_label, range(len(examples)), chunksize=256))
     names, labels = zip(*found, strict=True)
     order = np.argsort(np.asarray(names), kind="stable")
     return np.asarray(labels, np.int32), order

@@ -4,12 +4,13 @@ TFDS data are mostly prepared as TFRecord, which has no index of its own. Findin
 bytes a record; the files stay as they are.
 """
 
+import contextlib
+import functools
 import hashlib
 import io
 import logging
 import os
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +18,7 @@ from etils import epath
 
 from convit_jax.cache import cache_directory
 from convit_jax.data.records import TFRECORD_FOOTER, TFRECORD_HEADER, Span, TFRecords
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, boundary, first_line
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +37,27 @@ def open_tfrecords(spans: Sequence[Span], records_in_file: Sequence[int], name: 
     Raises:
         InputError: a file is damaged or holds another number of records.
     """
-    cache = cache_directory() / f"tfrecord_index_{fingerprint(spans)}.npz"
-    if cache.exists():
-        with np.load(cache) as kept:
-            offsets = [kept[str(number)] for number in range(len(spans))]
-    else:
-        if len(spans) > _THREADS:
-            log.info("indexing %d TFRecord files of %s, once", len(spans), name)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            offsets = list(pool.map(lambda span: record_offsets(span.path), spans))
-        keep_arrays(cache, **{str(number): found for number, found in enumerate(offsets)})
+    names = [str(number) for number in range(len(spans))]
+
+    def is_index(kept: dict[str, np.ndarray]) -> bool:
+        return all(
+            index.dtype == np.int64
+            and index.shape == (expected + 1,)
+            and np.all(np.diff(index) > 0)
+            for index, expected in zip(kept.values(), records_in_file, strict=True)
+        )
+
+    with boundary(f"data '{name}'"):
+        cache = f"tfrecord_index_{fingerprint(spans)}.npz"
+        kept = kept_arrays(cache, names, is_index)
+        if kept is None:
+            if len(spans) > _THREADS:
+                log.info("indexing %d TFRecord files of %s, once", len(spans), name)
+            with ThreadPoolExecutor(_THREADS) as pool:
+                found = pool.map(lambda span: record_offsets(span.path), spans)
+                kept = dict(zip(names, found, strict=True))
+            keep_arrays(cache, **kept)
+    offsets = list(kept.values())
     for span, found, expected in zip(spans, offsets, records_in_file, strict=True):
         if len(found) - 1 != expected:
             raise InputError(
@@ -87,12 +99,44 @@ def fingerprint(spans: Sequence[Span]) -> str:
     return digest.hexdigest()[:20]
 
 
-def keep_arrays(cache: pathlib.Path, **arrays: np.ndarray) -> None:
+def kept_arrays(
+    name: str, arrays: Sequence[str], is_sound: Callable[[dict[str, np.ndarray]], bool]
+) -> dict[str, np.ndarray] | None:
+    """What `keep_arrays` wrote; None where it did not, or where what there is, is no good.
+
+    Args:
+        name: of the file.
+        arrays: their names.
+        is_sound: whether they are what they should be.
+    """
+    try:
+        with np.load(cache_directory() / name) as kept:
+            found = {array: kept[array] for array in arrays}
+        if is_sound(found):
+            return found
+        problem = "it holds something else"
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a file cut short or garbled, or a directory that is closed
+        problem = first_line(error)
+    log.warning("%s cannot be used and is made anew: %s", name, problem)
+    return None
+
+
+def keep_arrays(name: str, **arrays: np.ndarray) -> None:
     """Writes what was found out; where it cannot be kept it is found out again next time."""
+    cache = cache_directory() / name
     unfinished = cache.with_suffix(f".{os.getpid()}.npz")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         np.savez(unfinished, **arrays)
         unfinished.replace(cache)
     except OSError as error:
-        log.warning("%s is not kept: %s", cache.name, error)
+        _warn_once(f"nothing is kept in {cache.parent}: {first_line(error)}")
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)

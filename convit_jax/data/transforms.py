@@ -7,6 +7,7 @@ import math
 import cv2
 import numpy as np
 
+from convit_jax.data.decoding import check_channels
 from convit_jax.data.randaugment import RandAugment, parse_randaugment
 from convit_jax.data.resizing import (
     random_resized_crop,
@@ -25,13 +26,16 @@ class EvalTransform:
 
     Attributes:
         image_size: (height, width) in pixels.
-        channels: 1 or 3.
+        channels: 1 to 4.
         crop_fraction: share of the scaled image's side that is kept.
     """
 
     image_size: tuple[int, int]
     channels: int
     crop_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_channels(self.channels, "config.model.in_channels")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, channels] → [height, width, channels]."""
@@ -44,7 +48,7 @@ class TrainTransform:
 
     Attributes:
         image_size: (height, width) in pixels.
-        channels: 1 or 3.
+        channels: 1 to 4.
         crop: `random_resized` (a random part, scaled), `pad` (moved by up to `crop_padding`, for
             small images) or `none` (scaled as a whole).
         crop_scale: range of the share of the area that a random part has.
@@ -71,6 +75,7 @@ class TrainTransform:
     translate: float = 0.0
 
     def __post_init__(self) -> None:
+        check_channels(self.channels, "config.model.in_channels")
         if self.randaugment and self.channels != 3:
             raise InputError(
                 f"config.augment.randaugment='{self.randaugment}' is for colour images: expected "

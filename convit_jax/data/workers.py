@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from convit_jax.data.reading import Row, RowReader, RowsRead
-from convit_jax.errors import RunError
+from convit_jax.errors import MachineError, RunError, machine_fault
 
 # Rows that a worker is handed at once: whole blocks of repeated views (`order.views_layout`), and
 # enough of them that handing over costs nothing.
@@ -79,16 +79,18 @@ class WorkerPool:
         """Pixels, uint8 [rows, H, W, channels], and the rest.
 
         Raises:
-            RunError: a worker process died.
+            RunError: a worker process died, or what `RowReader.read` raises.
         """
         shape = (len(rows), *self._shape)
-        # The workers write where this process reads: pixels do not travel through pipes.
-        memory = SharedMemory(create=True, size=int(np.prod(shape)))
+        with _starting_told():
+            # The workers write where this process reads: pixels do not travel through pipes.
+            memory = SharedMemory(create=True, size=int(np.prod(shape)))
         try:
-            futures = [
-                self._pool.submit(_read_into, memory.name, first, rows[first:][:ROWS_AT_ONCE])
-                for first in range(0, len(rows), ROWS_AT_ONCE)
-            ]
+            with _starting_told():
+                futures = [
+                    self._pool.submit(_read_into, memory.name, first, rows[first:][:ROWS_AT_ONCE])
+                    for first in range(0, len(rows), ROWS_AT_ONCE)
+                ]
             parts = [future.result() for future in futures]
             images = np.ndarray(shape, np.uint8, memory.buf).copy()
         except BrokenProcessPool as error:
@@ -105,6 +107,19 @@ class WorkerPool:
             np.concatenate([part.mask for part in parts]),
             tuple(broken for part in parts for broken in part.broken),
         )
+
+
+@contextlib.contextmanager
+def _starting_told() -> Iterator[None]:
+    """Raises MachineError where the machine has no process or shared memory to give."""
+    try:
+        yield
+    except OSError as error:
+        fault = machine_fault(error) or error.strerror or "the system refused"
+        raise MachineError(
+            f"a process that reads data cannot be started: {fault}; a smaller "
+            "config.data.num_workers needs less"
+        ) from error
 
 
 _reader: RowReader

@@ -18,6 +18,7 @@ from convit_jax.errors import InputError
 from convit_jax.models import VisionTransformer
 from convit_jax.paths import user_path
 from convit_jax.training import mesh as meshes
+from convit_jax.training.broken_images import BrokenTogether, checked
 from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.scoring import make_eval_step
 
@@ -119,6 +120,7 @@ def measure_accuracy(
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     graph, params = nnx.split(model, nnx.Param)
     how = (preprocessing.mean, preprocessing.std, among and tuple(among), confusion)
+    broken = BrokenTogether(source, reading.max_broken)
     batches = data.eval_batches(
         source,
         batch_size,
@@ -127,12 +129,13 @@ def measure_accuracy(
         ),
         rows=meshes.local_rows(rows, batch_size),
         reading=reading,
+        health=broken.health,
     )
     total = data.num_eval_batches(len(source), batch_size)
     totals = sum_over_examples(
         _compiled_step(graph, *how, mesh),
         jax.device_put(nnx.to_pure_dict(params), everywhere),
-        (meshes.to_global(batch, rows, batch_size) for batch in batches),
+        (meshes.to_global(batch, rows, batch_size) for batch in checked(batches, broken)),
         lambda done: progress(done, total),
     )
     if not totals["examples"]:

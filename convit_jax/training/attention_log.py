@@ -1,5 +1,6 @@
 """What a run tells of its attention at every evaluation: gates and non-locality, by layer."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,8 @@ def make_attention_log(
     """
     config, a = experiment.config, experiment.architecture
     some = data.spread_out(eval_examples, config.attention_images)
+    # Evaluations count the broken ones: a few images' share of them would say little.
+    reading = dataclasses.replace(reading, max_broken=1.0)
     devices = placed.mesh.size
     size = devices * min(locality.images_at_once(a), -(-len(some) // devices))
 

@@ -21,6 +21,7 @@ from convit_jax.training import checkpoints as saving
 from convit_jax.training import mesh as meshes
 from convit_jax.training import workdir as workdirs
 from convit_jax.training.attention_log import make_attention_log
+from convit_jax.training.broken_images import BrokenTogether, checked
 from convit_jax.training.clock import Clock
 from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.examples import open_training_data
@@ -123,6 +124,7 @@ class _Run:
     experiment: Experiment
     placed: Placement
     card: Card
+    broken: BrokenTogether
     train_batches: Callable[[int], Iterator[data.Batch]]
     eval_batches: Callable[[], Iterator[dict[str, jax.Array]]]
     log_attention: Callable[[Any], dict[str, float]]
@@ -135,8 +137,12 @@ class _Run:
         config = experiment.config
         placed = place(experiment, meshes.create_mesh(config.mesh.fsdp))
         reading = data.Reading(
-            config.data.num_workers, config.data.prefetch_batches, config.data.max_broken
+            config.data.num_workers,
+            config.data.prefetch_batches,
+            config.data.max_broken,
+            config.data.exif_rotation,
         )
+        broken = BrokenTogether(examples, config.data.max_broken)
 
         def train_batches(start: int) -> Iterator[data.Batch]:
             return data.train_batches(
@@ -147,23 +153,27 @@ class _Run:
                 num_steps=experiment.total_steps,
                 rows=meshes.local_rows(placed.rows, config.batch_size),
                 reading=reading,
+                health=broken.health,
             )
 
         def eval_batches() -> Iterator[dict[str, jax.Array]]:
+            broken = BrokenTogether(eval_examples, config.data.max_broken)
             batches = data.eval_batches(
                 eval_examples,
                 config.eval_batch_size,
                 experiment.eval_transform,
                 rows=meshes.local_rows(placed.rows, config.eval_batch_size),
                 reading=reading,
+                health=broken.health,
             )
-            for batch in batches:
+            for batch in checked(batches, broken):
                 yield meshes.to_global(batch, placed.rows, config.eval_batch_size)
 
         return cls(
             experiment=experiment,
             placed=placed,
             card=Card.of_run(config, experiment.architecture, examples.class_names),
+            broken=broken,
             train_batches=train_batches,
             eval_batches=eval_batches,
             log_attention=make_attention_log(experiment, placed, eval_examples, reading),
@@ -232,6 +242,7 @@ def _take_steps(
         # A line is written one step late, when its numbers are there without waiting.
         if (step - 1) % experiment.log_every == 0:
             report(step - 1)
+            run.broken.check()
         last, stopping = step == total, stop.reached(step)
         evaluating = last or step % experiment.eval_every == 0
         saving_now = last or step % experiment.checkpoint_every == 0 or stopping
@@ -239,6 +250,7 @@ def _take_steps(
             continue
         report(step)
         with clock.paused():
+            run.broken.check_now()
             accuracy = None
             if evaluating:
                 screen.show("evaluating", step, total)

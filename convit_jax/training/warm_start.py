@@ -36,6 +36,7 @@ def warm_start(state: TrainState, weights: Weights, card: Card, sharding: TrainS
         InputError: the weights are another model's; every misfit is listed.
     """
     made = card.architecture
+    weights.say_notes()
     names = parameter_names(state.params)
     keeps_head, about_head = _compare_classes(weights, card)
     tensors = dict(weights.tensors_for(made))
@@ -93,6 +94,10 @@ def _report(
     if resampled:
         old = "x".join(str(side // made.patch_size) for side in native)
         parts.append(f"resampled: pos_embed, {old} to {made.grid[0]}x{made.grid[1]} patches")
+    if weights.num_heads() is None:
+        parts.append(
+            f"the tensors do not tell heads: {made.num_heads} a layer, as config.model has"
+        )
     if fresh:
         parts.append(f"fresh: {', '.join(fresh)} ({about_head})")
     elif about_head:

@@ -9,11 +9,31 @@ from typing import Any
 import numpy as np
 
 from convit_jax import models
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, nearest
 from convit_jax.models import Architecture
+from convit_jax.weights.card import MOST_BLOCKS
+from convit_jax.weights.families import family
 
 # Plain attention does not show its number of heads; every DeiT has heads of 64 channels.
-_DEIT_HEAD_DIM = 64
+DEIT_HEAD_DIM = 64
+
+# Axes of the tensors that an architecture is read from; every axis has at least one entry.
+_AXES = (
+    (r"patch_embed\.proj\.weight", 4, "[width, channels, patch, patch]"),
+    (r"cls_token|pos_embed", 3, "[1, rows, width]"),
+    (r"head\.weight", 2, "[classes, width]"),
+    (r"blocks\.\d+\.attn\.pos_proj\.weight", 2, "[heads, 3]"),
+    (r"blocks\.\d+\.attn\.\w+\.weight", 2, "[out, in]"),
+    (r"blocks\.\d+\.mlp\.fc[12]\.weight", 2, "[out, in]"),
+    (r"blocks\.\d+\.norm[12]\.\w+|norm\.\w+", 1, "[width]"),
+)
+_NEEDED = (
+    "cls_token",
+    "patch_embed.proj.weight",
+    "head.weight",
+    "blocks.0.norm1.weight",
+    "blocks.0.mlp.fc1.weight",
+)
 
 
 def recognise(tensors: Mapping[str, np.ndarray], **overrides: Any) -> Architecture:
@@ -27,34 +47,27 @@ def recognise(tensors: Mapping[str, np.ndarray], **overrides: Any) -> Architectu
     Raises:
         InputError: these are no tensors of such a model, or something must be said by name.
     """
-    for name in ("cls_token", "patch_embed.proj.weight", "head.weight", "blocks.0.norm1.weight"):
-        if name not in tensors:
-            raise InputError(
-                f"these are no ConViT or DeiT weights: there is no '{name}' among "
-                f"{len(tensors)} tensors such as '{next(iter(tensors), '')}'"
-            )
+    check_tensors(tensors)
+    known = [field.name for field in dataclasses.fields(Architecture)]
+    for name in overrides:
+        if name not in known:
+            raise InputError(f"models have no field '{name}': {nearest(name, known)}")
     width, in_channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-    depth = 1 + max(_blocks_with(tensors, r"norm1\.weight"))
     gpsa = _blocks_with(tensors, r"attn\.pos_proj\.weight")
-    if gpsa != set(range(len(gpsa))):
-        raise InputError(f"GPSA layers are {sorted(gpsa)}, expected the first ones, from 0 on")
+    hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
     fields: dict[str, Any] = {
         "num_classes": tensors["head.weight"].shape[0],
-        "depth": depth,
+        "depth": len(_blocks_with(tensors, r"norm1\.weight")),
         "gpsa_layers": len(gpsa),
         "patch_size": patch_size,
         "in_channels": in_channels,
-        "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "mlp_ratio": _ratio(hidden, width),
         "qkv_bias": any(re.search(r"attn\.(qkv|qk)\.bias$", name) for name in tensors),
         "use_pos_embed": "pos_embed" in tensors,
     }
     if gpsa:
         fields["use_gating"] = "blocks.0.attn.gating_param" in tensors
-    heads = likely_heads(tensors)
-    if heads is not None:
-        fields["num_heads"] = heads
-    fields |= square_positions(tensors)
-    fields |= overrides
+    fields |= told_by_shapes(tensors) | overrides
     for name in ("num_heads", "image_size"):
         if name not in fields:
             raise InputError(
@@ -62,37 +75,125 @@ def recognise(tensors: Mapping[str, np.ndarray], **overrides: Any) -> Architectu
                 f"--override {name}=… on a command line"
             )
     fields["image_size"] = models.as_image_size(fields["image_size"])
-    fields["head_dim"] = width // fields["num_heads"]
-    if fields["head_dim"] * fields["num_heads"] != width:
-        raise InputError(f"num_heads={fields['num_heads']}: expected a divisor of {width}")
+    if "class_token_position" not in fields and "pos_embed" in tensors and not gpsa:
+        patches = math.prod(side // patch_size for side in fields["image_size"])
+        fields["class_token_position"] = tensors["pos_embed"].shape[1] == patches + 1
+    heads = fields["num_heads"]
+    if type(heads) is not int or heads < 1 or width % heads:
+        raise InputError(f"num_heads={heads}: expected a divisor of {width}")
+    fields["head_dim"] = width // heads
     return Architecture(**fields)
 
 
-def nearest_model(tensors: Mapping[str, np.ndarray]) -> str | None:
+def check_tensors(tensors: Mapping[str, np.ndarray]) -> None:
+    """Refuses tensors from which no model is read: another's, or without what shows its shape.
+
+    Raises:
+        InputError: what is missing or odd, and which other model they look like.
+    """
+    other = family(tensors)
+    if other:
+        what, shown_by = other
+        raise InputError(
+            f"these are no ConViT or DeiT weights but those of {what} ('{shown_by}' is there): "
+            "such models are not supported"
+        )
+    for name in _NEEDED:
+        if name not in tensors:
+            headless = name == "head.weight" and "norm.weight" in tensors
+            raise InputError(
+                f"these are no ConViT or DeiT weights: there is no '{name}' among "
+                f"{len(tensors)} tensors such as '{next(iter(tensors), '')}'"
+                + (" (a model without a classifier?)" if headless else "")
+            )
+    for name, array in tensors.items():
+        for pattern, axes, expected in _AXES:
+            if re.fullmatch(pattern, name):
+                if array.ndim != axes or not array.size:
+                    raise InputError(f"'{name}' has the shape {array.shape}, expected {expected}")
+                break
+    _, _, *patch = tensors["patch_embed.proj.weight"].shape
+    if patch[0] != patch[1]:
+        raise InputError(f"patches are {patch[0]}x{patch[1]} pixels, expected squares")
+    blocks = {int(m[1][:9]) for m in map(re.compile(r"blocks\.(\d+)\.").match, tensors) if m}
+    depth = len(blocks)
+    if blocks != set(range(depth)) or len(_blocks_with(tensors, r"norm1\.weight")) != depth:
+        raise InputError(
+            f"the blocks are {_ranges(blocks)}, expected all of them from 0 on, each with a norm1"
+        )
+    if depth > MOST_BLOCKS:
+        raise InputError(f"there are {depth:,} blocks, expected at most {MOST_BLOCKS}")
+    gpsa = _blocks_with(tensors, r"attn\.pos_proj\.weight")
+    if gpsa != set(range(len(gpsa))):
+        raise InputError(f"GPSA layers are {_ranges(gpsa)}, expected the first ones, from 0 on")
+
+
+def nearest_model(tensors: Mapping[str, np.ndarray], **overrides: Any) -> str | None:
     """The named model whose width, depth and GPSA layers the tensors have, if there is one."""
     try:
-        found = recognise(tensors, image_size=224)
+        found = recognise(tensors, **{"image_size": 224} | overrides)
     except InputError:
         return None
-    same = ("width", "depth", "gpsa_layers", "num_heads")
+    return _named(found, ("width", "depth", "gpsa_layers", "num_heads"))
+
+
+def named_model(architecture: Architecture) -> str | None:
+    """The named model that an architecture is, but for its classes and image size."""
+    fields = (
+        *("num_heads", "head_dim", "depth", "gpsa_layers", "mlp_ratio", "qkv_bias", "patch_size"),
+        *("in_channels", "use_gating", "use_pos_embed", "class_token_position"),
+    )
+    return _named(architecture, fields)
+
+
+def _named(architecture: Architecture, fields: tuple[str, ...]) -> str | None:
     for name in models.list_models():
-        made = models.architecture(name)
-        if all(getattr(made, field) == getattr(found, field) for field in same):
+        named = models.architecture(name)
+        if all(getattr(named, field) == getattr(architecture, field) for field in fields):
             return name
     return None
 
 
 def _blocks_with(tensors: Mapping[str, np.ndarray], pattern: str) -> set[int]:
-    found = (re.fullmatch(rf"blocks\.(\d+)\.{pattern}", name) for name in tensors)
+    found = (re.fullmatch(rf"blocks\.(\d{{1,9}})\.{pattern}", name) for name in tensors)
     return {int(match[1]) for match in found if match}
+
+
+def _ranges(numbers: set[int]) -> str:
+    """{0, 1, 2, 9} → "0 to 2, 9"; of many ranges the first few."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    words = [str(a) if a == b else f"{a} to {b}" for a, b in ranges[:4]]
+    return ", ".join(words) + (", …" if len(ranges) > 4 else "")
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """`mlp_ratio`, of which the model makes just so many hidden channels: int(width · ratio)."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def has_gpsa(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether there is a GPSA layer, which shows the number of heads."""
+    return "blocks.0.attn.pos_proj.weight" in tensors
 
 
 def likely_heads(tensors: Mapping[str, np.ndarray]) -> int | None:
     """The number of heads, where a GPSA layer shows it or the width is a DeiT's."""
-    if "blocks.0.attn.pos_proj.weight" in tensors:
+    if has_gpsa(tensors):
         return tensors["blocks.0.attn.pos_proj.weight"].shape[0]
     width = tensors["patch_embed.proj.weight"].shape[0]
-    return None if width % _DEIT_HEAD_DIM else width // _DEIT_HEAD_DIM
+    return None if width % DEIT_HEAD_DIM else width // DEIT_HEAD_DIM
+
+
+def told_by_shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """`num_heads` and what `square_positions` has, where shapes tell or suggest them."""
+    heads = likely_heads(tensors)
+    return square_positions(tensors) | ({} if heads is None else {"num_heads": heads})
 
 
 def square_positions(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -102,8 +203,7 @@ def square_positions(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     rows = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else 0
     patch_size = tensors["patch_embed.proj.weight"].shape[2]
-    has_gpsa = bool(_blocks_with(tensors, r"attn\.pos_proj\.weight"))
-    for with_class in (False,) if has_gpsa else (True, False):
+    for with_class in (False,) if has_gpsa(tensors) else (True, False):
         side = math.isqrt(max(rows - with_class, 0))
         if side and side**2 == rows - with_class:
             size = side * patch_size

@@ -52,6 +52,18 @@ _TABLE = (
     (r"(.*\.bias)", r"\1", _SAME),
 )
 
+# Every tensor of the released models, whatever their depth.
+_PARAMETER = re.compile(
+    r"cls_token|pos_embed|blocks\.\d+\.attn\.gating_param|"
+    r"(patch_embed\.proj|norm|head|blocks\.\d+\.(norm[12]|mlp\.fc[12]|attn\.(qkv|qk|v|proj|pos_proj)))"
+    r"\.(weight|bias)"
+)
+
+
+def is_parameter(name: str) -> bool:
+    """Whether the released models have tensors of that name."""
+    return _PARAMETER.fullmatch(name) is not None
+
 
 def _lookup(name: str) -> tuple[str, _Layout]:
     """What a parameter of ours is called there, and how it lies."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 from collections.abc import Mapping
 
@@ -37,15 +38,18 @@ def write_weights(weights: Weights, path: epath.Path, architecture: Architecture
         InputError: the weights do not fit the architecture, the path cannot be written to, or
             PyTorch is needed and not installed.
     """
-    tensors = weights.tensors_for(architecture)
+    tensors = {
+        # As files have it: one number after the other, little-endian. The libraries that write
+        # take an array's memory as it lies.
+        name: np.asarray(array, "<f4", order="C")
+        for name, array in weights.tensors_for(architecture).items()
+    }
     with weights.named():
         params = from_torch(tensors, architecture)  # what does not fit a model is not written
     card = dataclasses.replace(weights.card, architecture=architecture)
     if path.suffix == ".safetensors":
         said = json.dumps(card.as_json())
-        content = safetensors.numpy.save(
-            dict(tensors), metadata={"format": "pt", METADATA_KEY: said}
-        )
+        content = safetensors.numpy.save(tensors, metadata={"format": "pt", METADATA_KEY: said})
         write_whole(path, lambda file: file.write_bytes(content))
     elif path.suffix in TORCH_SUFFIXES:
         _write_torch(path, tensors)
@@ -83,4 +87,8 @@ def _write_torch(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
     import torch  # noqa: PLC0415
 
     content = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-    write_whole(path, lambda file: torch.save(content, file))
+    # By way of memory: an archive's entries are named after the file that PyTorch writes, which is
+    # a draft with this machine's name.
+    archive = io.BytesIO()
+    torch.save(content, archive)
+    write_whole(path, lambda file: file.write_bytes(archive.getbuffer()))

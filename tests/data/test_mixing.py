@@ -111,6 +111,22 @@ def test_erasing_fills_boxes_of_the_sizes_asked_for_with_noise():
     assert np.abs(np.corrcoef(noise.T)[0, 1]) < 0.05
 
 
+def test_an_erased_box_may_lie_anywhere():
+    """Where in its range a box begins is uniform, along either side, the ends included."""
+    images = jnp.full((DRAWS, 24, 36, 1), 9.0)
+    erasing = Erasing(prob=1.0, area=(0.1, 0.1), ratio=(1.0, 1.0))  # 9 x 9 pixels
+    out = np.asarray(jax.jit(lambda x, key: erase(x, erasing, key))(images, jax.random.key(0)))
+    changed = out[..., 0] != 9.0
+    assert set(changed.sum((1, 2))) == {81}
+    tops, lefts = changed.any(2).argmax(1), changed.any(1).argmax(1)
+    for begins, places in ((tops, 24 - 9 + 1), (lefts, 36 - 9 + 1)):
+        counts = np.bincount(begins, minlength=places)
+        assert len(counts) == places
+        expected = DRAWS / places
+        assert np.abs(counts - expected).max() < 5 * expected**0.5
+    assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.1
+
+
 def test_the_same_key_does_the_same():
     images = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
     one, again, other = (

@@ -6,6 +6,20 @@ from convit_jax.data.order import EpochOrder, views_layout
 from convit_jax.data.reading import Row, view_generator
 from convit_jax.errors import InputError
 
+# What rows 0 to 7 of step 20 hold, with seed 3, of 100 and of 5000 examples, and in three views.
+FEW = [21, 44, 51, 67, 52, 57, 11, 30]
+MANY = [2347, 2063, 3758, 314, 4298, 1650, 4776, 2908]
+THRICE = [
+    (4, 1, 1),
+    (48, 1, 1),
+    (34, 1, 1),
+    (88, 1, 1),
+    (4, 1, 2),
+    (88, 1, 2),
+    (34, 1, 2),
+    (48, 1, 2),
+]
+
 
 def epoch_of(order, epoch):
     steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
@@ -38,6 +52,26 @@ def test_epochs_and_seeds_have_orders_of_their_own(size):
             assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
 
 
+def test_a_runs_order_is_for_good():
+    """A run that is resumed by a later version goes on in the order in which it began."""
+    few, many, thrice = (
+        EpochOrder(100, 8, seed=3), EpochOrder(5000, 8, seed=3), EpochOrder(100, 8, 3, repeats=3),
+    )  # fmt: skip
+    assert [few.locate(20, row).index for row in range(8)] == FEW
+    assert [many.locate(20, row).index for row in range(8)] == MANY
+    assert [tuple(thrice.locate(20, row)) for row in range(8)] == THRICE
+    assert [type(part) for part in few.locate(20, 0)] == [int, int, int]
+    assert few.locate(20, 0)[1:] == (1, 0)
+    assert EpochOrder(100, 8, seed=3).repeats == 1
+
+
+@pytest.mark.parametrize("size", [100, 1200])
+def test_any_two_seeds_have_orders_of_their_own(size):
+    seeds = (0, 1, 2, 128, 2**31, 2**32 - 1)
+    firsts = {tuple(epoch_of(EpochOrder(size, 10, seed), 0)[:20]) for seed in seeds}
+    assert len(firsts) == len(seeds)
+
+
 def test_a_far_step_is_found_at_once():
     order = EpochOrder(num_examples=1_281_167, batch_size=1024, seed=0)
     assert order.steps_per_epoch == 1251
@@ -63,6 +97,11 @@ def test_repeated_views_fill_the_epoch_with_the_first_third_of_the_images():
     counts = collections.Counter(row.index for row in rows)
     assert set(counts.values()) == {3}
     assert set(counts) == set(epoch_of(plain, 0)[:328])
+
+
+def test_a_block_is_as_small_as_it_can_be():
+    """So that one process decodes an image once for all its views (`workers.ROWS_AT_ONCE`)."""
+    assert [len(views_layout(repeats)) for repeats in (2, 3, 4)] == [8, 12, 32]
 
 
 def test_neighbouring_rows_are_two_images_and_no_pair_meets_twice():

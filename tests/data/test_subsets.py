@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from convit_jax.data import describe_classes, hold_out, open_source, subset
 from convit_jax.errors import InputError
@@ -56,6 +57,47 @@ def test_a_subset_of_a_tfds_dataset_is_found_once_and_kept(digits, monkeypatch):
     assert list(np.bincount(labels)) == [int(n * 0.1) for n in np.bincount(whole)]
     monkeypatch.setattr(type(digits.examples), "name_and_label", None)  # it reads no more
     assert np.array_equal(take(digits, 0.1).chosen, part.chosen)
+
+
+class Numbered(tfds.core.GeneratorBasedBuilder):
+    """Twelve images of two classes, whose file names say which are the first."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=["even", "odd"]),
+            "file_name": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(12):
+            image = np.full((4, 4, 3), 20 * i, np.uint8)
+            yield f"key {i}", {"image": image, "label": i % 2, "file_name": f"{90 - i}.png"}
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_the_first_of_a_tfds_dataset_are_the_first_by_file_name(file_format, tmp_path):
+    """TFDS keeps examples in an order of its own; that of the names is the released code's."""
+    Numbered(data_dir=tmp_path, file_format=file_format).download_and_prepare()
+    source = open_source(f"tfds:numbered:train:{tmp_path}")
+    part = take(source, 0.5)
+    shown = [source.describe(i).split()[0] for i in range(12)]
+    assert shown != sorted(shown)
+    first = [f"{number}.png" for number in range(79, 85)]  # three of either class
+    assert [part.describe(i).split()[0] for i in range(6)] == [n for n in shown if n in first]
+    again = take(open_source(f"tfds:numbered:train:{tmp_path}"), 0.5)  # by the kept labels
+    assert np.array_equal(again.chosen, part.chosen)
 
 
 @pytest.mark.parametrize(

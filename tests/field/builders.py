@@ -1,27 +1,129 @@
-"""Builders of what people have: class folders, prepared datasets, config files."""
+"""Builders of what people have: odd images, class folders, records, prepared datasets."""
 
 import io
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from PIL import Image
 
+WIDE = (24, 16)  # width and height of the images, which show that they were turned
 
-def encoded(shade=100, side=8, kind="PNG"):
-    """An image file of one grey level."""
+
+def photograph(width=WIDE[0], height=WIDE[1], mode="RGB"):
+    """A picture that no two of its eight orientations share."""
+    y, x = np.mgrid[:height, :width]
+    shades = (255 * np.stack([x / width, y / height, x * y / (width * height)], -1)).astype(
+        np.uint8
+    )
+    return Image.fromarray(shades).convert(mode)
+
+
+def encode(image, kind, **options):
     buffer = io.BytesIO()
-    Image.new("L", (side, side), shade).save(buffer, kind)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def class_folder(root, classes, images=4):
-    """ROOT/CLASS/N.png: each class a directory of images of its own; its name as a source."""
-    for shade, name in enumerate(classes):
+def segment(marker, content):
+    """A JPEG's segment: `marker` is the second byte of it."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+def with_segments(jpeg, *segments):
+    """A JPEG with segments before its own."""
+    return jpeg[:2] + b"".join(segments) + jpeg[2:]
+
+
+def chunk(kind, content):
+    """A PNG's chunk."""
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def with_chunks(png, *chunks, last=False):
+    """A PNG with chunks after its header, or before its end."""
+    at = len(png) - 12 if last else 33
+    return png[:at] + b"".join(chunks) + png[at:]
+
+
+def entry(tag, kind, count, value, order="<"):
+    """An entry of a TIFF directory; `value` is its four last bytes."""
+    return struct.pack(f"{order}HHI", tag, kind, count) + value
+
+
+def tiff_header(*entries, order="<", after=b""):
+    """The metadata of EXIF without its heading."""
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    head = mark + struct.pack(f"{order}IH", 8, len(entries))
+    return head + b"".join(entries) + bytes(4) + after
+
+
+def orientation(value=6, order="<"):
+    return entry(0x0112, 3, 1, struct.pack(f"{order}HH", value, 0), order)
+
+
+def exif(*entries, order="<", after=b""):
+    return b"Exif\0\0" + tiff_header(*entries, order=order, after=after)
+
+
+def xmp(value=6):
+    return f'<rdf:Description tiff:Orientation="{value}"/>'.encode()
+
+
+def tfrecord(payloads):
+    """A TFRecord file's bytes, its checksums left empty."""
+    return b"".join(struct.pack("<QI", len(p), 0) + p + bytes(4) for p in payloads)
+
+
+def write_array_record(path, payloads):
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for payload in payloads:
+        writer.write(payload)
+    writer.close()
+
+
+def _field(number, content):
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value):
+    out = b""
+    while value > 127:
+        out += bytes([value & 127 | 128])
+        value >>= 7
+    return out + bytes([value])
+
+
+def example(**features):
+    """A serialised tf.train.Example of bytes, ints and floats, written by hand."""
+    entries = b""
+    for name, value in features.items():
+        if isinstance(value, bytes):
+            kind, content = 1, _field(1, value)
+        elif isinstance(value, float):
+            kind, content = 2, _field(1, struct.pack("<f", value))
+        else:
+            kind, content = 3, _field(1, _varint(value % 2**64))
+        feature = _field(kind, content)
+        entries += _field(1, _field(1, name.encode()) + _field(2, feature))
+    return _field(1, entries)
+
+
+def folder(root, classes, count=4, side=8, mode="L"):
+    """ROOT/CLASS/N.png: each class a directory of noise; its name as a source."""
+    rng = np.random.default_rng(0)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    for name in classes:
         directory = pathlib.Path(root, name)
         directory.mkdir(parents=True, exist_ok=True)
-        for number in range(images):
-            (directory / f"{number}.png").write_bytes(encoded(10 * shade + number))
+        for number in range(count):
+            shape = (side, side) if bands == 1 else (side, side, bands)
+            pixels = rng.integers(0, 255, shape, dtype=np.uint8)
+            Image.fromarray(pixels).convert(mode).save(directory / f"{number}.png")
     return f"folder:{root}"
 
 

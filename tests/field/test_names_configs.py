@@ -250,9 +250,9 @@ def test_every_command_takes_the_home_directory(tmp_path, monkeypatch, workdir, 
 
 
 def test_a_preview_needs_no_data_to_evaluate_on(repository, tmp_path):
-    from tests.field.builders import class_folder
+    from tests.field.builders import folder
 
-    name = class_folder(tmp_path / "images", ("cat", "dog"), images=8)
+    name = folder(tmp_path / "images", ("cat", "dog"), count=8)
     done = subprocess.run(
         [sys.executable, "-m", "convit_jax.preview", "--config=configs/convit_s.py",
          f"--config.data.train={name}", "--config.batch_size=8", "--config.data.image_size=32",

@@ -22,7 +22,7 @@ from convit_jax.training import loop, make_experiment, mesh
 from convit_jax.training.optimizer import match_parameters, parameter_names
 from convit_jax.training.resumption import check_same_run
 from convit_jax.weights import Card
-from tests.field.builders import class_folder
+from tests.field.builders import folder
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -31,7 +31,7 @@ CLASSES = ("ant", "bee", "cat")
 def begun(make_config, tmp_path_factory):
     """A run of two steps on three classes: its workdir and a function that makes its config."""
     root = tmp_path_factory.mktemp("begun")
-    class_folder(root / "images", CLASSES, images=8)
+    folder(root / "images", CLASSES, count=8)
 
     def config(images=root / "images", **changes):
         data = {"train": f"folder:{images}", "eval": f"folder:{images}", "image_size": (8,),
@@ -62,7 +62,7 @@ def in_place(begun, tmp_path):
 
 
 def add(images):
-    class_folder(images, ("dog",))
+    folder(images, ("dog",))
 
 
 def remove(images):

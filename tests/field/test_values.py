@@ -241,7 +241,7 @@ def test_padding_that_may_move_an_image_out_of_sight():
 
 def test_channels_that_no_image_has():
     values = {"model.in_channels": 7, "data.mean": (0.5,) * 7, "data.std": (0.5,) * 7}
-    with pytest.raises(InputError, match="in_channels=7: expected 1 or 3"):
+    with pytest.raises(InputError, match="in_channels=7: images are read with 1 channel"):
         resolve(nested(values))
 
 

@@ -1,0 +1,236 @@
+"""Downloads that people meet: proxies, halves of files, error pages, no network at all."""
+
+import http.server
+import json
+import os
+import pathlib
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from convit_jax.errors import InputError, MachineError
+from convit_jax.weights import open_weights
+from tests.field.weight_files import timm_config
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as `server.answers` says for each path: (status, headers, content)."""
+
+    protocol_version = "HTTP/1.0"
+
+    def do_GET(self):
+        self.server.asked.append((self.command, self.path))
+        status, headers, content = self.server.answers.get(self.path, (404, {}, b"not here"))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_CONNECT = do_GET  # noqa: N815
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A server without answers yet, and a cache of our own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.asked, running.answers = [], {}
+        running.address = f"http://127.0.0.1:{running.server_port}"
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def whole(reference_data):
+    return (reference_data / "four_heads.safetensors").read_bytes()
+
+
+def kept_files(tmp_path):
+    return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "content", "told"),
+    [
+        ("half.safetensors", 200, None, "is not a whole .safetensors file"),
+        ("page.safetensors", 200, b"<!DOCTYPE html>sign in", "is a web page"),
+        ("error.safetensors", 200, b'{"error": "gone"}', "is a message in JSON"),
+        ("text.safetensors", 200, b"try again later, please", "is not a whole"),
+        ("nothing.safetensors", 200, b"", "is empty"),
+        ("forbidden.safetensors", 403, b"no", "could not be fetched: .*403"),
+        ("page.pth", 200, b"<html>sign in</html>", "is a web page"),
+        ("half.pth", 200, b"PK\x03\x04" + bytes(100), "is not a whole PyTorch file"),
+    ],
+)
+def test_what_is_not_whole_is_told_and_never_kept(
+    name, status, content, told, server, whole, tmp_path
+):
+    if name.endswith(".pth"):
+        pytest.importorskip("torch", reason="PyTorch is an optional extra")
+    content = whole[: len(whole) // 2] if content is None else content
+    server.answers[f"/{name}"] = (status, {}, content)  # no Content-Length
+    for _ in range(2):
+        with pytest.raises(InputError, match=told) as error:
+            open_weights(f"{server.address}/{name}")
+        assert len(str(error.value).splitlines()) == 1
+    assert kept_files(tmp_path) == []
+    server.answers[f"/{name}"] = (200, {}, whole)
+    if name.endswith(".safetensors"):
+        assert open_weights(f"{server.address}/{name}").num_classes() == 10
+
+
+@pytest.mark.parametrize("headers", [{"Content-Length": "many"}, {"Location": "nowhere"}])
+def test_headers_that_make_no_sense_are_one_sentence(headers, server, whole):
+    status = 302 if "Location" in headers else 200
+    server.answers["/x.safetensors"] = (status, headers, whole)
+    with pytest.raises(InputError, match="could not be fetched"):
+        open_weights(f"{server.address}/x.safetensors")
+
+
+def test_a_proxy_that_answers_403(server, monkeypatch):
+    server.answers["example.invalid:443"] = (403, {}, b"")
+    monkeypatch.setenv("https_proxy", server.address)
+    monkeypatch.setattr("urllib.request._opener", None)  # it remembers the proxies of before
+    with pytest.raises(InputError, match=r"x\.pth could not be fetched: .*403"):
+        open_weights("https://example.invalid/x.pth")
+
+
+def test_a_host_that_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"x\.safetensors could not be fetched: "):
+        open_weights("http://example.invalid/x.safetensors")
+
+
+def test_a_broken_file_that_was_kept_before_is_named_with_its_place(server, whole, tmp_path):
+    server.answers["/x.safetensors"] = (200, {}, whole)
+    address = f"{server.address}/x.safetensors"
+    open_weights(address)
+    (kept,) = kept_files(tmp_path)
+    kept.write_bytes(whole[:1000])
+    with pytest.raises(InputError, match=rf"not a whole .*remove .*{kept}|{kept}.* remove"):
+        open_weights(address)
+    kept.unlink()
+    open_weights(address)
+
+
+def test_a_disk_that_is_full_is_no_broken_download(server, whole, monkeypatch):
+    server.answers["/x.safetensors"] = (200, {}, whole)
+
+    def fail(self, target):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(pathlib.Path, "rename", fail)
+    with pytest.raises(MachineError, match="no space is left"):
+        open_weights(f"{server.address}/x.safetensors")
+
+
+# The Hub
+@pytest.fixture
+def hub(server, monkeypatch, tmp_path):
+    """The server as a Hub with an empty cache: a function puts a file into its repository."""
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is an optional extra")
+    from huggingface_hub import constants, file_download
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    missing = {"X-Repo-Commit": "0" * 40, "X-Error-Code": "EntryNotFound"}
+
+    def put(file, content):
+        headers = {"X-Repo-Commit": "0" * 40, "ETag": f'"{abs(hash(file))}"',
+                   "Content-Length": str(len(content))}  # fmt: skip
+        server.answers[f"/org/name/resolve/main/{file}"] = (200, headers, content)
+        server.answers[f"/org/name/resolve/{'0' * 40}/{file}"] = (200, headers, content)
+
+    for file in ("config.json", "model.safetensors", "model.safetensors.index.json",
+                 "pytorch_model.bin", "pytorch_model.bin.index.json"):  # fmt: skip
+        server.answers[f"/org/name/resolve/main/{file}"] = (404, missing, b"")
+    return put
+
+
+def test_a_hubs_model_comes_with_its_config_and_is_not_asked_about_again(hub, server, whole):
+    hub("model.safetensors", whole)
+    hub("config.json", json.dumps(timm_config()).encode())
+    for _ in range(2):
+        weights = open_weights("hf://org/name")
+        assert weights.card.mean == (0.5, 0.5, 0.5)
+        asked, server.asked = list(server.asked), []
+    assert asked == []
+
+
+def test_a_hubs_model_in_shards(hub, reference_data):
+    tensors = safetensors.numpy.load_file(reference_data / "four_heads.safetensors")
+    places = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
+    hub("model.safetensors.index.json", json.dumps({"weight_map": places}).encode())
+    for file in set(places.values()):
+        part = {name: tensors[name] for name, place in places.items() if place == file}
+        hub(file, safetensors.numpy.save(part))
+    weights = open_weights("hf://org/name")
+    assert all(np.array_equal(weights.tensors[name], array) for name, array in tensors.items())
+
+
+def test_a_hub_without_weights_names_what_was_looked_for(hub):
+    with pytest.raises(InputError, match=r"there is no model\.safetensors or .*bin"):
+        open_weights("hf://org/name")
+
+
+@pytest.fixture
+def unreachable(monkeypatch, tmp_path):
+    """A Hub that refuses every connection, and its cache."""
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is an optional extra")
+    from huggingface_hub import constants
+
+    address = "http://127.0.0.1:9"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return tmp_path
+
+
+def put_into_cache(cache, file, name="model.safetensors"):
+    root = cache / "models--org--name"
+    (root / "snapshots" / "0123").mkdir(parents=True)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("0123")
+    shutil.copy(file, root / "snapshots" / "0123" / name)
+    return root / "snapshots" / "0123" / name
+
+
+def test_offline_what_is_in_the_cache_is_used_at_once(unreachable, reference_data, capfd, caplog):
+    put_into_cache(unreachable, reference_data / "four_heads.safetensors")
+    begun = time.monotonic()
+    open_weights("hf://org/name").architecture()
+    assert time.monotonic() - begun < 10  # its own attempts at the network last longer
+    assert capfd.readouterr().err == ""
+    assert caplog.records == []
+
+
+def test_offline_what_is_not_in_the_cache_is_one_sentence(unreachable, capfd, caplog):
+    with pytest.raises(InputError, match=r"hf://org/name: huggingface\.co cannot be reached"):
+        open_weights("hf://org/name")
+    assert capfd.readouterr().err == ""
+    assert caplog.records == []
+
+
+def test_a_broken_file_in_the_hubs_cache_is_named(unreachable, reference_data):
+    kept = put_into_cache(unreachable, reference_data / "four_heads.safetensors")
+    kept.write_bytes(kept.read_bytes()[:1000])
+    with pytest.raises(InputError, match=f"is not a whole .*{kept}: remove"):
+        open_weights("hf://org/name")

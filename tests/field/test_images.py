@@ -1,0 +1,529 @@
+"""Photographs as people have them: what cameras, scanners and programs write into image files."""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+import convit_jax
+from convit_jax.data.decoding import MAX_PIXELS, BrokenImageError, decode
+from convit_jax.data.resizing import resize_and_centre_crop, resize_exactly, resize_fast
+from convit_jax.errors import InputError
+from tests.field.builders import (
+    WIDE,
+    chunk,
+    encode,
+    entry,
+    exif,
+    orientation,
+    photograph,
+    segment,
+    tiff_header,
+    with_chunks,
+    with_segments,
+    xmp,
+)
+
+XMP_HEADING = b"http://ns.adobe.com/xap/1.0/\0"
+JPEG, PNG = encode(photograph(), "JPEG", quality=95), encode(photograph(), "PNG")
+TALL = (WIDE[0], WIDE[1], 3)  # (height, width, channels) of what was turned by a quarter
+FLAT = (WIDE[1], WIDE[0], 3)
+
+
+def as_pillow_turns(encoded, mode="RGB"):
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert(mode))
+
+
+def raw_profile(content, keyword=b"Raw profile type exif"):
+    digits = content.hex().encode()
+    return keyword + b"\0", b"\nexif\n" + b"%8d\n" % len(content) + digits + b"\n"
+
+
+def packed_text(keyword, text):
+    return chunk(b"zTXt", keyword + b"\0\0" + zlib.compress(text))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        entry(0x128, 2, 2, b"2\0\0\0"),
+        entry(0x11A, 2, 3, b"72\0\0"),
+        entry(0x11A, 5, 1, b"\xff\xff\xff\xff"),
+        entry(0x8769, 4, 1, b"\xff\0\0\0"),
+        entry(0x927C, 7, 1 << 30, b"\0\0\0\0"),
+        entry(0x9999, 99, 1, b"\0\0\0\0"),
+    ],
+)
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_photograph_with_one_malformed_tag(odd, order):
+    entries = (odd, orientation()) if order else (orientation(), odd)
+    for kind in ("jpeg", "png"):
+        file = {
+            "jpeg": with_segments(JPEG, segment(0xE1, exif(*entries))),
+            "png": with_chunks(PNG, chunk(b"eXIf", tiff_header(*entries))),
+        }[kind]
+        assert decode(file, 3).shape == TALL
+        assert convit_jax.preprocess(Image.open(io.BytesIO(file))).shape == (1, 224, 224, 3)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0II",
+        b"Exif\0\0garbage garbage garbage",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        exif(entry(0x112, 2, 2, b"6\0\0\0")),
+        exif(entry(0x112, 3, 1 << 31, b"\0\0\0\0")),
+        exif(entry(0x112, 3, 0, b"\6\0\0\0")),
+        exif(orientation(9)),
+        exif(orientation(0)),
+        exif(orientation())[:-9],
+        exif(orientation()).replace(b"II*", b"II?"),
+        XMP_HEADING + b'tiff:Orientation="x"',
+    ],
+)
+def test_malformed_metadata_are_no_orientation(metadata):
+    assert np.array_equal(decode(with_segments(JPEG, segment(0xE1, metadata)), 3), decode(JPEG, 3))
+
+
+# The places where an orientation stands that Pillow, and so everybody, honours.
+PLACES = {
+    "after Photoshop's 6 kB": lambda v: with_segments(
+        JPEG, segment(0xED, b"x" * 6000), segment(0xE1, exif(orientation(v)))
+    ),
+    "after a colour profile": lambda v: with_segments(
+        JPEG,
+        segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(60000)),
+        segment(0xE1, exif(orientation(v))),
+    ),
+    "after fill bytes": lambda v: with_segments(
+        JPEG, b"\xff\xff\xff", segment(0xE1, exif(orientation(v)))
+    ),
+    "big-endian": lambda v: with_segments(
+        JPEG, segment(0xE1, exif(orientation(v, ">"), order=">"))
+    ),
+    "as a long number": lambda v: with_segments(
+        JPEG, segment(0xE1, exif(entry(0x112, 4, 1, struct.pack("<I", v))))
+    ),
+    "several numbers": lambda v: with_segments(
+        JPEG, segment(0xE1, exif(entry(0x112, 3, 2, struct.pack("<HH", v, 1))))
+    ),
+    "as a fraction": lambda v: with_segments(
+        JPEG,
+        segment(
+            0xE1,
+            exif(entry(0x112, 5, 1, struct.pack("<I", 26)), after=struct.pack("<II", v, 1)),
+        ),
+    ),
+    "two headings": lambda v: with_segments(
+        JPEG, segment(0xE1, b"Exif\0\0" + exif(orientation(v)))
+    ),
+    "two segments, the first one's counts": lambda v: with_segments(
+        JPEG, segment(0xE1, exif(orientation(v))), segment(0xE1, exif(orientation(3)))
+    ),
+    "JPEG's XMP": lambda v: with_segments(JPEG, segment(0xE1, XMP_HEADING + xmp(v))),
+    "XMP as an element": lambda v: with_segments(
+        JPEG,
+        segment(0xE1, XMP_HEADING + b"<tiff:Orientation>%d</tiff:Orientation>" % v),
+    ),
+    "EXIF before XMP": lambda v: with_segments(
+        JPEG, segment(0xE1, XMP_HEADING + xmp(3)), segment(0xE1, exif(orientation(v)))
+    ),
+    "PNG's eXIf": lambda v: with_chunks(PNG, chunk(b"eXIf", tiff_header(orientation(v)))),
+    "eXIf after the pixels": lambda v: with_chunks(
+        PNG, chunk(b"eXIf", tiff_header(orientation(v))), last=True
+    ),
+    "PNG's raw profile, packed": lambda v: with_chunks(
+        PNG,
+        packed_text(b"Raw profile type exif", raw_profile(exif(orientation(v)))[1]),
+    ),
+    "PNG's raw profile, as text": lambda v: with_chunks(
+        PNG, chunk(b"tEXt", b"".join(raw_profile(exif(orientation(v)))))
+    ),
+    "PNG's XMP": lambda v: with_chunks(
+        PNG, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp(v))
+    ),
+    "PNG's XMP, packed": lambda v: with_chunks(
+        PNG, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp(v)))
+    ),
+    "WebP": lambda v: encode(photograph(), "WEBP", lossless=True, exif=exif(orientation(v))),
+    "WebP's XMP": lambda v: encode(photograph(), "WEBP", lossless=True, xmp=xmp(v)),
+    "TIFF": lambda v: encode(photograph(), "TIFF", tiffinfo={0x112: v}),
+    "packed TIFF": lambda v: encode(
+        photograph(), "TIFF", tiffinfo={0x112: v}, compression="tiff_lzw"
+    ),
+    "AVIF": lambda v: encode(photograph(), "AVIF", quality=95, exif=exif(orientation(v))),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_orientation_is_honoured_wherever_it_stands(place):
+    for value in range(1, 9):
+        file = PLACES[place](value)
+        expected = as_pillow_turns(file)
+        assert expected.shape == (TALL if value > 4 else FLAT)
+        assert np.array_equal(decode(file, 3), expected)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_orientation_that_is_to_be_ignored_is(place):
+    upright = decode(PLACES[place](1), 3)
+    if place != "AVIF":  # whose encoder is told, and may choose other blocks
+        assert np.array_equal(decode(PLACES[place](6), 3, False), upright)
+    assert decode(PLACES[place](6), 3, False).shape == FLAT
+
+
+def test_imagemagick_calls_it_a_profile_of_app1():
+    profile = raw_profile(exif(orientation()), b"Raw profile type APP1")
+    assert decode(with_chunks(PNG, chunk(b"tEXt", b"".join(profile))), 3).shape == TALL
+
+
+MODES = (
+    *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB"),
+    *("HSV", "I", "I;16", "I;16B", "I;16L", "F"),
+)
+
+
+def of_mode(mode):
+    """Something to look at in any mode that Pillow has."""
+    if mode.startswith("I"):
+        grey = np.asarray(photograph(mode="L")).astype(np.uint32) * 257
+        kind = {"I": "<i4", "I;16B": ">u2"}.get(mode, "<u2")
+        return Image.frombytes(mode, WIDE, grey.astype(kind).tobytes())
+    if mode in ("La", "RGBa"):
+        return photograph(mode={"La": "LA", "RGBa": "RGBA"}[mode]).convert(mode)
+    if mode == "PA":
+        return photograph(mode="P").convert("PA")
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        profiles = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
+        return ImageCms.profileToProfile(photograph(), *profiles, outputMode="LAB")
+    return photograph(mode=mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pillow_image_of_any_mode_looks_as_it_does(mode):
+    """Every mode shows the same picture, to what the mode can hold."""
+    found = convit_jax.preprocess(of_mode(mode), image_size=(16, 24), crop_fraction=1.0)
+    shown = found[0] * convit_jax.data.preprocessing.IMAGENET_STD
+    shown = 255 * (shown + convit_jax.data.preprocessing.IMAGENET_MEAN)
+    bands = "L" if mode in ("1", "L", "LA", "La", "F") or mode.startswith("I") else "RGB"
+    wanted = np.asarray(photograph().convert(bands).convert("RGB")).astype(float)
+    # Black and white alone, 256 colours and CIELAB do not hold it exactly.
+    tolerance = {"1": 130, "P": 20, "PA": 20, "LAB": 3, "HSV": 3, "YCbCr": 2, "F": 0.6}.get(
+        mode, 0.51
+    )
+    assert np.abs(shown - wanted).mean() <= tolerance
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_a_pillow_image_is_what_its_file_is(mode, kind, tmp_path):
+    image = of_mode(mode)
+    try:
+        image.save(tmp_path / "image", kind, **({"lossless": True} if kind == "WEBP" else {}))
+    except (OSError, ValueError, KeyError):
+        return  # Pillow does not write this mode so
+    with Image.open(tmp_path / "image") as again:
+        held = again.mode
+    other_scale = {held, mode} & {"LAB", "F", "I"} and held != mode
+    if other_scale or (mode.startswith("I") and held == "RGB"):
+        return  # the file holds other values
+    found = convit_jax.preprocess(tmp_path / "image", image_size=16)
+    given = convit_jax.preprocess(image, image_size=16)
+    assert np.abs(found - given).max() < 0.06  # premultiplied colours lose a level or two
+
+
+def test_sixteen_bits_and_floats_have_a_scale():
+    """16 bits to 65,535, floats to 255, and what lies outside is cut."""
+    for mode, values in (("I", [-5, 0, 65535, 99999]), ("F", [-5.0, 0.9, 255.0, np.nan])):
+        pixels = np.array([values], np.int32 if mode == "I" else np.float32)
+        assert decode(encode(Image.fromarray(pixels), "TIFF"), 1)[0, :, 0].tolist() == (
+            [0, 0, 255, 255] if mode == "I" else [0, 0, 255, 0]
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "no images"),
+        (iter(()), "no images"),
+        ([[1, 2], [3, 4]], "image 0: of type list, expected a path"),
+        (None, "of type NoneType: expected a path"),
+        (7, "of type int"),
+        ([np.zeros((0, 8, 3), np.uint8)], r"image 0: \(0, 8, 3\): expected at least one pixel"),
+        (np.zeros((8, 8, 3), np.float32), r"float32 \(8, 8, 3\): expected uint8"),
+        ([JPEG, b"no image"], "image 1: no image of a known kind"),
+        (["nowhere.jpg"], "no image at nowhere.jpg"),
+    ],
+)
+def test_what_preprocess_cannot_take_is_a_sentence(given, message):
+    with pytest.raises(InputError, match=message):
+        convit_jax.preprocess(given)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": 0}, {"image_size": (8, -8)}, {"image_size": (8, 8, 8)},
+        {"image_size": "big"}, {"crop_fraction": 0.0}, {"crop_fraction": float("nan")},
+        {"std": (0.1, 0.2)}, {"std": (1.0, 0.0, 1.0)}, {"mean": (0.0,) * 5, "std": (1.0,) * 5},
+        {"mean": None},
+    ],
+)  # fmt: skip
+def test_settings_of_preprocess_that_make_no_sense_are_a_sentence(options):
+    with pytest.raises(InputError):
+        convit_jax.preprocess(JPEG, **options)
+
+
+def test_images_come_in_lists_tensors_and_generators(tmp_path):
+    import torch
+
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    pixels = decode(JPEG, 3)
+    expected = convit_jax.preprocess([JPEG, JPEG])
+    for given in (
+        (tmp_path / "a.jpg" for _ in range(2)),
+        [bytearray(JPEG), memoryview(JPEG)],
+        np.stack([pixels, pixels]),
+        torch.from_numpy(np.stack([pixels, pixels])),
+        (pixels, torch.from_numpy(pixels)),
+    ):
+        assert np.array_equal(convit_jax.preprocess(given), expected)
+
+
+def test_a_strip_of_sixty_thousand_by_one_takes_no_memory(tmp_path):
+    strip = encode(Image.fromarray(np.arange(60000).astype(np.uint8)[None] // 2), "PNG")
+    for shape in (strip, encode(Image.open(io.BytesIO(strip)).rotate(90, expand=True), "PNG")):
+        decode(shape, 3)
+        tracemalloc.start()
+        assert convit_jax.preprocess(shape).shape == (1, 224, 224, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8e6
+        for channels in (1, 3):
+            assert resize_fast(decode(shape, channels), (224, 224)).shape == (224, 224, channels)
+
+
+@pytest.mark.parametrize("shape", [(40, 900), (900, 40), (9, 400), (33, 640)])
+def test_the_middle_of_a_strip_is_the_middle_of_the_strip_scaled(shape):
+    """Where only the part that is kept is scaled, it is what the whole would have there."""
+    rng = np.random.default_rng(1)
+    small = Image.fromarray(rng.integers(0, 255, (8, 60, 3), dtype=np.uint8))
+    strip = np.asarray(small.resize(shape[::-1], Image.Resampling.BICUBIC))
+    size = (32, 32)
+    height, width = (round(side * 36 / min(shape)) for side in shape)
+    whole = resize_exactly(strip, (height, width))
+    top, left = round((height - 32) / 2), round((width - 32) / 2)
+    found = resize_and_centre_crop(strip, size, 32 / 36)
+    difference = np.abs(found.astype(int) - whole[top : top + 32, left : left + 32])
+    assert difference.max() <= 1
+
+
+def huge(kind):
+    """A file that says it is larger than what is decoded, and is small."""
+    sizes = struct.pack(">II", 14000, 14000)
+    if kind == "png":
+        return PNG[:16] + sizes + PNG[24:29] + struct.pack(">I", 0) + PNG[33:]
+    if kind == "jpeg":
+        at = JPEG.index(b"\xff\xc0") + 5
+        return JPEG[:at] + struct.pack(">HH", 14000, 14000) + JPEG[at + 4 :]
+    if kind == "turned png":
+        return with_chunks(huge("png"), chunk(b"eXIf", tiff_header(orientation())))
+    if kind == "turned jpeg":
+        return with_segments(huge("jpeg"), segment(0xE1, exif(orientation())))
+    if kind == "bmp":
+        bmp = encode(photograph(), "BMP")
+        return bmp[:18] + struct.pack("<II", 14000, 14000) + bmp[26:]
+    return encode(photograph(), "GIF")[:6] + struct.pack("<HH", 14000, 14000)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("kind", ["png", "jpeg", "turned png", "turned jpeg", "bmp"])
+def test_an_image_of_196_megapixels_is_refused_before_it_is_decoded(kind, channels):
+    tracemalloc.start()
+    with pytest.raises(BrokenImageError) as raised:
+        decode(huge(kind), channels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+    words = str(raised.value).replace(",", "")
+    assert str(14000 * 14000) in words or "14000 x 14000" in words
+    assert str(MAX_PIXELS) in words
+
+
+def test_a_pillow_image_that_is_too_large_is_refused_too(monkeypatch):
+    from convit_jax.data import decoding
+
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
+    with pytest.raises(InputError, match="24 x 16 are 384 pixels: at most 100"):
+        convit_jax.preprocess(photograph())
+
+
+def test_animations_and_several_pages_show_their_first(tmp_path):
+    pages = [photograph(), photograph().rotate(180)]
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        several = encode(pages[0], kind, save_all=True, append_images=pages[1:], **options)
+        one = encode(pages[0], kind, **options)
+        assert np.array_equal(decode(several, 3), decode(one, 3))
+
+
+def test_files_that_other_programs_would_have_to_read_are_no_images(tmp_path):
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    for encoded in (postscript, b"\xd7\xcd\xc6\x9a" + bytes(40), b"%PDF-1.4\n"):
+        with pytest.raises(BrokenImageError, match="no image of a known kind"):
+            decode(encoded, 3)
+
+
+class Exploding:
+    """A plugin of Pillow's that raises what one would not think of."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, *_, **__):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("x"), NotImplementedError("y"), TypeError("z"), struct.error("s"), KeyError("k"),
+     RecursionError("deep"), AssertionError(), ZeroDivisionError("0"), MemoryError("m"),
+     UnicodeDecodeError("utf8", b"", 0, 1, "u"), OverflowError("o"), AttributeError("a")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_whatever_a_decoder_raises_is_a_broken_image(error, monkeypatch):
+    monkeypatch.setattr(Image, "open", Exploding(error))
+    with pytest.raises(BrokenImageError, match=r"\w"):
+        decode(encode(photograph(), "WEBP"), 3)
+
+
+def test_a_dds_of_an_unknown_kind_is_broken():
+    dds = bytearray(encode(photograph(mode="RGBA"), "DDS"))
+    dds[80:84] = struct.pack("<I", 0x4)  # its pixels have a name …
+    dds[84:88] = b"ABCD"  # … that nobody knows
+    with pytest.raises(BrokenImageError, match=r"\w"):
+        decode(bytes(dds), 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000"])
+def test_garbled_files_are_images_or_broken(kind):
+    """Some hundred mutations of each kind."""
+    whole = encode(photograph(), kind)
+    rng = np.random.default_rng(0)
+    for _ in range(120):
+        garbled = bytearray(whole)
+        for place in rng.integers(len(whole), size=rng.integers(1, 6)):
+            garbled[place] = rng.integers(256)
+        garbled = garbled[: rng.integers(1, len(whole) + 1)] if rng.random() < 0.3 else garbled
+        try:
+            pixels = decode(bytes(garbled), 3)
+        except BrokenImageError:
+            continue
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[2] == 3
+
+
+CHATTER = """
+import io, sys, zlib
+
+import numpy as np
+from tests.field.builders import *
+from convit_jax.data.decoding import decode, BrokenImageError
+png, jpeg = encode(photograph(), "PNG"), encode(photograph(), "JPEG")
+files = [
+    with_chunks(png, chunk(b"iCCP", b"bad\\0\\0" + zlib.compress(b"x" * 50))),
+    with_chunks(png, chunk(b"iCCP", b"sRGB\\0\\0" + zlib.compress(b"y" * 300))),
+    with_chunks(png, chunk(b"tRNS", b"\\0\\1")),
+    with_chunks(png, chunk(b"gAMA", b"\\0")),
+    with_chunks(png, chunk(b"tEXt", b"no keyword")),
+    encode(photograph(mode="P"), "PNG", transparency=bytes(range(256))),
+    with_segments(jpeg, segment(0xE1, exif(entry(0x9286, 7, 9999, bytes(4))))),
+    with_segments(jpeg, segment(0xE2, b"MPF\\0garbage")),
+    encode(Image.new("1", (10000, 9500)), "PNG"),
+    encode(photograph(), "WEBP", exif=exif(entry(0x9286, 7, 9999, bytes(4)))),
+    encode(photograph(), "JPEG")[:-300],
+    png[:-30],
+    b"GIF89a" + bytes(30), b"II*\\0" + bytes(30), b"BM" + bytes(60),
+]
+for channels in (1, 3, 4):
+    for file in files:
+        try:
+            decode(file, channels)
+        except BrokenImageError:
+            pass
+"""
+
+
+def test_libraries_do_not_chat(repository):
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", CHATTER], cwd=repository, capture_output=True,
+        text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(repository)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("scale", [1.3, 2.2, 3.1, 4.3, 6.0, 9.7, 13.0])
+def test_a_large_photograph_is_scaled_for_training_without_aliasing(scale):
+    """Twelve megapixels to 224 are a shrinkage of 13: like Pillow's there, too."""
+    from sklearn.datasets import load_sample_image
+
+    picture = Image.fromarray(load_sample_image("china.jpg"))
+    side = int(128 * scale)
+    large = np.asarray(picture.resize((side + side // 3, side), Image.Resampling.BICUBIC))
+    rng = np.random.default_rng(0)
+    large = np.clip(large + rng.normal(0, 20, large.shape), 0, 255).astype(np.uint8)
+    for size in ((128, 128), (128, 171)):
+        ours, theirs = resize_fast(large, size).astype(int), resize_exactly(large, size).astype(int)
+        assert np.abs(ours - theirs).mean() < 2.2
+        # What is aliased has another sharpness, not only other values.
+        assert np.abs(np.diff(ours, axis=1)).mean() < 1.15 * np.abs(np.diff(theirs, axis=1)).mean()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_scaling_treats_each_channel_by_itself(channels):
+    rng = np.random.default_rng(2)
+    bands = rng.integers(0, 255, (50, 70, channels), dtype=np.uint8)
+    for resize in (
+        lambda image: resize_fast(image, (16, 16)),
+        lambda image: resize_exactly(image, (20, 24)),
+        lambda image: resize_and_centre_crop(image, (16, 16), 0.875),
+    ):
+        together = resize(bands)
+        each = [resize(np.ascontiguousarray(bands[..., c : c + 1])) for c in range(channels)]
+        difference = np.abs(together.astype(int) - np.concatenate(each, axis=2))
+        assert difference.max() <= 1  # OpenCV rounds differently with another number of them
+
+
+def test_four_channels_are_what_the_file_has():
+    pixels = np.random.default_rng(3).integers(0, 255, (8, 9, 4), dtype=np.uint8)
+    rgba = Image.fromarray(pixels)
+    for kind in ("PNG", "TIFF"):
+        assert np.array_equal(decode(encode(rgba, kind), 4), pixels)
+    opaque = decode(JPEG, 4)
+    assert np.array_equal(opaque[..., :3], decode(JPEG, 3))
+    assert np.all(opaque[..., 3] == 255)
+    assert decode(encode(photograph(mode="LA"), "PNG"), 2).shape == (*FLAT[:2], 2)
+
+
+def test_a_satellite_s_fourth_band_is_read_or_named():
+    """Stored as alpha it is read; one that is said to be nothing Pillow leaves out."""
+    pixels = np.random.default_rng(4).integers(0, 255, (8, 9, 4), dtype=np.uint8)
+    tiff = encode(Image.fromarray(pixels), "TIFF")
+    assert np.array_equal(decode(tiff, 4), pixels)
+    place = tiff.index(struct.pack("<HHI", 338, 3, 1))  # the entry that says what it is
+    unsaid = tiff[: place + 8] + bytes(2) + tiff[place + 10 :]
+    assert np.array_equal(decode(unsaid, 3), pixels[..., :3])
+    with pytest.raises(BrokenImageError, match="of its 4 bands 3 can be read"):
+        decode(unsaid, 4)

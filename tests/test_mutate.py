@@ -1,0 +1,111 @@
+"""scripts/mutate.py: which changes it makes, and that tests which see them kill."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+SOURCE = '''"""What it is for."""
+
+import math
+
+LIMIT: int = 3
+
+
+def half(x: float, *, up: bool = False) -> float:
+    """Half of it."""
+    if x < 0:
+        raise ValueError(f"{x}: expected 0 or more")
+    y = x / 2
+    y += 0.5
+    return math.ceil(y) if up else max(y, LIMIT)
+'''
+
+
+@pytest.fixture
+def mutate(repository):
+    spec = importlib.util.spec_from_file_location("mutate", repository / "scripts" / "mutate.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mutate"] = module  # its dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module
+
+
+def changes(mutate, directory, source):
+    path = directory / "code.py"
+    path.write_text(source)
+    return mutate.mutants(path, root=directory)
+
+
+def test_every_kind_of_change_is_made_once(mutate, tmp_path):
+    made = {f"{m.scope}: {m.change}" for m in changes(mutate, tmp_path, SOURCE)}
+    assert made == {
+        ": 3 → 4",
+        ": 3 → 2",
+        "half: False → True",
+        "half: if x < 0: → if not x < 0:",
+        "half: x < 0 → x <= 0",
+        "half: x < 0 → x >= 0",
+        "half: 0 → 1",
+        "half: 0 → -1",
+        "half: raise ValueError(f'{x}: expected 0 or more') → nothing",
+        "half: x / 2 → x * 2",
+        "half: 2 → 3",
+        "half: 2 → 1",
+        "half: y += 0.5 → y -= 0.5",
+        "half: y += 0.5 → nothing",
+        "half: 0.5 → 0.55",
+        "half: 0.5 → 0.45",
+        "half: return math.ceil(y) if up else max(y, LIMIT) → return",
+        "half: math.ceil(y) if up else max(y, LIMIT) → max(y, LIMIT) if up else math.ceil(y)",
+        "half: math.ceil(y) → math.floor(y)",
+        "half: math.ceil(y) → y",
+        "half: max(y, LIMIT) → min(y, LIMIT)",
+        "half: max(y, LIMIT) → y",
+    }
+
+
+def test_mutants_differ_from_the_file_and_from_each_other(mutate, repository):
+    for path in mutate.FILES:
+        made = mutate.mutants(repository / path)
+        assert len({mutant.id for mutant in made}) == len(made) > 50
+        for mutant in made[::20]:
+            compile(mutant.source(), path, "exec")
+        assert all((repository / test).exists() for test in mutate.FILES[path])
+
+
+def test_an_id_stays_where_other_lines_change(mutate, tmp_path):
+    before = {m.change: m.id for m in changes(mutate, tmp_path, SOURCE)}
+    moved = SOURCE.replace("import math\n", "import math\n\nOTHER = 7\n").replace(
+        "y += 0.5", "y += 1"
+    )
+    after = {m.change: m.id for m in changes(mutate, tmp_path, moved)}
+    assert before["x / 2 → x * 2"] == after["x / 2 → x * 2"]
+    assert len(after.keys() & before.keys()) > 15
+
+
+def test_a_mutant_that_a_test_sees_is_killed(repository, mutate, tmp_path):
+    """`≥ 1` of the steps of an epoch: killed; half a millisecond of speed: it survives."""
+    path = repository / "convit_jax" / "data" / "order.py"
+    every = {f"{m.scope}: {m.change}": m.id for m in mutate.mutants(path)}
+    divided = "self.num_examples {} self.batch_size"
+    dead = every[f"EpochOrder.steps_per_epoch: {divided.format('//')} → {divided.format('/')}"]
+    alive = every[": 1024 → 1025"]
+    report = tmp_path / "report.jsonl"
+    done = subprocess.run(
+        [sys.executable, "scripts/mutate.py", "--ids", dead, alive, "--report", report],
+        cwd=repository, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = {r["id"]: r for r in map(json.loads, report.read_text().splitlines())}
+    assert results[dead]["result"] == "killed"
+    assert results[dead]["by"].startswith("tests/data/test_order.py::")
+    assert results[alive]["result"] == "survived"
+
+
+def test_every_survivor_of_the_list_has_a_reason(mutate):
+    reasons = mutate._reasons()
+    assert len(reasons) > 20
+    assert all(len(reason) > 10 for reason in reasons.values())
