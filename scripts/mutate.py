@@ -296,22 +296,21 @@ class Outcome:
 class Bench:
     """A copy of the checkout, and the tests run on it in processes forked off this one."""
 
-    def __init__(self, directory: pathlib.Path, limit: float) -> None:
-        self._limit = limit
+    def __init__(self, directory: pathlib.Path) -> None:
         self._copy = directory / "checkout"
         ignored = shutil.ignore_patterns(".*", "__pycache__", "figures", "*.jsonl")
         shutil.copytree(ROOT, self._copy, ignore=ignored)
         self._said = directory / "said.txt"
 
-    def tried(self, path: str, source: str | None) -> Outcome:
-        """Runs the tests of a file with another text in its place, or as it is."""
+    def tried(self, path: str, source: str | None, limit: float) -> Outcome:
+        """Runs the tests of a file for some seconds, with another text in its place or none."""
         target = self._copy / path
         original = target.read_text()
         if source is not None:
             target.write_text(source)
         began = time.monotonic()
         try:
-            code = self._in_child(FILES[path])
+            code = self._in_child(FILES[path], limit)
         finally:
             target.write_text(original)
         seconds = round(time.monotonic() - began, 2)
@@ -319,11 +318,11 @@ class Bench:
             return Outcome("timeout", "", seconds)
         return Outcome("survived" if code == 0 else "killed", self._first_failure(), seconds)
 
-    def _in_child(self, tests: Sequence[str]) -> int | None:
+    def _in_child(self, tests: Sequence[str], limit: float) -> int | None:
         child = os.fork()
         if child == 0:
             self._run_tests(tests)
-        until = time.monotonic() + self._limit
+        until = time.monotonic() + limit
         while time.monotonic() < until:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
@@ -385,15 +384,16 @@ def _run(flags: argparse.Namespace, todo: Sequence[Mutant]) -> None:
         sys.dont_write_bytecode = True  # a mutant may be of its original's length and second
         for module in PRELOADED:
             __import__(module)
-        bench = Bench(pathlib.Path(scratch), flags.limit)
+        bench, limits = Bench(pathlib.Path(scratch)), {}
         for path in sorted({mutant.path for mutant in todo}):
-            whole = bench.tried(path, None)
+            whole = bench.tried(path, None, limit=1800.0)
+            limits[path] = 5.0 + flags.limit * whole.seconds
             print(f"{path} as it is: {whole.result}, {whole.seconds} s", flush=True)
             if whole.result != "survived":
                 sys.exit(f"the tests of {path} fail without any mutant: {whole.by}")
         with flags.report.open("a") as report:
             for number, mutant in enumerate(todo, 1):
-                outcome = bench.tried(mutant.path, mutant.source())
+                outcome = bench.tried(mutant.path, mutant.source(), limits[mutant.path])
                 record = vars(mutant) | vars(outcome)
                 del record["source"]
                 report.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -452,7 +452,10 @@ def main() -> int:
     parser.add_argument("--ids", nargs="+", help="only these, whether known or not", default=())
     parser.add_argument("--shard", default="1/1", help="i/n: every n-th mutant from the i-th on")
     parser.add_argument("--list", action="store_true", help="print the mutants and run none")
-    parser.add_argument("--limit", type=float, default=90.0, help="seconds a mutant (default 90)")
+    parser.add_argument(
+        "--limit", type=float, default=8.0,
+        help="how many times as long as without it a mutant may take (default 8)",
+    )  # fmt: skip
     parser.add_argument("--survivors", action="store_true", help="try again those that survived")
     parser.add_argument("--write", action="store_true", help="write tests/surviving_mutants.md")
     parser.add_argument(

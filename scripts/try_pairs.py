@@ -6,7 +6,7 @@
 
 Two keys that work each by itself may fail together. `VALUES` has some values of most keys of data,
 recipe, optimizer and model; a few dozen runs hold every pair of them, each run a tiny model on tiny
-images of one, three or four channels. A run must end with finite numbers, or be refused in one
+images of one to four channels. A run must end with finite numbers, or be refused in one
 sentence (`InputError`); anything else is a finding, and the exit code is 1.
 
 A refusal or a failure would hide the other pairs of its run. So it is narrowed down, by setting
@@ -81,7 +81,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "attention_images": (0, 4),
     "keep_budget": (False, True),
     "checkpoint.keep_best": (1, 0),
-    "model.in_channels": (3, 1, 4),
+    "model.in_channels": (3, 1, 2, 4),
     "model.gpsa_layers": (1, 0, 2),
     "model.qkv_bias": (None, True),
     "model.use_gating": (None, False),
@@ -120,9 +120,9 @@ def config_values(row: Values, folders: pathlib.Path) -> dict[str, Any]:
 
 
 def make_folders(root: pathlib.Path) -> None:
-    """Three classes of PNG files of one, three and four channels, to train and to evaluate on."""
+    """Three classes of PNG files of one to four channels, to train and to evaluate on."""
     rng = np.random.default_rng(0)
-    for channels, mode in ((1, "L"), (3, "RGB"), (4, "RGBA")):
+    for channels, mode in ((1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")):
         for part, count in (("train", 40), ("val", 6)):
             for label in range(3):
                 directory = root / str(channels) / part / f"class_{label}"

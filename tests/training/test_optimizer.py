@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from convit_jax.training.optimizer import (
 )
 
 
+@functools.cache
 def abstract_parameters(name, **overrides):
     model = nnx.eval_shape(lambda: create_model(name, **overrides))
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
