@@ -216,7 +216,7 @@ def test_broken_images_do_not_count(small, tmp_path, photographs, capsys):
         (["--batch-size", "0"], "--batch-size=0: expected at least 1"),
         (["--crop", "1.5"], "--crop=1.5: expected above 0, up to 1"),
         (["--override", "dtpye=bfloat16"], "did you mean 'dtype'?"),
-        (["--override", "depth=two"], "--override depth='two': expected int"),
+        (["--override", "depth=two"], "--override depth=two: expected int"),
         (["--data", "digits:tset"], "no split 'tset', did you mean 'test'?"),
         (["--weights", "nowhere"], "no weights at nowhere: expected a file that ends in"),
     ],
