@@ -137,7 +137,7 @@ def shapes(tmp_path_factory):
     def example(i):
         return {"image": pixels(i), "label": i % 2}
 
-    prepared(root, features, example, version="1.0.0", count=6)
+    prepared(root, features, example, version="1.9.0", count=6)
     prepared(root, features, example, version="1.10.0", count=8)
     prepared(root, features, example, name="blobs", configs=("matched-frequency", "top"))
     prepared(root, features, example, name="mnist", version="3.0.0")
@@ -148,10 +148,10 @@ def shapes(tmp_path_factory):
     ("name", "count"),
     [
         ("shapes:train", 8),
-        ("shapes:1.0.0:train", 6),
+        ("shapes:1.9.0:train", 6),
         ("shapes:1.*.*:train", 8),
         ("shapes:train+test", 16),
-        ("shapes:1.0.0:train[1:3]+test[:1]", 3),
+        ("shapes:1.9.0:train[1:3]+test[:1]", 3),
         ("shapes:train[:50%]", 4),
         ("shapes:train[-2:]", 2),
         ("shapes:all", 16),
@@ -167,7 +167,7 @@ def test_names_that_are_taken(shapes, name, count):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("shapes:2.0.0:train", "version 2.0.0 is not prepared, only 1.0.0, 1.10.0"),
+        ("shapes:2.0.0:train", "version 2.0.0 is not prepared, only 1.10.0, 1.9.0"),
         ("shapes:trian", "no split 'trian', did you mean 'train'"),
         ("shapes:train+tset", "no split 'tset', did you mean 'test'"),
         ("shapes:train[abc]", r"'train\[abc\]' is no split of train \(8 examples\)"),
@@ -205,7 +205,7 @@ def test_which_version_is_read_is_said_where_there_are_several(shapes, caplog):
     with caplog.at_level(logging.INFO, "convit_jax"):
         open_source(f"tfds:shapes:train:{shapes}")
         open_source(f"tfds:mnist:train:{shapes}")
-    assert "shapes: version 1.10.0; also prepared: 1.0.0" in caplog.text
+    assert "shapes: version 1.10.0; also prepared: 1.9.0" in caplog.text
     assert "mnist: version 3.0.0 is prepared and read, TFDS's own is 3.0.1" in caplog.text
 
 
