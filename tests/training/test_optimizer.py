@@ -94,6 +94,8 @@ def test_learning_rate_warms_up_and_follows_the_cosine_of_the_whole_run():
     np.testing.assert_allclose(ours, expected, rtol=1e-4)
     assert float(rate(299)) == pytest.approx(1.003e-5, rel=1e-3)
     assert float(rate(300)) == pytest.approx(1e-5)
+    assert float(rate(400)) == float(rate(600)) == pytest.approx(1e-5)
+    assert float(rate(150)) == pytest.approx((1e-3 + 1e-5) / 2)  # half of the cosine's way
 
 
 def test_only_the_peak_scales_with_the_batch():
