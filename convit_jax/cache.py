@@ -6,11 +6,13 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
+from convit_jax.paths import expand_home
+
 
 def cache_directory() -> pathlib.Path:
     """Where what was found out or fetched is kept: `$XDG_CACHE_HOME/convit_jax`."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(home).expanduser() / "convit_jax"
+    return pathlib.Path(expand_home(home)) / "convit_jax"
 
 
 def keep_compiled_programs() -> None:
@@ -22,7 +24,10 @@ def keep_compiled_programs() -> None:
     """
     import jax  # noqa: PLC0415  (what needs only the directory does without)
 
-    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+    named = jax.config.jax_compilation_cache_dir
+    if named:
+        jax.config.update("jax_compilation_cache_dir", expand_home(named))
+    elif jax.default_backend() != "cpu":
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
 
 

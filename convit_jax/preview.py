@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     if {"--help", "-h", "-help"} & set(argv):
         print(f"{__doc__}\nFlags: --config, --config.key=value (train.py --help lists them), and\n")
         for flag in (_OUT, _STEP, _IMAGES):
-            print(f"--{flag.name}: {flags.FLAGS[flag.name].help} (default {flag.value})")
+            print(f"--{flag.name}: {flags.FLAGS[flag.name].help} (default {flag.default})")
         return 0
     overrides = command_line.parse(argv)
     config = command_line.read_config(overrides)

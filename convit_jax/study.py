@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from convit_jax import command_line
-from convit_jax.config import Config
+from convit_jax.config import SEEDS, Config
 from convit_jax.config_files import Overrides, make_config, split_argument, split_overrides
 from convit_jax.errors import InputError, nearest
 from convit_jax.models import list_models
@@ -86,6 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs = {name: _config_of(name, arguments.config, overrides) for name in names}
 
     description.check_comparable(configs)
+    for name, config in configs.items():
+        last = config.seed + arguments.seeds - 1
+        what = f"as many as there are from config.seed={config.seed} of '{name}', below {SEEDS}"
+        command_line.expect(arguments, "seeds", last < SEEDS, what)
     cells = list_cells(configs, fractions, arguments.seeds, rows, strengths, layers)
     description.open_study(arguments.out, configs, write=False)
     jobs = make_jobs(configs, cells)

@@ -51,7 +51,9 @@ def test_what_is_no_image_is_named_and_the_rest_predicted(images, weights, capsy
     code, found, said = predicted(capsys, "--weights", weights, str(images), f"{images}/none.jpg")
     assert code == 1
     assert {path.rpartition("/")[2] for path in found} == {"china.jpg", "flower.jpg", "mirror.png"}
-    assert said.splitlines() == [
+    assumed, *named = said.splitlines()
+    assert "a centre crop of 0.875 are assumed" in assumed
+    assert named == [
         f"predict: {images}/broken.jpg: no image of a known kind",
         f"predict: no image at {images}/none.jpg: the file does not exist",
     ]

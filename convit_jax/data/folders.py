@@ -102,16 +102,14 @@ def _directories(name: str) -> tuple[epath.Path, list[str]]:
 def _parts(root: epath.Path, directories: Sequence[str]) -> Parts | None:
     """The parts of a dataset, where these directories are those and not its classes.
 
-    They are where all are called like parts, or where there is one to train and one to evaluate
-    on and no other has images: a class may well be called "test".
+    They are where all that have images are called like parts: one class may well be called "test".
     """
-    train, evaluation = (_first_called(names, directories) for names in (_TRAIN, _EVAL))
     called_so = [name for name in directories if name.lower() in (*_TRAIN, *_EVAL)]
     others = [name for name in directories if name not in called_so]
-    if not called_so or (others and not (train and evaluation)):
+    # Classes are looked into only where there is a doubt: there may be thousands, far away.
+    if not called_so or any(next(images_below(root / other, other), None) for other in others):
         return None
-    if any(next(images_below(root / other, other), None) for other in others):
-        return None
+    train, evaluation = (_first_called(names, called_so) for names in (_TRAIN, _EVAL))
     named = [f"{PREFIX}{root / part}" if part else None for part in (train, evaluation)]
     return Parts(tuple(called_so), *named)
 

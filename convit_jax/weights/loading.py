@@ -228,12 +228,7 @@ def open_weights(name: str | pathlib.Path) -> Weights:
 def _split(name: str) -> tuple[str, str | None]:
     """`x.pth#model` → x.pth and model, unless a file is called so."""
     place, mark, entry = name.rpartition(_ENTRY)
-    if (
-        not mark
-        or not place
-        or "/" in entry
-        or ("://" not in name and pathlib.Path(name).expanduser().exists())
-    ):
+    if not mark or not place or "/" in entry or ("://" not in name and user_path(name).exists()):
         return name, None
     return place, entry
 

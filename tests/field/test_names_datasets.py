@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from convit_jax.config_files import make_config
 from convit_jax.data import open_source
+from convit_jax.data import prepared as prepared_names
 from convit_jax.data.decoding import decode
 from convit_jax.errors import InputError, MachineError
+from convit_jax.training import open_training_data
 from tests.field.builders import label, pixels, prepared
 
 F = tfds.features
@@ -244,3 +247,21 @@ def test_a_fault_of_the_machine_is_no_wrong_name(shapes, monkeypatch):
     monkeypatch.setattr(tfds, "builder_from_directory", denied)
     with pytest.raises(MachineError, match="permission denied"):
         open_source(f"tfds:shapes:train:{shapes}")
+
+
+def test_the_papers_appendix_c_is_opened(tmp_path, monkeypatch):
+    """`configs/convit_ti_plus.py:cifar100`, on few images with CIFAR-100's features."""
+    features = {"id": F.Text(), "image": F.Image(shape=(32, 32, 3), encoding_format="png"),
+                "label": F.ClassLabel(num_classes=100), "coarse_label": F.ClassLabel(
+                num_classes=20)}  # fmt: skip
+    prepared(
+        tmp_path, features, supervised=("image", "label"), name="cifar100", count=8,
+        example=lambda i: {"id": "x", "image": pixels(i, side=32), "label": 99 - i,
+                           "coarse_label": i},
+    )  # fmt: skip
+    monkeypatch.setattr(prepared_names.file_utils, "list_data_dirs", lambda: [tmp_path])
+    config = make_config("configs/convit_ti_plus.py:cifar100")
+    examples, eval_examples = open_training_data(config)
+    assert (len(examples), len(eval_examples)) == (8, 8)
+    assert len(examples.class_names) == 100
+    assert pairs(examples) == [(i, 99 - i) for i in range(8)]
