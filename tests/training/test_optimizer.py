@@ -14,6 +14,7 @@ from convit_jax.training.optimizer import (
     decay_mask,
     learning_rate,
     make_optimizer,
+    match_parameters,
     parameter_names,
 )
 
@@ -136,6 +137,16 @@ def test_frozen_parameters_neither_move_nor_decay():
     assert not updates["a"]["kernel"].any()
     assert not updates["a"]["bias"].any()
     assert updates["cls_token"].all()
+
+
+def test_the_gpsa_layers_can_be_frozen_by_that_name():
+    """`{gpsa}` stands for their numbers, however many there are, and matches no other layer."""
+    params = abstract_parameters("convit_tiny", depth=12, gpsa_layers=11)
+    marked = match_parameters(params, (r"blocks\.{gpsa}\.norm1\.scale",), "optimizer.frozen")
+    assert [marked["blocks"][i]["norm1"]["scale"] for i in range(12)] == [True] * 11 + [False]
+    assert sum(jax.tree.leaves(marked)) == 11
+    with pytest.raises(InputError, match="matches none of the"):
+        match_parameters(abstract_parameters("deit_tiny"), (r"blocks\.{gpsa}\..*",), "x")
 
 
 def test_layers_near_the_images_learn_more_slowly():
