@@ -62,7 +62,7 @@ PRELOADED = (
     "cv2", "PIL.Image", "simplejpeg", "pytest", "jax", "flax.nnx", "optax", "grain",
     "orbax.checkpoint", "tensorflow_datasets", "sklearn.datasets", "safetensors.numpy",
 )  # fmt: skip
-MEMORY = 16 << 30  # bytes of address space that a mutant may take
+MEMORY = 6 << 30  # bytes of address space that a mutant may take
 
 COMPARISONS: dict[type, tuple[type, ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),

@@ -261,10 +261,10 @@ class Runner:
         self._devices, self._folders = devices, folders
         self._process: subprocess.Popen[str] | None = None
 
-    def run(self, row: Values) -> Outcome:
-        """Makes a run."""
+    def run(self, row: Values, *, prepare_only: bool = False) -> Outcome:
+        """Makes a run, or only puts it together: most refusals come then, and it takes no time."""
         process = self._process or self._start()
-        process.stdin.write(json.dumps(row) + "\n")
+        process.stdin.write(json.dumps([row, prepare_only]) + "\n")
         process.stdin.flush()
         ready, _, _ = select.select([process.stdout], [], [], SECONDS)
         line = process.stdout.readline() if ready else ""
@@ -304,10 +304,12 @@ def serve(folders: pathlib.Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:
-        row = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(line).items()}
+        row, prepare_only = json.loads(line)
+        row = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
         began = time.monotonic()
         try:
-            result, said = "trained", train(resolve(config_values(row, folders)))
+            config = resolve(config_values(row, folders))
+            result, said = "trained", prepare(config) if prepare_only else train(config)
         except InputError as error:
             result, said = "refused", str(error)
             if "\n" in said.strip():
@@ -317,6 +319,21 @@ def serve(folders: pathlib.Path) -> None:
             result, said = "failed", f"{traceback.format_exc()}\n{summary}"
         answers.write(json.dumps(vars(Outcome(result, said, time.monotonic() - began))) + "\n")
         answers.flush()
+
+
+def prepare(config: Config) -> str:
+    """Opens the data and puts the experiment together, as training begins; trains nothing."""
+    from convit_jax.training import make_experiment  # noqa: PLC0415  (as in `train`)
+    from convit_jax.training.examples import open_training_data  # noqa: PLC0415
+    from convit_jax.training.mesh import create_mesh  # noqa: PLC0415
+    from convit_jax.training.placement import place  # noqa: PLC0415
+
+    examples, _ = open_training_data(config)
+    experiment = make_experiment(
+        config, num_examples=len(examples), num_classes=len(examples.class_names)
+    )
+    place(experiment, create_mesh(config.mesh.fsdp))
+    return "nothing"
 
 
 def train(config: Config) -> str:
@@ -415,7 +432,12 @@ def try_all(devices: int, folders: pathlib.Path, flags: argparse.Namespace) -> i
                 if flags.list:
                     print(json.dumps(pairs.named(row)))
                 continue
-            blamed = to_blame(row, outcome, lambda other: runner.run(pairs.named(other)))
+            early = _kind(runner.run(pairs.named(row), prepare_only=True)) == _kind(outcome)
+
+            def again(other: dict[str, int], early: bool = early) -> Outcome:
+                return runner.run(pairs.named(other), prepare_only=early)
+
+            blamed = to_blame(row, outcome, again)
             pairs.avoid(blamed)
             last = outcome.said.strip().splitlines()[-1]
             print(

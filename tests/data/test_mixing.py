@@ -1,9 +1,22 @@
+import collections
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convit_jax.data.mixing import Erasing, Mixing, erase, mix, normalise, soft_labels
+from convit_jax.config import template
+from convit_jax.data.mixing import (
+    Erasing,
+    Mixing,
+    _cutmix_box,
+    erase,
+    mix,
+    normalise,
+    soft_labels,
+)
 
 DRAWS = 2000
 
@@ -105,6 +118,10 @@ def test_erasing_fills_boxes_of_the_sizes_asked_for_with_noise():
     assert 0.25 < max(areas) < 0.36
     assert 0.25 < min(ratios) < 0.5
     assert 2.0 < max(ratios) < 4
+    # The area is uniform, the ratio's logarithm too, but for the long ones, which fit less often.
+    assert abs(np.mean(areas) - (0.02 + 1 / 3) / 2) < 5 * 0.0905 / len(areas) ** 0.5
+    assert abs(np.std(np.log(ratios)) - 2 * math.log(1 / 0.3) / 12**0.5) < 0.06
+    assert abs(np.mean(np.log(ratios))) < 0.15
     noise = out[changed]
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.02
@@ -125,6 +142,82 @@ def test_an_erased_box_may_lie_anywhere():
         expected = DRAWS / places
         assert np.abs(counts - expected).max() < 5 * expected**0.5
     assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.1
+
+
+def test_a_box_that_does_not_fit_is_drawn_anew_and_where_none_does_the_image_is_left():
+    images = jnp.full((600, 20, 20, 1), 9.0)
+
+    def erased(**options):
+        out = erase(images, Erasing(prob=1.0, **options), jax.random.key(0))
+        return np.asarray(out)[..., 0] != 9.0
+
+    # Half of the area, 2 to 8 times as high as wide or the reverse: most draws are too long.
+    for ratio in ((2.0, 8.0), (1 / 8, 1 / 2)):
+        changed = erased(area=(0.4, 0.5), ratio=ratio)
+        hit = changed.any((1, 2))
+        assert 0.2 < hit.mean() < 1
+        boxes = changed[hit]
+        assert boxes.mean((1, 2)).min() > 0.35
+        sides = boxes.any(2).sum(1), boxes.any(1).sum(1)
+        assert max(sides[0].max(), sides[1].max()) == 19  # never a whole side
+    # How many stay whole tells how many draws there are: 1 - P(none of ten fits).
+    rng = np.random.default_rng(0)
+    area = rng.uniform(0.4, 0.5, 10**6) * 400
+    aspect = np.exp(rng.uniform(math.log(1 / 8), math.log(1 / 2), 10**6))
+    fits = (np.round(np.sqrt(area * aspect)) < 20) & (np.round(np.sqrt(area / aspect)) < 20)
+    assert abs(hit.mean() - (1 - (1 - fits.mean()) ** 10)) < 0.05
+    assert not erased(area=(1.0, 1.0), ratio=(1.0, 1.0)).any()
+
+
+@pytest.mark.parametrize(("side", "taken"), [(0, 0), (1, 0), (2, 2), (3, 2), (5, 4), (8, 8)])
+def test_cutmixs_box_has_an_even_side_about_any_pixel_and_is_cut_off_at_the_edge(side, taken):
+    """Every centre of an image of 8 x 12, as the released recipe's: from centre - side // 2 on."""
+    height, width = 8, 12
+    share = jnp.float32(1 - (side / 8) ** 2 - (1e-4 if side else 0))
+    keys = jax.random.split(jax.random.key(0), 3000)
+    boxes = np.asarray(jax.lax.map(lambda key: _cutmix_box(key, share, height, width), keys))
+    taken_in_width = int(12 * side / 8 + 1e-3) // 2 * 2
+
+    def line(length, centre, taken):
+        places = np.arange(length)
+        return (places >= centre - taken // 2) & (places < centre + taken // 2)
+
+    expected = collections.Counter(
+        np.outer(line(height, y, taken), line(width, x, taken_in_width)).tobytes()
+        for y in range(height)
+        for x in range(width)
+    )
+    drawn = collections.Counter((box == 1).tobytes() for box in boxes)
+    assert set(np.unique(boxes)) <= {0.0, 1.0}
+    assert drawn.keys() == expected.keys()
+    for box, count in drawn.items():
+        mean = 3000 * expected[box] / (height * width)
+        assert abs(count - mean) < 5 * mean**0.5
+
+
+def test_what_is_mixed_keeps_its_type():
+    images = jnp.ones((4, 6, 6, 3), jnp.bfloat16)
+    out, labels = mix(images, jnp.eye(4), Mixing(mixup=0.8, cutmix=1.0), jax.random.key(0))
+    assert (out.dtype, labels.dtype) == (jnp.bfloat16, jnp.float32)
+    erased = erase(images, Erasing(prob=1.0), jax.random.key(0))
+    assert erased.dtype == jnp.bfloat16
+
+
+def test_defaults_are_those_of_the_configuration_and_do_nothing():
+    augment = template().augment
+    assert dataclasses.astuple(Mixing()) == (
+        augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob,
+    )  # fmt: skip
+    assert dataclasses.astuple(Erasing()) == (
+        augment.erase, augment.erase_area, augment.erase_ratio,
+    )  # fmt: skip
+    assert dataclasses.astuple(Mixing()) == (0.0, 0.0, 1.0, 0.5)
+    assert Erasing().area == pytest.approx((0.02, 0.3333333))
+    assert Erasing().ratio == pytest.approx((0.3, 3.3333333))
+    assert [
+        Mixing().on, Mixing(mixup=0.8).on, Mixing(cutmix=1.0).on, Mixing(mixup=0.8, prob=0.0).on,
+    ] == [False, True, True, False]  # fmt: skip
+    assert type(Mixing(mixup=0.8).on) is bool
 
 
 def test_the_same_key_does_the_same():

@@ -192,6 +192,32 @@ def test_every_operation_is_chosen_as_often_and_goes_either_way_as_often(referen
     assert abs(np.mean(ways) - 0.5) < 0.1
 
 
+class Scripted:
+    """In place of a generator: the draws that it is given, one after another."""
+
+    def __init__(self, *draws):
+        self.draws = list(draws)
+
+    def integers(self, high, size):
+        assert (high, size) == (15, 1)
+        return [self.draws.pop(0)]
+
+    def random(self, size):
+        return np.array([self.draws.pop(0) for _ in range(size)])
+
+
+@pytest.mark.parametrize("chance", [0.3, 0.7])
+def test_the_chances_to_the_last_bit(chance, references):
+    """Applied below the policy's chance, negative below one half."""
+    image, rotate = references["input"], list(INCREASING).index("Rotate")
+    policy = parse_randaugment(f"rand-m9-n1-p{chance}-inc1")
+    turned = {sign: INCREASING["Rotate"](image, 9.0, sign) for sign in (False, True)}
+    for draw, applied in ((chance - 1e-9, True), (chance + 1e-9, False)):
+        for way, negative in ((0.5 - 1e-9, True), (0.5 + 1e-9, False)):
+            out = policy(image, Scripted(rotate, draw, way))
+            assert np.array_equal(out, turned[negative] if applied else image)
+
+
 def test_so_many_operations_in_a_row_each_drawn_by_itself(references):
     """Pairs of first and second: as many different ones as two independent draws give."""
     image = np.ascontiguousarray(references["input"][20:44, 30:62])

@@ -14,6 +14,7 @@ from convit_jax.training.optimizer import (
     decay_mask,
     learning_rate,
     make_optimizer,
+    match_parameters,
     parameter_names,
 )
 
@@ -94,6 +95,8 @@ def test_learning_rate_warms_up_and_follows_the_cosine_of_the_whole_run():
     np.testing.assert_allclose(ours, expected, rtol=1e-4)
     assert float(rate(299)) == pytest.approx(1.003e-5, rel=1e-3)
     assert float(rate(300)) == pytest.approx(1e-5)
+    assert float(rate(400)) == float(rate(600)) == pytest.approx(1e-5)
+    assert float(rate(150)) == pytest.approx((1e-3 + 1e-5) / 2)  # half of the cosine's way
 
 
 def test_only_the_peak_scales_with_the_batch():
@@ -134,6 +137,16 @@ def test_frozen_parameters_neither_move_nor_decay():
     assert not updates["a"]["kernel"].any()
     assert not updates["a"]["bias"].any()
     assert updates["cls_token"].all()
+
+
+def test_the_gpsa_layers_can_be_frozen_by_that_name():
+    """`{gpsa}` stands for their numbers, however many there are, and matches no other layer."""
+    params = abstract_parameters("convit_tiny", depth=12, gpsa_layers=11)
+    marked = match_parameters(params, (r"blocks\.{gpsa}\.norm1\.scale",), "optimizer.frozen")
+    assert [marked["blocks"][i]["norm1"]["scale"] for i in range(12)] == [True] * 11 + [False]
+    assert sum(jax.tree.leaves(marked)) == 11
+    with pytest.raises(InputError, match="matches none of the"):
+        match_parameters(abstract_parameters("deit_tiny"), (r"blocks\.{gpsa}\..*",), "x")
 
 
 def test_layers_near_the_images_learn_more_slowly():
