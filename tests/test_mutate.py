@@ -106,6 +106,8 @@ def test_a_mutant_that_a_test_sees_is_killed(repository, mutate, tmp_path):
 
 
 def test_every_survivor_of_the_list_has_a_reason(mutate):
+    if not mutate.SURVIVORS.exists():
+        pytest.skip(f"no campaign has been run to its end: there is no {mutate.SURVIVORS.name}")
     reasons = mutate._reasons()
     assert len(reasons) > 20
     assert all(len(reason) > 10 for reason in reasons.values())
