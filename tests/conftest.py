@@ -1,8 +1,11 @@
 """What every test runs under: the CPU, and directories of its own."""
 
+import contextlib
+import http.server
 import os
 import pathlib
 import tempfile
+import threading
 
 import pytest
 
@@ -82,3 +85,26 @@ def workdir(make_config, tmp_path_factory):
         make_config(train_for="2 steps", ema_decay=0.5, eval_every="2 steps"), str(directory)
     )
     return directory
+
+
+@pytest.fixture
+def serve(monkeypatch, tmp_path):
+    """A function of a handler that starts a server, for weights that go to a cache of their own.
+
+    What was asked of it is for the handler to note in `server.asked`.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with contextlib.ExitStack() as stack:
+
+        def start(handler):
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+            stack.enter_context(server)
+            server.asked = []
+            server.address = f"http://127.0.0.1:{server.server_port}"
+            thread = threading.Thread(target=server.serve_forever)
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            thread.start()
+            return server
+
+        yield start

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 
 from convit_jax.data import imagenet
-from convit_jax.data.class_names import normal_form, normal_forms, some
+from convit_jax.data.class_names import normal_form, normal_forms
 from convit_jax.data.source import Source
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, some
 
 
 def align_classes(

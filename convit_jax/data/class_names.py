@@ -3,6 +3,8 @@
 import unicodedata
 from collections.abc import Sequence
 
+from convit_jax.errors import some
+
 _FEW = 12
 
 
@@ -42,9 +44,3 @@ def describe_difference(before: Sequence[str], now: Sequence[str]) -> str | None
         label = next(i for i, (x, y) in enumerate(zip(before, now, strict=True)) if x != y)
         parts.append(f"in another order: label {label} was {before[label]}, is {now[label]}")
     return f"trained on {len(before):,} classes; now {len(now):,}, {'; '.join(parts)}"
-
-
-def some(names: Sequence[str], count: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - count:,} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.utils import file_utils
 
-from convit_jax.errors import InputError, nearest
+from convit_jax.errors import InputError, nearest, some
 from convit_jax.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -222,5 +222,4 @@ def _nothing_prepared(name: PreparedName, roots: Sequence[epath.Path]) -> str:
 
 def _list(names: Iterable[str]) -> str:
     """A few names of many."""
-    names = sorted(names)
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return some(sorted(names), 8)

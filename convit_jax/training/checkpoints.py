@@ -21,13 +21,19 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from convit_jax.config import CheckpointConfig, Config
-from convit_jax.data.class_names import some
-from convit_jax.errors import InputError, MachineError, RunError, first_line, machine_fault
+from convit_jax.errors import (
+    InputError,
+    MachineError,
+    RunError,
+    first_line,
+    machine_fault,
+    some,
+)
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.training.resumption import DATA
 from convit_jax.training.step import TrainState
 from convit_jax.weights import Card
-from convit_jax.weights.model_checkpoints import CARD, CONFIG, STATE
+from convit_jax.weights.model_checkpoints import CARD, CONFIG, STATE, without_late_answers
 
 _BEST_METRIC = "accuracy"
 _DAMAGED_SUFFIX = ".damaged"
@@ -47,13 +53,7 @@ def hush_writers() -> None:
     """
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
-    tell = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            tell(unraisable)
-
-    sys.unraisablehook = hook
+    sys.unraisablehook = without_late_answers
 
 
 def open_checkpoints(directory: epath.Path, keep: CheckpointConfig) -> ocp.CheckpointManager:

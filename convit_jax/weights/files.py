@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 from etils import epath
 
-from convit_jax.errors import InputError, boundary
+from convit_jax.errors import InputError, boundary, some
 from convit_jax.weights import pytorch_files
 from convit_jax.weights.choosing import choose
 from convit_jax.weights.torch_names import is_parameter
@@ -253,12 +253,7 @@ def _as_float32(
         raise InputError(f"{name} holds no tensors")
     notes = []
     if left_out:
-        notes.append(f"left out, whole numbers that no model here has: {_some(left_out)}")
+        notes.append(f"left out, whole numbers that no model here has: {some(left_out, 3)}")
     if rounded:
-        notes.append(f"rounded to float32: {_some(rounded)}")
+        notes.append(f"rounded to float32: {some(rounded, 3)}")
     return arrays, notes
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

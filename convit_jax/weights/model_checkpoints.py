@@ -179,7 +179,7 @@ def _quiet() -> Iterator[None]:
     """Keeps Orbax's remarks, by way of absl, to itself, and late answers of its threads."""
     # Of a damaged checkpoint threads answer when nobody waits any longer, each with a traceback,
     # and at any time later: so these two stay in place.
-    sys.unraisablehook = _without_late_answers
+    sys.unraisablehook = without_late_answers
     logging.getLogger("asyncio").addFilter(_is_no_late_answer)
     logger = logging.getLogger("absl")
     level = logger.level
@@ -194,7 +194,7 @@ def _is_no_late_answer(record: logging.LogRecord) -> bool:
     return "exception was never retrieved" not in record.getMessage()
 
 
-def _without_late_answers(unraisable: Any) -> None:
+def without_late_answers(unraisable: Any) -> None:
     """Reports what nobody can catch, but for reads that end after the first of them has failed."""
     error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from convit_jax.errors import InputError, boundary
+from convit_jax.errors import InputError, boundary, some
 
 # How files begin: an archive with a pickle inside, or a pickle.
 _ARCHIVE = b"PK\x03\x04"
@@ -192,14 +192,13 @@ def _globals(pickled: io.BytesIO, name: str) -> Iterator[str]:
 
 
 def _refusal(refused: list[str], name: str) -> str:
-    more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
-    some = f"{', '.join(refused[:3])}{more}"
+    named = some(refused, 3)
     if any(what.startswith("torch.nn.modules.") for what in refused):
         return (
-            f"{name} was not read: it holds a whole model ({some}), and loading that would run "
+            f"{name} was not read: it holds a whole model ({named}), and loading that would run "
             "code; save its tensors: torch.save(model.state_dict(), path)"
         )
     return (
-        f"{name} was not read: it holds {some}, and loading that could run code; save the tensors "
+        f"{name} was not read: it holds {named}, and loading that could run code; save the tensors "
         "alone: torch.save(model.state_dict(), path)"
     )

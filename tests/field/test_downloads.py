@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import shutil
-import threading
 import time
 
 import numpy as np
@@ -39,17 +38,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
+def server(serve):
     """A server without answers yet, and a cache of our own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.asked, running.answers = [], {}
-        running.address = f"http://127.0.0.1:{running.server_port}"
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    running = serve(Handler)
+    running.answers = {}
+    return running
 
 
 @pytest.fixture

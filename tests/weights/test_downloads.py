@@ -4,7 +4,6 @@ import functools
 import http.server
 import pathlib
 import shutil
-import threading
 
 import pytest
 
@@ -32,18 +31,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(reference_data, monkeypatch, tmp_path):
+def server(reference_data, serve):
     """A server of tests/data; its paths that were asked for are in `asked`."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    handler = functools.partial(Handler, directory=str(reference_data))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        running.asked = []
-        running.address = f"http://127.0.0.1:{running.server_port}"
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    return serve(functools.partial(Handler, directory=str(reference_data)))
 
 
 def test_a_file_is_fetched_once(server, agrees, tmp_path):
