@@ -109,7 +109,7 @@ def test_folders_without_images_are_told_in_a_sentence(tmp_path, classes, messag
         open_source(make_folder(tmp_path, classes))
 
 
-class Shapes(tfds.core.GeneratorBasedBuilder):
+class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Two splits of a few images, of which one has no labels."""
 
     VERSION = tfds.core.Version("1.0.0")
