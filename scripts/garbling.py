@@ -99,7 +99,7 @@ def other_json(value: Any, rng: Random) -> Any:
     for _ in range(rng.choice((1, 1, 2, 3))):
         holders = [node for node in _nodes(value) if node]
         if not holders:
-            return rng.choice(_VALUES)
+            return copy.deepcopy(rng.choice(_VALUES))
         holder = rng.choice(holders)
         place = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
         what = rng.randrange(6)
@@ -115,7 +115,7 @@ def other_json(value: Any, rng: Random) -> Any:
         elif what == 4 and isinstance(holder[place], int | float):
             holder[place] = holder[place] * rng.choice((-1, 0, 2, 1000)) + rng.choice((-1, 0, 1))
         else:
-            holder[place] = rng.choice(_VALUES)
+            holder[place] = copy.deepcopy(rng.choice(_VALUES))
     return value
 
 

@@ -99,13 +99,13 @@ def _inert() -> dict[str, Any]:
         "argparse.Namespace": argparse.Namespace,
         "types.SimpleNamespace": types.SimpleNamespace,
         "collections.defaultdict": _plain_dictionary,
-        "numpy.ndarray": np.ndarray,
+        "numpy.ndarray": _Array,
         "numpy.dtype": np.dtype,
         "torch.torch_version.TorchVersion": str,
     }
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        classes[f"{module}.scalar"] = np._core.multiarray.scalar
-        classes[f"{module}._reconstruct"] = np._core.multiarray._reconstruct
+        classes[f"{module}.scalar"] = _scalar
+        classes[f"{module}._reconstruct"] = _Array
     # The type of each numpy.dtype, by which PyTorch knows what it may fill.
     for kind in filter(lambda name: name.endswith("DType"), dir(np.dtypes)):
         classes[f"numpy.dtypes.{kind}"] = getattr(np.dtypes, kind)
@@ -126,6 +126,22 @@ def _inert() -> dict[str, Any]:
     ):
         classes[f"{module}.AttributeDict"] = _PlainDictionary
     return classes
+
+
+class _Array(np.ndarray):
+    """Stands for an array of numpy's, and for what makes one.
+
+    It has no elements until its state is set. Pickled arrays begin so too; but a pickle could ask
+    for one of any size.
+    """
+
+    def __new__(cls, *_: Any) -> "_Array":
+        return super().__new__(cls, (0,))
+
+
+def _scalar(kind: np.dtype, value: bytes) -> Any:
+    """Stands for numpy's `scalar`, which without a value makes one of any size."""
+    return np._core.multiarray.scalar(kind, value)
 
 
 class _PlainDictionary:

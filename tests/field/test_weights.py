@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import dataclasses
 import datetime
 import importlib.util
 import json
@@ -191,8 +192,17 @@ def test_a_garbled_safetensors_file(what, tmp_path, capsys):
         b"PK\x03\x04 no archive",
         pickle.dumps({"a": 1}, 4),
         pickle.dumps({"a": 1}, 2),
+        archive(b"\x80\x02cnumpy\nndarray\n\x8a\x05\x00\x00\x00\x00\x10\x85R."),
+        archive(
+            b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+            b"\x8a\x05\x00\x00\x00\x00\x10\x85U\x01d\x87R."
+        ),
+        archive(
+            b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
+            b"X\x0b\x00\x00\x00V1000000000\x85R\x85R."
+        ),
     ],
-    ids=range(14),
+    ids=range(17),
 )
 def test_a_garbled_or_dishonest_pytorch_file_costs_no_memory(content, tmp_path):
     path = tmp_path / "x.pth"
@@ -590,6 +600,15 @@ def test_a_card_that_will_not_do_is_named_by_file_and_field(field, value, tensor
         open_weights(tmp_path / "x.safetensors").model()
     told = {"architecture": "architecture|num_heads|depth|width"}.get(field, field)
     assert re.search(rf"x\.safetensors: .*({told})", str(error.value))
+
+
+@pytest.mark.parametrize("image_size", [[16, 2**33], [2**33, 2**33]])
+def test_a_card_whose_model_would_not_fit_any_memory(image_size, four, tensors, tmp_path):
+    architecture = dataclasses.asdict(four.model().architecture) | {"image_size": image_size}
+    metadata = {"convit_jax": json.dumps({"architecture": architecture})}
+    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors", metadata=metadata)
+    with pytest.raises(InputError, match=r"x\.safetensors: "):
+        open_weights(tmp_path / "x.safetensors").model()
 
 
 @pytest.mark.parametrize("card", ["5", "[]", "null", '"x"', "", "[" * 10_000])
