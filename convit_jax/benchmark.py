@@ -31,6 +31,7 @@ from convit_jax.benchmarks.input import measure_input
 from convit_jax.benchmarks.kernel import measure_kernel
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
 from convit_jax.benchmarks.timm_model import check_timm, measure_timm
+from convit_jax.errors import InputError
 from convit_jax.paths import expand_home
 
 
@@ -52,7 +53,18 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--batch-size", type=int, default=32, help="images a step (default 32)")
     model.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     model.add_argument(
-        "--against-timm", action="store_true", help="time timm's float32 model too, if installed"
+        "--gpsa-layers",
+        type=int,
+        metavar="N",
+        help="GPSA layers in place of the models' own number; 0: plain attention, for comparison",
+    )
+    model.add_argument(
+        "--against-timm",
+        action="store_true",
+        help="time timm's model in the same type too, if installed, on the GPU if PyTorch has one",
+    )
+    model.add_argument(
+        "--compiled", action="store_true", help="and timm's model compiled by torch.compile"
     )
     model.add_argument(
         "--profile",
@@ -80,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     attention = commands.add_parser(
         "attention",
         parents=[common, timing, compared],
-        help="time of a layer's attention in each form, on this machine's device",
+        help="time of an attention layer in each form, on this machine's device",
     )
     attention.add_argument("--batch-size", type=int, default=32, help="images (default 32)")
     attention.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
@@ -99,42 +111,38 @@ def _measure_models(arguments: argparse.Namespace) -> None:
     names = models.list_models() if arguments.models == ["all"] else arguments.models
     for name in names:
         models.architecture(name)  # a misspelt one is told before the first is measured
+    if arguments.compiled and not arguments.against_timm:
+        raise InputError("--compiled says how timm's model is run: expected --against-timm with it")
     if arguments.against_timm:
         check_timm(names)
-    keys = ("batch_size", "image_size", "dtype", "seconds", "profile")
+    keys = ("batch_size", "image_size", "dtype", "seconds", "profile", "gpsa_layers")
     options = {k: getattr(arguments, k) for k in keys}
-    speeds = (
-        _with_ratios(measure_model(name, **options), arguments)
-        if arguments.against_timm
-        else measure_model(name, **options)
-        for name in names
-    )
+    ways = ["eager"] * arguments.against_timm + ["compiled"] * arguments.compiled
+    speeds = (_with_timm(measure_model(name, **options), ways, arguments) for name in names)
     if arguments.json:
         _print_json(speeds)
         return
     device = f"{jax.local_device_count()} {jax.devices()[0].device_kind} device(s)"
     size = f"batch {arguments.batch_size}, {arguments.image_size} px, {arguments.dtype}"
     headings = ["parameters", "GFLOP", "forward/s", "compile", "train/s", "compile"]
-    if arguments.against_timm:
-        headings += ["forward to timm", "train to timm"]
+    headings += [f"{pass_} to timm {way}" for way in ways for pass_ in ("forward", "train")]
     _print_table(f"{device}, {size}", ("model", *headings), map(_model_row, speeds))
     print("GFLOP: of one image's forward pass. forward/s, train/s: images a second.")
     if arguments.profile:
         print(f"Profiles: tensorboard --logdir {arguments.profile} (pip install xprof)")
 
 
-def _with_ratios(speed: ModelSpeed, arguments: argparse.Namespace) -> ModelSpeed:
-    options = {k: getattr(arguments, k) for k in ("batch_size", "image_size", "seconds")}
-    forward, train = measure_timm(speed.model, **options)
-    return dataclasses.replace(
-        speed,
-        forward_to_timm=speed.forward_images_per_second / forward,
-        train_to_timm=speed.train_images_per_second / train,
-    )
+def _with_timm(speed: ModelSpeed, ways: Sequence[str], arguments: argparse.Namespace) -> ModelSpeed:
+    keys = ("batch_size", "image_size", "dtype", "seconds")
+    options, timm = {k: getattr(arguments, k) for k in keys}, {}
+    for way in ways:
+        both = measure_timm(speed.model, compiled=way == "compiled", **options)
+        timm |= dict(zip((f"{way} forward", f"{way} train"), both, strict=True))
+    return dataclasses.replace(speed, timm=timm)
 
 
 def _model_row(speed: ModelSpeed) -> tuple[str, ...]:
-    ratios = (speed.forward_to_timm, speed.train_to_timm)
+    ours = {"forward": speed.forward_images_per_second, "train": speed.train_images_per_second}
     return (
         speed.model,
         f"{speed.parameters:,}",
@@ -143,7 +151,7 @@ def _model_row(speed: ModelSpeed) -> tuple[str, ...]:
         f"{speed.forward_compile_seconds:.1f} s",
         f"{speed.train_images_per_second:.1f}",
         f"{speed.train_compile_seconds:.1f} s",
-        *(f"{ratio:.2f}" for ratio in ratios if ratio is not None),
+        *(f"{ours[way.split()[1]] / theirs:.2f}" for way, theirs in speed.timm.items()),
     )
 
 
@@ -181,10 +189,9 @@ def _measure_attention(arguments: argparse.Namespace) -> None:
         for t in times
     ]
     size = f"{arguments.batch_size} images of {arguments.image_size} px, {arguments.dtype}"
-    title = f"{arguments.model}, a layer's attention on {jax.devices()[0].device_kind}"
+    title = f"{arguments.model}, one attention layer on {jax.devices()[0].device_kind}"
     _print_table(f"{title}, {size}", ("attention", "forward", "with gradients"), rows)
-    if jax.default_backend() != "tpu":
-        print("The fused kernel is timed on a TPU only.")
+    print("The fused kernel is timed on TPUs only, cuDNN on GPUs only.")
 
 
 def _measure_kernels(arguments: argparse.Namespace) -> None:

@@ -199,7 +199,8 @@ class Config:
     attention: str = key(
         "auto",
         "form of the attention's arithmetic: 'xla', 'pallas' (the fused TPU kernel; slow "
-        "elsewhere) or 'auto' (the kernel on TPUs)",
+        "elsewhere), 'cudnn' (on NVIDIA's GPUs, in bfloat16) or 'auto' (the kernel on TPUs, cuDNN "
+        "on GPUs since Hopper)",
         one_of=kernels.FORMS,
     )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

@@ -1,15 +1,18 @@
 """The forms of attention that are compared with each other, and a layer's time in each."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from convit_jax import kernels, models
 from convit_jax.benchmarks.timing import fastest
 from convit_jax.errors import InputError
 from convit_jax.kernels.attention import one_product, two_products
+from convit_jax.models.vit import attention_layer
 
 
 def released_formula(
@@ -42,23 +45,29 @@ FORMS: dict[str, tuple[str | Callable[..., jax.Array], bool]] = {
     "two products, as on CPUs": (two_products, True),
     "one product, as on TPUs": (one_product, True),
     "fused kernel": ("pallas", True),
+    "cuDNN": ("cudnn", True),
     "plain attention, two products": (two_products, False),
     "plain attention, one product": (one_product, False),
     "plain attention, fused kernel": ("pallas", False),
+    "plain attention, cuDNN": ("cudnn", False),
     "no attention": (no_products, True),
 }
+# Forms of one platform: elsewhere they do not run, or are interpreted, and their time says nothing.
+_ONLY_ON = {"pallas": "tpu", "cudnn": "gpu"}
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionTime:
-    """What `benchmark attention` says of a form: seconds of one layer's attention.
+    """What `benchmark attention` says of a form: seconds of one attention layer.
 
     Attributes:
+        model: whose layer it is.
         form: key of `FORMS`.
-        forward_seconds: of the forward pass.
+        forward_seconds: of the forward pass, projections included.
         train_seconds: of the forward pass and the gradients of everything that goes in.
     """
 
+    model: str
     form: str
     forward_seconds: float
     train_seconds: float
@@ -67,48 +76,58 @@ class AttentionTime:
 def measure_attention(
     model: str, forms: Sequence[str], *, images: int, image_size: int, dtype: str, seconds: float
 ) -> Iterator[AttentionTime]:
-    """Times a layer's attention in each form on this machine's device.
+    """Times an attention layer in each form on this machine's device.
+
+    A layer is from normalised tokens to what is added to them: its projections are part of it,
+    since a form may want them otherwise.
 
     Args:
         model: one of `list_models()`, a ConViT.
-        forms: keys of `FORMS`; the fused kernel is left out where there is no TPU: interpreted, its
-            time would say nothing.
+        forms: keys of `FORMS`; those of another platform are left out.
         images: at once.
         image_size: side in pixels.
         dtype: "float32" or "bfloat16".
         seconds: how long to repeat each.
 
     Raises:
-        InputError: no such model or image size, or nothing is left to time.
+        InputError: no such model or image size, a form that cannot compute in the type, or nothing
+            is left to time.
     """
-    made = models.architecture(model, image_size=image_size)
-    on_tpu = jax.default_backend() == "tpu"
-    timed = [form for form in forms if on_tpu or FORMS[form][0] != "pallas"]
+    architecture = models.architecture(model, image_size=image_size, dtype=dtype)
+    device = jax.devices()[0]
+    here = (None, device.platform)
+    timed = [form for form in forms if _ONLY_ON.get(str(FORMS[form][0])) in here]
     if not timed:
-        raise InputError("--forms: the fused kernel is timed on a TPU, and this machine has none")
-    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-    tokens, heads = made.grid[0] * made.grid[1], made.num_heads
-    qkv = jax.random.normal(jax.random.key(0), (images, tokens, 3 * made.width), dtype)
-    positional = jnp.full((heads, tokens, tokens), 1.0 / tokens)
+        raise InputError(
+            f"--forms: {', '.join(forms)} cannot be timed here; expected some of "
+            + ", ".join(form for form in FORMS if _ONLY_ON.get(str(FORMS[form][0])) in here)
+        )
+    mesh = jax.make_mesh((1,), ("data",), devices=[device])
+    tokens = math.prod(architecture.grid)
+    x = jax.random.normal(jax.random.key(0), (images, tokens, architecture.width), dtype)
     for name in timed:
         form, gated = FORMS[name]
-        arguments = (qkv, positional, jnp.full((heads,), 0.5)) if gated else (qkv,)
+        kernels.check_form(form, device, jnp.dtype(dtype), architecture.head_dim, tokens)
+        layer = attention_layer(architecture, gpsa=gated, rngs=nnx.Rngs(0))
+        graph, params = nnx.split(layer)
 
-        def forward(qkv: jax.Array, *gating: jax.Array, form: kernels.Form = form) -> jax.Array:
+        def forward(
+            params: nnx.State,
+            x: jax.Array,
+            graph: nnx.GraphDef = graph,
+            form: kernels.Form = form,
+        ) -> jax.Array:
             with kernels.compiled_for(mesh, ("data",), form):
-                return kernels.self_attention((qkv,), heads, *gating)
+                return nnx.merge(graph, params)(x, architecture.grid)
 
-        def total(qkv: jax.Array, *gating: jax.Array, forward: Callable = forward) -> jax.Array:
+        def total(params: nnx.State, x: jax.Array, forward: Callable = forward) -> jax.Array:
             # Weighted by something, lest the compiler multiplies by ones.
-            out = forward(qkv, *gating)
-            return (out * qkv[..., : out.shape[-1]]).astype(jnp.float32).sum()
+            return (forward(params, x) * x).astype(jnp.float32).sum()
 
-        ahead, both = (
-            jax.jit(forward),
-            jax.jit(jax.value_and_grad(total, argnums=range(len(arguments)))),
-        )
+        ahead, both = jax.jit(forward), jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
         yield AttentionTime(
+            model,
             name,
-            fastest(lambda ahead=ahead, a=arguments: ahead(*a), seconds),
-            fastest(lambda both=both, a=arguments: both(*a), seconds),
+            fastest(lambda ahead=ahead, params=params: ahead(params, x), seconds),
+            fastest(lambda both=both, params=params: both(params, x), seconds),
         )

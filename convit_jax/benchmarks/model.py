@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,22 +26,24 @@ class ModelSpeed:
 
     Attributes:
         model: its name.
+        gpsa_layers: how many it has.
         parameters: how many.
         gflops: of a forward pass of one image, in 10⁹ operations (a multiply-add is two).
         forward_compile_seconds, train_compile_seconds: time to compile.
         forward_images_per_second, train_images_per_second: at the fastest repetition.
-        forward_to_timm, train_to_timm: the two over timm's, where they are compared.
+        timm: timm's images a second, {"eager forward": …, "eager train": …} and "compiled …"
+            where they were measured too.
     """
 
     model: str
+    gpsa_layers: int
     parameters: int
     gflops: float
     forward_compile_seconds: float
     forward_images_per_second: float
     train_compile_seconds: float
     train_images_per_second: float
-    forward_to_timm: float | None = None
-    train_to_timm: float | None = None
+    timm: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def measure_model(
@@ -51,6 +54,7 @@ def measure_model(
     dtype: str,
     seconds: float,
     profile: str | None = None,
+    gpsa_layers: int | None = None,
 ) -> ModelSpeed:
     """Times a model's forward pass and its whole train step with the default recipe.
 
@@ -62,6 +66,7 @@ def measure_model(
         seconds: how long to repeat each of the two; at least three repetitions.
         profile: a directory; a profile of five more train steps is written to one of the model's
             name in it, for TensorBoard.
+        gpsa_layers: how many, in place of the model's own number.
 
     Raises:
         InputError: an unknown model, a size that does not fit it, or a directory that cannot be
@@ -71,7 +76,12 @@ def measure_model(
     config = resolve(
         {
             "batch_size": batch_size,
-            "model": {"name": name, "dtype": dtype, "drop_path_rate": 0.1},
+            "model": {
+                "name": name,
+                "dtype": dtype,
+                "drop_path_rate": 0.1,
+                "gpsa_layers": gpsa_layers,
+            },
             "data": {"image_size": (image_size,)},
         }
     )
@@ -111,6 +121,7 @@ def measure_model(
                 jax.block_until_ready(take_step())
     return ModelSpeed(
         model=name,
+        gpsa_layers=experiment.architecture.gpsa_layers,
         parameters=parameters,
         gflops=models.forward_flops(experiment.architecture) / 1e9,
         forward_compile_seconds=forward_compile,

@@ -32,15 +32,25 @@ def check_timm(names: Iterable[str] = ()) -> None:
 
 
 def measure_timm(
-    name: str, *, batch_size: int, image_size: int, seconds: float
+    name: str,
+    *,
+    batch_size: int,
+    image_size: int,
+    seconds: float,
+    dtype: str = "float32",
+    compiled: bool = False,
 ) -> tuple[float, float]:
-    """Images a second of timm's model in float32: forward pass, and train step with AdamW.
+    """Images a second of timm's model: forward pass, and train step with AdamW.
+
+    It runs on the GPU where PyTorch has one, else on the CPU.
 
     Args:
         name: one of ours that timm has too.
         batch_size: images a step.
         image_size: side in pixels.
         seconds: how long to repeat each of the two; at least three repetitions.
+        dtype: "float32", or "bfloat16" for PyTorch's automatic mixed precision.
+        compiled: by `torch.compile`.
 
     Raises:
         InputError: timm is not installed, or has no such model.
@@ -49,21 +59,29 @@ def measure_timm(
     import timm  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    model = timm.create_model(TIMM_NAMES[name], drop_path_rate=0.1, img_size=image_size)
-    images = torch.randn(batch_size, 3, image_size, image_size)
-    labels = torch.randint(0, 1000, (batch_size,))
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    mixed = torch.autocast(place, torch.bfloat16, enabled=dtype == "bfloat16")
+    model = timm.create_model(TIMM_NAMES[name], drop_path_rate=0.1, img_size=image_size).to(place)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    run = torch.compile(model) if compiled else model
+    images = torch.randn(batch_size, 3, image_size, image_size, device=place)
+    labels = torch.randint(0, 1000, (batch_size,), device=place)
 
     def forward() -> Any:
-        with torch.no_grad():
-            return model(images)
+        with torch.no_grad(), mixed:
+            logits = run(images)
+        if place == "cuda":
+            torch.cuda.synchronize()
+        return logits
 
     def train_step() -> Any:
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(images), labels, label_smoothing=0.1)
+        with mixed:
+            logits = run(images)
+            loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss.item()  # waits for the device
 
     model.eval()
     forward_seconds = fastest(forward, seconds)

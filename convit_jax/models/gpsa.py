@@ -187,8 +187,9 @@ class GPSA(nnx.Module):
         Returns:
             [B, N or `outputs`, C].
         """
+        separate = kernels.wants_separate_parts()
         heads = kernels.self_attention(
-            (self.qk(x), self.v(x)),
+            (*(self.qk.parts(x, 2) if separate else (self.qk(x),)), self.v(x)),
             self.num_heads,
             self.positional_attention(grid),
             self.gate(),

@@ -22,6 +22,18 @@ class Linear(nnx.Linear):
 
         return jax.lax.platform_dependent(x, cpu=flattened, default=apply)
 
+    def parts(self, x: jax.Array, count: int) -> tuple[jax.Array, ...]:
+        """The output in `count` equal parts side by side, each made by a product of its own."""
+        kernel, bias = (
+            None if p is None else jnp.split(p[...], count, axis=-1)
+            for p in (self.kernel, self.bias)
+        )
+        x, *kernel = nnx.nn.dtypes.promote_dtype((x, *kernel), dtype=self.dtype)
+        products = (x @ part for part in kernel)
+        if bias is None:
+            return tuple(products)
+        return tuple(p + b.astype(p.dtype) for p, b in zip(products, bias, strict=True))
+
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:

@@ -55,8 +55,32 @@ class SelfAttention(nnx.Module):
     ) -> jax.Array:
         """[B, N, C] → [B, N or `outputs`, C]; `grid` is not needed, the rest is as in `GPSA`."""
         del grid
-        heads = kernels.self_attention((self.qkv(x),), self.num_heads, outputs=outputs)
+        parts = self.qkv.parts(x, 3) if kernels.wants_separate_parts() else (self.qkv(x),)
+        heads = kernels.self_attention(parts, self.num_heads, outputs=outputs)
         return self.dropout(self.proj(heads), deterministic=key is None, rngs=key)
+
+
+def attention_layer(
+    architecture: Architecture, *, gpsa: bool, rngs: nnx.Rngs
+) -> GPSA | SelfAttention:
+    """The attention of one layer, with fresh parameters."""
+    a = architecture
+    common = {
+        "qkv_bias": a.qkv_bias,
+        "drop_rate": a.drop_rate,
+        "dtype": jnp.dtype(a.dtype),
+        "rngs": rngs,
+    }
+    if not gpsa:
+        return SelfAttention(a.num_heads, a.head_dim, **common)
+    return GPSA(
+        a.num_heads,
+        a.head_dim,
+        locality_strength=a.locality_strength,
+        conv_init=a.conv_init,
+        use_gating=a.use_gating,
+        **common,
+    )
 
 
 class FeedForward(nnx.Module):
@@ -88,24 +112,8 @@ class Block(nnx.Module):
         """Makes one layer, with GPSA or plain attention, skipped at `drop_path_rate`."""
         a, dtype = architecture, jnp.dtype(architecture.dtype)
         norm = {"epsilon": LAYER_NORM_EPSILON, "dtype": dtype, "rngs": rngs}
-        common = {
-            "qkv_bias": a.qkv_bias,
-            "drop_rate": a.drop_rate,
-            "dtype": dtype,
-            "rngs": rngs,
-        }
         self.norm1 = nnx.LayerNorm(a.width, **norm)
-        if gpsa:
-            self.attention = GPSA(
-                a.num_heads,
-                a.head_dim,
-                locality_strength=a.locality_strength,
-                conv_init=a.conv_init,
-                use_gating=a.use_gating,
-                **common,
-            )
-        else:
-            self.attention = SelfAttention(a.num_heads, a.head_dim, **common)
+        self.attention = attention_layer(a, gpsa=gpsa, rngs=rngs)
         self.norm2 = nnx.LayerNorm(a.width, **norm)
         self.mlp = FeedForward(
             a.width, a.hidden_width, drop_rate=a.drop_rate, dtype=dtype, rngs=rngs

@@ -1,6 +1,7 @@
 """An experiment on a mesh: where its arrays lie, and its steps compiled for that."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,9 +55,17 @@ def place(
         attention: its form, where it is not the config's.
 
     Raises:
-        InputError: the devices do not divide a batch.
+        InputError: the devices do not divide a batch, or cannot have the attention's form.
     """
-    config = experiment.config
+    config, architecture = experiment.config, experiment.architecture
+    attention = attention or config.attention
+    kernels.check_form(
+        attention,
+        mesh.devices.flat[0],
+        architecture.dtype,
+        architecture.head_dim,
+        math.prod(architecture.grid),
+    )
     meshes.check_divides(
         mesh,
         config.batch_size,
@@ -69,7 +78,7 @@ def place(
     state = state_sharding(experiment.abstract_state(), mesh)
 
     def placed(step: Callable[..., Any]) -> Callable[..., Any]:
-        return kernels.traced_for(step, mesh, meshes.AXES, attention or config.attention)
+        return kernels.traced_for(step, mesh, meshes.AXES, attention)
 
     return Placement(
         mesh=mesh,

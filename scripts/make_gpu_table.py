@@ -1,0 +1,60 @@
+"""Prints what scripts/compare_on_gpu.sh measured as one table, as docs/performance.md has it:
+
+python scripts/make_gpu_table.py gpu_results
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+PLAIN = "plain attention, cuDNN"
+
+
+def rows(directory: pathlib.Path) -> Iterator[tuple[str, ...]]:
+    """(model, what, forward, with gradients, and what they are compared with) for each result."""
+    for path in sorted(directory.glob("*-attention.jsonl")):
+        yield from _layers(_read(path))
+    for path in sorted(directory.glob("*-model.jsonl")):
+        for speed in _read(path):
+            yield from _models(speed, _read(path.with_name(f"{speed['model']}-plain.jsonl")))
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")]
+
+
+def _layers(times: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    plain = {time["form"]: time for time in times}[PLAIN]
+    for time in times:
+        parts = [
+            (time[key], time[key] / plain[key]) for key in ("forward_seconds", "train_seconds")
+        ]
+        cells = (f"{1e3 * seconds:.3f} ms ({ratio:.2f})" for seconds, ratio in parts)
+        yield time["model"], f"layer: {time['form']}", *cells
+
+
+def _models(ours: dict[str, Any], plain: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    keys = ("forward", "train")
+    gated = {key: ours[f"{key}_images_per_second"] for key in keys}
+    yield ours["model"], "images/s", *(f"{gated[key]:,.0f}" for key in keys)
+    for twin in plain:
+        theirs = {key: twin[f"{key}_images_per_second"] for key in keys}
+        cells = (f"{theirs[key]:,.0f} ({theirs[key] / gated[key]:.2f})" for key in keys)
+        yield ours["model"], "plain attention (its images/s over ours)", *cells
+    for way in sorted({name.split()[0] for name in ours["timm"]}):
+        theirs = {key: ours["timm"][f"{way} {key}"] for key in keys}
+        cells = (f"{theirs[key]:,.0f} ({gated[key] / theirs[key]:.2f})" for key in keys)
+        yield ours["model"], f"timm, {way} (ours over its)", *cells
+
+
+def main(directory: str) -> None:
+    """Prints the table."""
+    print("| model | what | forward | with gradients |\n|---|---|---|---|")
+    for row in rows(pathlib.Path(directory)):
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
