@@ -40,7 +40,10 @@ SURVIVORS = ROOT / "tests" / "surviving_mutants.md"
 FILES: dict[str, tuple[str, ...]] = {
     "convit_jax/data/transforms.py": ("tests/data/test_transforms.py",),
     "convit_jax/data/randaugment.py": ("tests/data/test_randaugment.py",),
-    "convit_jax/data/image_operations.py": ("tests/data/test_randaugment.py",),
+    "convit_jax/data/image_operations.py": (
+        "tests/data/test_image_operations.py",
+        "tests/data/test_randaugment.py",
+    ),
     "convit_jax/data/mixing.py": ("tests/data/test_mixing.py",),
     "convit_jax/data/order.py": ("tests/data/test_order.py",),
     "convit_jax/data/subsets.py": ("tests/data/test_subsets.py",),

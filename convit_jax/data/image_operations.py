@@ -21,7 +21,10 @@ _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
 def _table(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Look-up of every pixel in [256] values, or of each channel in its own of [256, 3]."""
+    """Look-up of every pixel in [256] values, or of each channel in its own of [256, 3].
+
+    As in Pillow, values are cut to whole numbers.
+    """
     table = np.clip(values, 0, 255).astype(np.uint8)
     return cv2.LUT(image, table.reshape(256, 1, -1))
 
@@ -35,7 +38,7 @@ def auto_contrast(image: np.ndarray) -> np.ndarray:
     span = high - low
     scale = np.where(span > 0, 255.0 / np.maximum(span, 1), 1.0)
     offset = np.where(span > 0, -low * scale, 0.0)
-    return _table(image, np.trunc(_LEVELS[:, None] * scale + offset))
+    return _table(image, _LEVELS[:, None] * scale + offset)
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
@@ -48,7 +51,7 @@ def _equalizing_table(channel: np.ndarray) -> np.ndarray:
     counts = cv2.calcHist([channel], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     used = counts[counts > 0]
     step = (used.sum() - used[-1]) // 255
-    if len(used) <= 1 or step == 0:
+    if step == 0:
         return _LEVELS
     return (step // 2 + np.cumsum(counts) - counts) // step
 
@@ -75,13 +78,13 @@ def solarize_add(image: np.ndarray, amount: int, threshold: int = 128) -> np.nda
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
     """Between black (0) and the image (1), or beyond."""
-    return _table(image, np.trunc(_LEVELS * factor))
+    return _table(image, _LEVELS * factor)
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Between its mean grey (0) and the image (1), or beyond."""
     mean = math.floor(_grey(image).mean() + 0.5)
-    return _table(image, np.trunc(mean + (_LEVELS - mean) * factor))
+    return _table(image, mean + (_LEVELS - mean) * factor)
 
 
 def colour(image: np.ndarray, factor: float) -> np.ndarray:
@@ -186,8 +189,8 @@ def _translate(image: np.ndarray, shift: float, axis: int) -> np.ndarray:
     # Keys' weights of the pixels at -1, 0, 1, 2 for a = -1.
     taps = np.array([-t * (1 - t) ** 2, 1 - 2 * t**2 + t**3, t * (1 + t - t**2), t**3 - t**2])
     anchor = (1, 0) if axis == 1 else (0, 1)
-    # A margin of one, so that positions up to half a pixel outside have their values too.
-    margins = (0, 0, 1, 1) if axis == 1 else (1, 1, 0, 0)
+    # A margin before the first, so that positions up to half a pixel outside have values too.
+    margins = (0, 0, 1, 0) if axis == 1 else (1, 0, 0, 0)
     between = cv2.filter2D(
         cv2.copyMakeBorder(image, *margins, cv2.BORDER_REPLICATE),
         -1,
