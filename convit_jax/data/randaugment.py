@@ -47,9 +47,7 @@ _COMMON: dict[str, Operation] = {
     "Equalize": lambda image, *_: ops.equalize(image),
     "Invert": lambda image, *_: ops.invert(image),
     "Rotate": _signed(30.0, ops.rotate),
-    "SolarizeAdd": lambda image, level, _: ops.solarize_add(
-        image, min(128, int(level / MAX_LEVEL * 110))
-    ),
+    "SolarizeAdd": lambda image, level, _: ops.solarize_add(image, int(level / MAX_LEVEL * 110)),
     "ShearX": _signed(0.3, ops.shear_x),
     "ShearY": _signed(0.3, ops.shear_y),
     "TranslateXRel": _signed(0.45, ops.translate_x),
@@ -60,7 +58,7 @@ INCREASING: dict[str, Operation] = _COMMON | {
         image, 4 - int(level / MAX_LEVEL * 4)
     ),
     "SolarizeIncreasing": lambda image, level, _: ops.solarize(
-        image, 256 - min(256, int(level / MAX_LEVEL * 256))
+        image, 256 - int(level / MAX_LEVEL * 256)
     ),
     "ColorIncreasing": _enhance_increasing(ops.colour),
     "ContrastIncreasing": _enhance_increasing(ops.contrast),
@@ -69,7 +67,7 @@ INCREASING: dict[str, Operation] = _COMMON | {
 }
 PLAIN: dict[str, Operation] = _COMMON | {
     "Posterize": lambda image, level, _: ops.posterize(image, int(level / MAX_LEVEL * 4)),
-    "Solarize": lambda image, level, _: ops.solarize(image, min(256, int(level / MAX_LEVEL * 256))),
+    "Solarize": lambda image, level, _: ops.solarize(image, int(level / MAX_LEVEL * 256)),
     "Color": _enhance(ops.colour),
     "Contrast": _enhance(ops.contrast),
     "Brightness": _enhance(ops.brightness),
@@ -104,7 +102,7 @@ class RandAugment:
             applied, negative = rng.random(2) < (self.prob, 0.5)
             level = self._level(rng)
             if applied:
-                image = operations[choice](image, level, bool(negative))
+                image = operations[choice](image, level, negative)
         return image
 
     def _level(self, rng: np.random.Generator) -> float:
@@ -159,11 +157,12 @@ def parse_randaugment(policy: str) -> RandAugment:
         increasing=bool(made.increasing),
         magnitude_std=math.inf if made.magnitude_std >= 100 else made.magnitude_std,
     )
+    # Its numbers have no sign.
     for holds, expected in (
-        (0 <= made.magnitude <= MAX_LEVEL, "m from 0 to 10"),
+        (made.magnitude <= MAX_LEVEL, "m from 0 to 10"),
         (made.num_ops >= 1, "n of at least 1"),
-        (0 <= made.prob <= 1, "p from 0 to 1"),
-        (0 <= made.max_magnitude <= MAX_LEVEL, "mmax from 0 to 10"),
+        (made.prob <= 1, "p from 0 to 1"),
+        (made.max_magnitude <= MAX_LEVEL, "mmax from 0 to 10"),
     ):
         if not holds:
             raise InputError(f"{where}: expected {expected}")

@@ -8,7 +8,7 @@ from scipy import ndimage
 from convit_jax.config import template
 from convit_jax.data.randaugment import parse_randaugment
 from convit_jax.data.resizing import resize_exactly
-from convit_jax.data.transforms import EvalTransform, TrainTransform
+from convit_jax.data.transforms import CROPS, EvalTransform, TrainTransform
 from convit_jax.errors import InputError
 
 
@@ -27,6 +27,17 @@ def test_an_image_of_the_right_size_comes_through_as_it_is(channels):
 def test_an_image_of_another_size_is_fitted():
     flat = np.full((30, 20, 3), 77, np.uint8)
     assert np.array_equal(EvalTransform((12, 10), 3)(flat), np.full((12, 10, 3), 77))
+
+
+@pytest.mark.parametrize("transform", [EvalTransform, TrainTransform])
+@pytest.mark.parametrize("channels", [0, 5])
+def test_a_number_of_channels_that_images_do_not_have(transform, channels):
+    with pytest.raises(InputError, match=rf"config\.model\.in_channels={channels}"):
+        transform((12, 10), channels)
+
+
+def test_every_crop_that_may_be_asked_for_is_one():
+    assert set(CROPS) == {"random_resized", "pad", "none"}
 
 
 class Extreme:
