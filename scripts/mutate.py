@@ -381,7 +381,7 @@ def _run(flags: argparse.Namespace, todo: Sequence[Mutant]) -> None:
         os.environ |= {
             "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TMPDIR": scratch,
         }  # fmt: skip
         sys.dont_write_bytecode = True  # a mutant may be of its original's length and second

@@ -1,9 +1,22 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from convit_jax.data import describe_classes, hold_out, open_source, subset
+from convit_jax.data import (
+    describe_classes,
+    evenly,
+    hold_out,
+    occurring_classes,
+    only_classes,
+    open_source,
+    spread_out,
+    subset,
+    subsets,
+)
 from convit_jax.data.decoding import decode
+from convit_jax.data.source import Source
 from convit_jax.errors import InputError
 
 
@@ -49,15 +62,6 @@ def test_the_first_classes(folder):
     assert len(part) == 17
     assert {part[i][1] for i in range(17)} == {0, 1}
     assert len(take(folder, 0.5, classes=2)) == 8
-
-
-def test_a_subset_of_a_tfds_dataset_is_found_once_and_kept(digits, monkeypatch):
-    part = take(digits, 0.1)
-    labels = np.array([part[i][1] for i in range(len(part))])
-    whole = np.array([digits[i][1] for i in range(len(digits))])
-    assert list(np.bincount(labels)) == [int(n * 0.1) for n in np.bincount(whole)]
-    monkeypatch.setattr(type(digits.examples), "name_and_label", None)  # it reads no more
-    assert np.array_equal(take(digits, 0.1).chosen, part.chosen)
 
 
 class Numbered(tfds.core.GeneratorBasedBuilder):
@@ -132,3 +136,116 @@ def test_a_share_of_each_class_is_held_out(folder):
 def test_a_class_too_small_to_hold_out_is_told_in_a_sentence(folder):
     with pytest.raises(InputError, match=r"holdout=0.95 leaves none of the 10 examples .*'a'"):
         hold_out(folder, 0.95, seed=0)
+
+
+class Labelled:
+    """Examples of which the labels alone are known."""
+
+    def __init__(self, labels, label_shape=()):
+        self.labels, self.label_shape = np.array(labels), label_shape
+
+    def __len__(self):
+        return len(self.labels)
+
+
+@pytest.fixture
+def labelled(monkeypatch):
+    """A function: a source of examples with such labels, by name in the reverse of their order."""
+    monkeypatch.setattr(
+        subsets,
+        "_labels_and_order",
+        lambda source: (source.examples.labels, np.arange(len(source.examples))[::-1]),
+    )
+
+    def make(labels, class_names=("a", "b", "c"), label_shape=(), **options):
+        options = {name: np.array(value) for name, value in options.items()}
+        return Source("labelled", Labelled(labels, label_shape), class_names, **options)
+
+    return make
+
+
+def test_as_many_classes_as_there_are_is_all(folder):
+    assert take(folder, classes=3) is folder
+    assert len(take(folder, 0.5, classes=3)) == 5 + 3 + 10
+
+
+def test_labels_that_are_none_of_the_classes_count_in_none(labelled):
+    source = labelled([0, -1, 1, 2, 3, 99, 0, -7])
+    assert describe_classes(source) == "4 examples, 1 to 2 of each of 3 classes"
+    assert occurring_classes(source) == (0, 1, 2)
+
+
+def test_labels_are_those_of_the_map(labelled):
+    """The dataset's four classes are three here, the last of which no example has."""
+    source = labelled([3, 0, 1, 2, 2, 4, -1], label_map=[1, 0, 1, 0])
+    assert occurring_classes(source) == (0, 1)
+    assert only_classes(source, (0,)).chosen.tolist() == [0, 2]
+    assert only_classes(source, (1,)).chosen.tolist() == [1, 3, 4]
+    assert only_classes(source, (1, 0)).chosen.tolist() == [0, 1, 2, 3, 4]
+    assert describe_classes(source) == "5 examples, 0 to 3 of each of 3 classes"
+    part = dataclasses.replace(source, chosen=np.array([1, 4, 5]))
+    assert only_classes(part, (0, 1)).chosen.tolist() == [1, 4]
+    assert occurring_classes(part) == (1,)
+
+
+def test_the_first_by_name_are_given_in_their_old_order(labelled):
+    source = labelled([0, 1, 0, 1, 0, 1, 2, 2])
+    assert take(source, 0.5).chosen.tolist() == [4, 5, 7]
+    assert take(source, 0.67).chosen.tolist() == [2, 3, 4, 5, 7]
+
+
+def test_of_a_class_of_one_nothing_can_be_held_out(labelled):
+    with pytest.raises(InputError, match="none of the 1 examples of class 'c'"):
+        hold_out(labelled([0, 1, 0, 1, 0, 1, 2]), 0.01, seed=0)
+    rest, held = hold_out(labelled([0, 1, 0, 1, 0, 1, 2, 2]), 0.01, seed=0)
+    assert (len(rest), len(held)) == (5, 3)  # one of each
+    for part in (rest, held):
+        assert part.chosen.tolist() == sorted(part.chosen)
+
+
+def test_a_class_without_examples_is_named(labelled):
+    with pytest.raises(InputError, match=r"none of the 0 examples of class 'b'.* at least nan"):
+        take(labelled([0, 0, 2, 2]), 0.5)
+
+
+def test_images_of_several_labels_have_no_share_of_each_class(labelled):
+    with pytest.raises(InputError, match="labelled has several labels an image, expected one"):
+        describe_classes(labelled([0, 1, 2], label_shape=(3,)))
+
+
+@pytest.mark.parametrize("seed", [0, 5, -1, 2**63 + 3, 2**64 - 1])
+def test_a_random_order_is_that_of_seed_and_class(labelled, seed):
+    """Seeds are whole numbers of 64 bits, with or without a sign."""
+    source = labelled([0] * 20 + [1] * 20, class_names=("a", "b"))
+    chosen = []
+    for label in (0, 1):
+        members = np.arange(40)[::-1][20 * (1 - label) : 20 * (2 - label)]
+        rng = np.random.default_rng((seed % 2**64, label))
+        chosen += rng.permutation(members)[:6].tolist()
+    assert take(source, 0.3, "random", seed=seed).chosen.tolist() == sorted(chosen)
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"),
+    [(10, 5, [0, 2, 4, 6, 8]), (3, 7, [0, 1, 2]), (7, 3, [0, 2, 4]), (5, 1, [0]), (4, 0, [])],
+)
+def test_even_distances(total, count, expected):
+    assert evenly(total, count).tolist() == expected
+
+
+def test_some_of_a_source_at_even_distances(labelled):
+    source = labelled(range(10))
+    assert spread_out(source, 10) is source
+    assert spread_out(source, 3).chosen.tolist() == [0, 3, 6]
+    part = dataclasses.replace(source, chosen=np.array([2, 3, 5, 7]))
+    assert spread_out(part, 2).chosen.tolist() == [2, 5]
+    assert spread_out(part, 4) is part
+
+
+def test_a_subset_of_a_tfds_dataset_is_found_once_and_kept(digits, monkeypatch):
+    part = take(digits, 0.1)
+    labels = np.array([part[i][1] for i in range(len(part))])
+    whole = np.array([digits[i][1] for i in range(len(digits))])
+    assert list(np.bincount(labels)) == [int(n * 0.1) for n in np.bincount(whole)]
+    monkeypatch.setattr(type(digits.examples), "name_and_label", None)  # it reads no more
+    assert np.array_equal(take(digits, 0.1).chosen, part.chosen)
