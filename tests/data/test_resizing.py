@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from convit_jax.data.resizing import (
@@ -78,3 +79,111 @@ def test_where_no_box_fits_the_centre_is_taken(shape, expected):
     assert (height, width) == expected
     assert abs(2 * top + height - shape[0]) <= 1
     assert abs(2 * left + width - shape[1]) <= 1
+
+
+def noise(height, width, channels):
+    return np.random.default_rng(1).integers(0, 256, (height, width, channels)).astype(np.uint8)
+
+
+def pillows(image, size, box=None):
+    """Each channel scaled by Pillow by itself; the box is (top, left, bottom, right)."""
+    corners = box and (box[1], box[0], box[3], box[2])
+    scaled = [
+        Image.fromarray(np.ascontiguousarray(image[..., c])).resize(
+            (size[1], size[0]), Image.Resampling.BICUBIC, corners
+        )
+        for c in range(image.shape[2])
+    ]
+    return np.stack([np.asarray(channel) for channel in scaled], axis=-1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("box", [None, (1.5, 2.25, 11.0, 17.5)])
+def test_each_channel_is_scaled_as_pillow_does(channels, box):
+    image = noise(13, 19, channels)
+    for part in (image, image[::-1, ::2], np.asfortranarray(image)):  # in any memory layout
+        inside = None if box is None or part.shape[1] < 19 else box
+        for size in ((7, 5), (13, 30), (29, 19)):
+            expected = pillows(part, size, inside)
+            np.testing.assert_array_equal(resize_exactly(part, size, inside), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_what_has_the_size_is_left_as_it_is(channels):
+    image = noise(13, 19, channels)
+    for size in ((13, 19), [13, 19]):
+        assert resize_exactly(image, size) is image
+        assert resize_fast(image, size) is image
+    part = resize_exactly(image, (13, 19), (2.0, 2.0, 12.0, 12.0))
+    np.testing.assert_array_equal(part, pillows(image, (13, 19), (2.0, 2.0, 12.0, 12.0)))
+    square = noise(9, 9, 3)
+    assert resize_exactly(square, (9, 12)).shape == (9, 12, 3)
+    assert resize_exactly(square, (12, 9)).shape == (12, 9, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("size", [(40, 40), (20, 11), (5, 33), (33, 5), (3, 4), (60, 10)])
+def test_the_fast_resize_scales_each_channel_by_itself(channels, size):
+    image = noise(45, 41, 4)
+    expected = np.concatenate(
+        [resize_fast(image[..., [c] * 3], size)[..., :1] for c in range(4)], 2
+    )
+    found = resize_fast(np.ascontiguousarray(image[..., :channels]), size)
+    assert found.shape == (*size, channels)
+    assert np.abs(found.astype(int) - expected[..., :channels]).max() <= 1
+
+
+SIDES = [(100, 100), (100, 50), (100, 49), (100, 33), (101, 25), (103, 24), (107, 16), (211, 10)]
+
+
+@pytest.mark.parametrize(("height", "to_height"), SIDES)
+@pytest.mark.parametrize(("width", "to_width"), [*SIDES, (20, 61)])
+def test_the_fast_resize_leaves_everything_in_its_place(height, to_height, width, to_width):
+    """A ramp stays a ramp, whatever boxes are averaged first and however few pixels are left."""
+    y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+    ramp = 20 + 100 * y[:, None, None] + np.array([100, 50, -10]) * x[None, :, None]
+    found = resize_fast(np.round(ramp).astype(np.uint8), (to_height, to_width)).astype(float)
+    y, x = (np.arange(to_height) + 0.5) / to_height, (np.arange(to_width) + 0.5) / to_width
+    expected = 20 + 100 * y[:, None, None] + np.array([100, 50, -10]) * x[None, :, None]
+    difference = (found - expected)[2:-2, 2:-2]  # at the border the ramp bends
+    assert np.abs(difference).max() <= 1.6
+    assert abs(difference.mean()) < 0.3
+
+
+@pytest.mark.parametrize(
+    "shrinkage", [(1, 3.9), (3.9, 1), (2.5, 2.5), (4.4, 4.4), (6.5, 1.3), (9, 9)]
+)
+def test_the_fast_resize_is_near_pillows_however_much_is_left_out(shrinkage):
+    """Neither blurred nor aliased: how far from Pillow, and how much detail against Pillow's."""
+    image = load_sample_image("china.jpg")[:396, :594]
+    size = (round(396 / shrinkage[0]), round(594 / shrinkage[1]))
+    found, expected = resize_fast(image, size).astype(float), pillows(image, size).astype(float)
+    assert np.abs(found - expected).mean() < 2.2
+    for axis in (0, 1):
+        detail = (
+            np.abs(np.diff(found, axis=axis)).mean() / np.abs(np.diff(expected, axis=axis)).mean()
+        )
+        assert 0.9 < detail < 1.06
+
+
+@pytest.mark.parametrize("aspect", [14, 16, 17, 40])
+@pytest.mark.parametrize("long_axis", [0, 1])
+def test_of_very_long_images_the_part_is_that_of_the_whole(aspect, long_axis):
+    shape = (30, 30 * aspect, 3) if long_axis else (30 * aspect, 30, 3)
+    image = 60 + noise(*shape) // 2  # nothing is cut off at black or white between two passes
+    for size, crop in (((20, 20), 1.0), ((48, 48), 0.8)):
+        found = resize_and_centre_crop(image, size, crop)
+        side = int(size[0] / crop)
+        scaled = [side * length // 30 for length in shape[:2]]
+        top, left = (round((scaled[axis] - size[axis]) / 2) for axis in (0, 1))
+        if aspect <= 16:
+            whole = pillows(image, scaled)
+            expected = whole[top : top + size[0], left : left + size[1]]
+            np.testing.assert_array_equal(found, expected)
+            continue
+        box = (top, left, top + size[0], left + size[1])
+        expected = pillows(image, size, tuple(30 / side * place for place in box))
+        # Pillow chooses the order of its two passes, each of which rounds, by the whole.
+        difference = np.abs(found.astype(int) - expected)
+        assert difference.max() <= 4
+        assert difference.mean() < 0.7
