@@ -121,7 +121,7 @@ def mix(
     if mixing.mixup and mixing.cutmix:
         cut = jax.random.bernoulli(switch_key, mixing.switch_prob)
     else:
-        cut = jnp.asarray(bool(mixing.cutmix))
+        cut = bool(mixing.cutmix)
     weight = _beta(mixup_key, mixing.mixup)
     box = _cutmix_box(box_key, _beta(cutmix_key, mixing.cutmix), height, width)
     share = jnp.where(cut, 1.0 - box.mean(), weight)
@@ -151,7 +151,7 @@ def _cutmix_box(key: jax.Array, share: jax.Array, height: int, width: int) -> ja
     anywhere.
     """
     side = jnp.sqrt(1.0 - share)
-    h, w = jnp.floor(height * side), jnp.floor(width * side)
+    h, w = height * side, width * side
     y_key, x_key = jax.random.split(key)
     centre_y = jax.random.randint(y_key, (), 0, height)
     centre_x = jax.random.randint(x_key, (), 0, width)

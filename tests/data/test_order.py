@@ -76,6 +76,12 @@ def test_any_two_seeds_have_orders_of_their_own(size):
     assert len(firsts) == len(seeds)
 
 
+def test_seeds_are_whole_numbers_of_64_bits_with_or_without_a_sign():
+    firsts = [epoch_of(EpochOrder(100, 10, seed), 0) for seed in (-1, 2**64 - 1, 0, 2**63)]
+    assert firsts[0] == firsts[1]
+    assert firsts[2] != firsts[3]
+
+
 def test_a_far_step_is_found_at_once():
     order = EpochOrder(num_examples=1_281_167, batch_size=1024, seed=0)
     assert order.steps_per_epoch == 1251
