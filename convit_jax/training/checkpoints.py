@@ -133,6 +133,11 @@ def is_best(
     return best is None or accuracy > _score(checkpoints.metrics(best))
 
 
+def owes_evaluation(checkpoints: ocp.CheckpointManager, step: int, every: int) -> bool:
+    """Whether a run that goes on after `step` steps was stopped before it evaluated there."""
+    return step > 0 and step % every == 0 and checkpoints.metrics(step) is None
+
+
 def finish_saving(checkpoints: ocp.CheckpointManager) -> None:
     """Waits for what is being written.
 
