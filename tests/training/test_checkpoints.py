@@ -289,6 +289,22 @@ def test_a_change_that_means_no_harm_is_logged(store, make_config, caplog):
     assert "config.log_every was '3 steps' until step 1, is now '1 steps'" in caplog.text
 
 
+def test_keys_of_another_version_do_not_keep_the_others_from_being_compared(
+    store, make_config, caplog
+):
+    kept = store({1: 0.5})
+    path = epath.Path(kept.directory) / "1" / "config" / "metadata"
+    saved = json.loads(path.read_text())
+    saved |= {"colour": "blue"}
+    saved["optimizer"]["sharpness"] = 0.1
+    path.write_text(json.dumps(saved))
+    with caplog.at_level(logging.WARNING):
+        check(kept, make_config())
+    assert "which are not compared: optimizer.sharpness, colour" in caplog.text
+    with pytest.raises(InputError, match=r"seed \(0 there, 3 here\)"):
+        check(kept, make_config(seed=3))
+
+
 def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(
     store, state_at, make_config, monkeypatch
 ):
