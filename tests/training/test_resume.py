@@ -112,16 +112,16 @@ def test_sigterm_saves_and_ends_with_the_code_that_launchers_restart(
 
 
 def test_a_second_start_on_a_workdir_is_refused(repository, tmp_path):
-    first = start(repository, tmp_path)
+    first = start(repository, tmp_path, train_for="100000 steps")
     wait_for_checkpoint(first, tmp_path, 0)
-    second = start(repository, tmp_path)
+    second = start(repository, tmp_path, train_for="100000 steps")
     _, said = second.communicate(timeout=120)
     assert second.returncode == 2
     assert f"is in use by process {first.pid} on " in said
     first.kill()
     first.wait()
     # However it ended, its claim ended with it.
-    third = start(repository, tmp_path)
+    third = start(repository, tmp_path, train_for="100000 steps")
     wait_for_checkpoint(third, tmp_path, 20)
     third.kill()
     assert "in use" not in third.communicate()[1]
