@@ -30,12 +30,13 @@ def main() -> int:
     from convit_jax.cache import keep_compiled_programs  # noqa: PLC0415
     from convit_jax.training import loop  # noqa: PLC0415
     from convit_jax.training.checkpoints import hush_writers  # noqa: PLC0415
-    from convit_jax.training.processes import join_processes  # noqa: PLC0415
+    from convit_jax.training.processes import failing_together, join_processes  # noqa: PLC0415
 
     hush_writers()
     join_processes()
     keep_compiled_programs()
-    outcome = loop.train(config, workdir.value)
+    with failing_together():
+        outcome = loop.train(config, workdir.value)
     # Launchers restart what a signal ended: the shell's code for it.
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
@@ -46,4 +47,10 @@ if __name__ == "__main__":
     restart_with_huge_pages()
     from convit_jax.command_line import run
 
-    sys.exit(run("train", main))
+    code = run("train", main)
+    # It imports JAX, which a mistake in the flags does without.
+    if "jax" in sys.modules:
+        from convit_jax.training.processes import leave
+
+        leave(code)
+    sys.exit(code)

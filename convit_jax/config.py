@@ -29,6 +29,7 @@ from convit_jax.typed_config import (
     get,
     key,
     keys,
+    without_unknown,
 )
 
 # Matrices decay; biases, norms, gates, the class token and absolute positions do not: 70 tensors
@@ -251,13 +252,17 @@ def resolve(values: Mapping[str, Any], undecided: Collection[str] = ()) -> Confi
     return config
 
 
-def as_saved(values: Mapping[str, Any]) -> Config:
-    """A configuration that a run left, of this version or an earlier one: its types alone count.
+def as_saved(values: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """A configuration that a run left, of this version or another: its types alone count.
+
+    Returns:
+        The configuration, and the keys that this version does not have.
 
     Raises:
-        InputError: an unknown key, or a value of a wrong type.
+        InputError: a value of a wrong type.
     """
-    return from_mapping(Config, values)
+    known, unknown = without_unknown(Config, values)
+    return from_mapping(Config, known), unknown
 
 
 def _check_together(config: Config) -> None:

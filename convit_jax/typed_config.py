@@ -100,6 +100,23 @@ def from_mapping(root: type[Section], values: Mapping[str, Any]) -> Section:
     return _section(root, root, values, "")
 
 
+def without_unknown(
+    section: type, values: Mapping[str, Any], path: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """The part of a nested mapping that is made of keys, and the names of the rest."""
+    fields = {field.name: field.type for field in dataclasses.fields(section)}
+    known, unknown = {}, []
+    for name, value in values.items():
+        if name not in fields:
+            unknown.append(path + name)
+            continue
+        if dataclasses.is_dataclass(fields[name]) and isinstance(value, Mapping):
+            value, more = without_unknown(fields[name], value, f"{path}{name}.")
+            unknown += more
+        known[name] = value
+    return known, unknown
+
+
 def _section(root: type, section: type, values: Mapping[str, Any], path: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(section)}
     made = {}

@@ -158,6 +158,11 @@ class TFExamples:
     def __len__(self) -> int:
         return len(self.records)
 
+    def identity(self) -> str:
+        """What tells these examples from others, wherever a host keeps them."""
+        spans = self.records.spans
+        return "\0".join(f"{os.path.basename(s.path)}:{s.start}:{s.stop}" for s in spans)  # noqa: PTH119
+
     def __getitem__(self, index: int) -> tuple[bytes, int | np.ndarray]:
         """The encoded image and its label, or its marks.
 
@@ -208,6 +213,10 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def identity(self) -> str:
+        """What tells these examples from others, wherever a host keeps them."""
+        return "\0".join(self.names)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         """The encoded image and its label."""

@@ -32,7 +32,8 @@ class _Worker(SpawnProcess):
 
     @staticmethod
     def _Popen(process: SpawnProcess) -> Any:  # noqa: N802  (multiprocessing's name)
-        with _hidden_main():
+        # A signal to the whole group is the parent's to answer: the worker is born deaf to it.
+        with _hidden_main(), _held_back(signal.SIGTERM, signal.SIGINT):
             return SpawnProcess._Popen(process)
 
 
@@ -54,6 +55,16 @@ def _hidden_main() -> Iterator[None]:
             yield
         finally:
             main.__dict__.update({k: v for k, v in hidden.items() if v or k == "__spec__"})
+
+
+@contextlib.contextmanager
+def _held_back(*signals: signal.Signals) -> Iterator[None]:
+    """Signals wait; a process that is started meanwhile has them blocked for good."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class WorkerPool:
@@ -128,8 +139,6 @@ _reader: RowReader
 def _start(reader: RowReader) -> None:
     global _reader
     _reader = reader
-    # The parent decides when to stop; Ctrl-C reaches the whole group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -29,6 +29,7 @@ from convit_jax.errors import (
     machine_fault,
     some,
 )
+from convit_jax.training.integrity import changed_arrays, check_metrics, checksums, find_damage
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.training.resumption import DATA
 from convit_jax.training.step import TrainState
@@ -36,6 +37,8 @@ from convit_jax.weights import Card
 from convit_jax.weights.model_checkpoints import CARD, CONFIG, STATE, without_late_answers
 
 _BEST_METRIC = "accuracy"
+# What a checkpoint says of its arrays (`integrity.checksums`).
+CHECKSUMS = "checksums"
 _DAMAGED_SUFFIX = ".damaged"
 
 log = logging.getLogger(__name__)
@@ -111,11 +114,12 @@ def save(
                     CONFIG: ocp.args.JsonSave(dataclasses.asdict(config)),
                     CARD: ocp.args.JsonSave(card.as_json()),
                     DATA: ocp.args.JsonSave({"train_examples": num_examples}),
+                    CHECKSUMS: ocp.args.JsonSave(checksums(state)),
                 }
             ),
             metrics=None if accuracy is None else {_BEST_METRIC: accuracy},
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever writes it raises
         raise _unwritten(checkpoints, error) from error
 
 
@@ -129,6 +133,11 @@ def is_best(
     return best is None or accuracy > _score(checkpoints.metrics(best))
 
 
+def owes_evaluation(checkpoints: ocp.CheckpointManager, step: int, every: int) -> bool:
+    """Whether a run that goes on after `step` steps was stopped before it evaluated there."""
+    return step > 0 and step % every == 0 and checkpoints.metrics(step) is None
+
+
 def finish_saving(checkpoints: ocp.CheckpointManager) -> None:
     """Waits for what is being written.
 
@@ -137,7 +146,7 @@ def finish_saving(checkpoints: ocp.CheckpointManager) -> None:
     """
     try:
         checkpoints.wait_until_finished()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever writes it raises
         raise _unwritten(checkpoints, error) from error
 
 
@@ -169,7 +178,9 @@ def restore_newest(
     """The state of the newest checkpoint that can be read, or None where there is none.
 
     A damaged one is set aside under another name, saying so, and the one before is tried. One that
-    is whole and does not fit, or that the machine does not let be read, stays where it is.
+    is whole and does not fit, or that the machine does not let be read, stays where it is. Whatever
+    a library raises, damaged is what cannot be read into this process's memory either, while all
+    of its files can.
 
     Args:
         checkpoints: where from.
@@ -177,9 +188,9 @@ def restore_newest(
         sharding: how each array is to lie on the devices, a tree like the state.
 
     Raises:
-        InputError: the newest that can be read holds another model's state.
+        InputError: the newest that can be read holds another model's state, or there are damaged
+            ones alone: to train from the beginning must be asked for.
         MachineError: the machine does not let it be read.
-        RunError: there are checkpoints, and none can be read.
     """
     target = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -188,32 +199,50 @@ def restore_newest(
     )
     steps = sorted(checkpoints.all_steps(), reverse=True)
     for step in steps:
+        directory = checkpoints.directory / str(step)
         try:
-            _check_fits(checkpoints.directory / str(step), abstract_state)
+            _check_fits(directory, abstract_state)
             args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(target)})
-            return checkpoints.restore(step, args=args)[STATE]
-        except (InputError, jax.errors.JaxRuntimeError):
-            raise  # another model's state, or no room for it on the devices
+            state = checkpoints.restore(step, args=args)[STATE]
+            damage = _changes(directory, state)
+            if damage is None:
+                return state
+        except InputError:
+            raise  # another model's state
         except Exception as error:
-            fault = machine_fault(error)
-            if fault:
-                raise MachineError(f"the checkpoint of step {step}: {fault}") from error
-            log.warning(
-                "the checkpoint of step %d is damaged (%s): it is set aside, trying the one before",
-                step,
-                first_line(error),
-            )
-            # Every process found so; one renames it, and the others wait for that.
-            if jax.process_index() == 0:
-                _set_aside(checkpoints.directory / str(step))
-            multihost_utils.sync_global_devices(f"set step {step} aside")
-            checkpoints.reload()
-    if steps:
-        raise RunError(
-            f"none of the {len(steps)} checkpoints in {checkpoints.directory} can be read; they "
-            "are kept there under other names. Start again to train from the beginning"
+            damage = find_damage(directory)
+            if damage is None:
+                fault = machine_fault(error)
+                if fault:
+                    raise MachineError(f"the checkpoint of step {step}: {fault}") from error
+                raise  # no room for it on the devices, say
+            log.debug("restoring step %d said: %s", step, first_line(error))
+        log.warning(
+            "the checkpoint of step %d is damaged (%s): it is set aside, trying the one before",
+            step,
+            damage,
+        )
+        # Every process found so; one renames it, and the others wait for that.
+        if jax.process_index() == 0:
+            _set_aside(directory)
+        multihost_utils.sync_global_devices(f"set step {step} aside")
+        checkpoints.reload()
+    aside = sorted(p.name for p in checkpoints.directory.glob(f"*{_DAMAGED_SUFFIX}*"))
+    if aside:
+        raise InputError(
+            f"{checkpoints.directory} holds damaged checkpoints alone ({some(aside, 3)}): use "
+            "another --workdir, or remove them to train from the beginning"
         )
     return None
+
+
+def _changes(checkpoint: epath.Path, state: TrainState) -> str | None:
+    """What of a state is not as it was saved; None where all is, or where nothing tells."""
+    path = checkpoint / CHECKSUMS / "metadata"
+    if not path.exists():
+        return None  # an earlier version's
+    changed = changed_arrays(state, json.loads(path.read_text()))
+    return f"not as they were saved: {some(changed, 3)}" if changed else None
 
 
 def _check_fits(checkpoint: epath.Path, abstract_state: TrainState) -> None:
@@ -247,11 +276,10 @@ def _set_aside_unranked(directory: epath.Path) -> None:
         if not checkpoint.name.isdigit():
             continue
         try:
-            float(_score(json.loads(metrics.read_text())))
-        except (ValueError, TypeError, KeyError):  # no JSON, or no number in it
+            check_metrics(metrics, _BEST_METRIC)
+        except InputError as error:
             log.warning(
-                "the checkpoint of step %s is damaged (no metrics can be read): it is set aside",
-                checkpoint.name,
+                "the checkpoint of step %s is damaged (%s): it is set aside", checkpoint.name, error
             )
             _set_aside(checkpoint)
 

@@ -20,6 +20,7 @@ from convit_jax.screen import Screen, duration_in_words
 from convit_jax.training import checkpoints as saving
 from convit_jax.training import mesh as meshes
 from convit_jax.training import workdir as workdirs
+from convit_jax.training.agreement import check_same_data, check_same_workdir
 from convit_jax.training.attention_log import make_attention_log
 from convit_jax.training.broken_images import BrokenTogether, checked
 from convit_jax.training.clock import Clock
@@ -78,7 +79,11 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         screen = screen or stack.enter_context(Screen())
         stop = stack.enter_context(stop_on_signals())
         directory = workdirs.open_workdir(workdir)
+        stack.enter_context(workdirs.claimed(directory))
+        check_same_workdir(directory)
         examples, eval_examples = open_training_data(config)
+        check_same_data(examples, "data.train")
+        check_same_data(eval_examples, "data.eval")
         experiment = make_experiment(
             config, num_examples=len(examples), num_classes=len(examples.class_names)
         )
@@ -223,9 +228,20 @@ def _take_steps(
             scalars = means | clock.lap(step)
             writer.write_scalars(step, {f"train/{name}": v for name, v in scalars.items()})
 
+    def evaluate(step: int) -> dict[str, float]:
+        screen.show("evaluating", step, total)
+        sums = sum_over_examples(placed.eval_step, state.eval_params, run.eval_batches())
+        found = means(sums)
+        writer.write_scalars(step, {f"eval/{k}": v for k, v in found.items()})
+        if config.attention_images:
+            writer.write_scalars(step, run.log_attention(state.eval_params))
+        return found
+
     if start == 0 and config.attention_images:
         writer.write_scalars(0, run.log_attention(state.eval_params))
     step, stopping = start, stop.reached(start)
+    if not stopping and saving.owes_evaluation(checkpoints, start, experiment.eval_every):
+        evaluation = evaluate(start)
     while step < total and not stopping:
         with clock.waiting():
             batch = meshes.to_global(next(batches), placed.rows, config.batch_size)
@@ -244,7 +260,8 @@ def _take_steps(
             report(step - 1)
             run.broken.check()
         last, stopping = step == total, stop.reached(step)
-        evaluating = last or step % experiment.eval_every == 0
+        # Who is asked to stop has little time: what is due is evaluated when the run goes on.
+        evaluating = last or (step % experiment.eval_every == 0 and not stopping)
         saving_now = last or step % experiment.checkpoint_every == 0 or stopping
         if not (evaluating or saving_now):
             continue
@@ -253,12 +270,7 @@ def _take_steps(
             run.broken.check_now()
             accuracy = None
             if evaluating:
-                screen.show("evaluating", step, total)
-                sums = sum_over_examples(placed.eval_step, state.eval_params, run.eval_batches())
-                evaluation = means(sums)
-                writer.write_scalars(step, {f"eval/{k}": v for k, v in evaluation.items()})
-                if config.attention_images:
-                    writer.write_scalars(step, run.log_attention(state.eval_params))
+                evaluation = evaluate(step)
                 accuracy = evaluation["accuracy"]
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
                 began = time.monotonic()

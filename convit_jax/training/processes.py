@@ -1,9 +1,16 @@
 """Several processes of one program, each with devices of its own."""
 
+import contextlib
 import os
 import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import jax
+from jax._src import distributed  # the public part has no way to send a word
 
 from convit_jax.errors import InputError, RunError, first_line
 
@@ -55,6 +62,69 @@ def join_processes(heartbeat_seconds: int = 60, timeout_seconds: int = 300) -> N
     except RuntimeError as error:
         line = first_line(error)
         raise RunError(f"the other processes cannot be reached: {line}") from error
+
+
+# Under this name JAX's coordination service keeps what ended the first process that failed.
+_FAILURE = "convit_jax/failure"
+_LOOK_EVERY = 1_000  # milliseconds
+_OWN_WORDS = 3.0  # seconds; what all find at once, each says by itself
+_LAST_WORDS = 10_000  # milliseconds in which all hear of a failure
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Where one process fails, the others end too, each with a sentence that names it.
+
+    Without this they would wait for it: at the next step, and it for them at its exit. A process
+    that fails tells the coordination service; in the others a thread hears of it and ends them.
+    """
+    client = distributed.global_state.client
+    if client is None or jax.process_count() == 1:
+        yield
+        return
+    over = threading.Event()
+    watch = threading.Thread(target=_end_with_the_others, args=(client, over), daemon=True)
+    watch.start()
+    try:
+        yield
+    except BaseException as error:
+        words = f"process {jax.process_index()}: {first_line(error)}"
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another failed before
+            client.key_value_set(_FAILURE, words)
+        raise
+    finally:
+        over.set()
+        watch.join()  # it uses the client, which JAX takes down at the end
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process; after a failure of one of several without waiting for the others."""
+    client = distributed.global_state.client
+    if client is None or jax.process_count() == 1 or code in (0, 128 + signal.SIGTERM):
+        sys.exit(code)
+    _say_farewell(client)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_with_the_others(client: Any, over: threading.Event) -> None:
+    while not over.is_set():
+        try:
+            words = client.blocking_key_value_get(_FAILURE, _LOOK_EVERY)
+        except jax.errors.JaxRuntimeError:
+            continue  # nothing yet; JAX itself ends a process whose coordinator is gone
+        if over.wait(_OWN_WORDS):
+            return
+        print(f"train: ended, since another process failed: {words}", file=sys.stderr, flush=True)
+        _say_farewell(client)
+        os._exit(1)
+
+
+def _say_farewell(client: Any) -> None:
+    """Waits until all processes have heard of the failure: the first keeps the service."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # some may be gone
+        client.wait_at_barrier("convit_jax/farewell", _LAST_WORDS)
 
 
 def _makes_sense(told: dict[str, str]) -> bool:

@@ -40,12 +40,15 @@ class JsonLinesWriter(_ScalarWriter):
     """One JSON object a line: step, epoch and the scalars written together."""
 
     def __init__(self, path: epath.Path, steps_per_epoch: int, start_step: int) -> None:
-        """Continues the file after `start_step`: later lines, of steps to be done again, go."""
+        """Continues the file after `start_step`: later lines, of steps to be done again, go.
+
+        So does everything where the run begins: it reports before its first step, too.
+        """
         self._path = path
         self._steps_per_epoch = steps_per_epoch
         if path.exists():
             lines = path.read_text().splitlines()
-            kept = [line for line in lines if _step_of(line) <= start_step]
+            kept = [line for line in lines if start_step and _step_of(line) <= start_step]
             if len(kept) < len(lines):
                 path.write_text("".join(f"{line}\n" for line in kept))
 
@@ -114,6 +117,32 @@ def _in_words(name: str, value: float) -> str:
     return f"{what.replace('_', ' ')} {text}"
 
 
+def _take_back_events(workdir: epath.Path, start_step: int) -> None:
+    """Leaves out of the event files what was written of steps that are to be done again.
+
+    TensorBoard would show them twice. Where a run begins that is everything.
+    """
+    import tensorflow as tf  # noqa: PLC0415
+    from tensorboard.compat.proto import event_pb2  # noqa: PLC0415
+
+    for path in sorted(workdir.glob("events.out.tfevents.*")):
+        kept, taken_back = [], 0
+        try:
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                event = event_pb2.Event.FromString(record)
+                if event.HasField("summary") and (event.step > start_step or not start_step):
+                    taken_back += 1
+                else:
+                    kept.append(record)
+        except tf.errors.DataLossError:
+            taken_back += 1  # its last record was cut off when the run was killed
+        if taken_back:
+            with tf.io.TFRecordWriter(f"{path}.new") as writer:
+                for record in kept:
+                    writer.write(record)
+            tf.io.gfile.rename(f"{path}.new", str(path), overwrite=True)
+
+
 def make_writer(
     workdir: epath.Path, *, steps_per_epoch: int, total_steps: int, start_step: int, is_first: bool
 ) -> metric_writers.MetricWriter:
@@ -133,6 +162,7 @@ def make_writer(
     import tensorflow as tf  # noqa: PLC0415
 
     tf.config.set_visible_devices([], "GPU")
+    _take_back_events(workdir, start_step)
     return metric_writers.MultiWriter(
         [
             console,

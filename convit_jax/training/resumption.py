@@ -40,7 +40,7 @@ def check_same_run(
     newest = next(_readable_records(directory), None)
     if newest is None:
         return
-    step, saved, trained_on, examples_then = newest
+    step, (saved, unknown), trained_on, examples_then = newest
     run = f"the run in {directory.parent}"
     difference = describe_difference(trained_on, class_names) if trained_on else None
     if difference:
@@ -57,6 +57,11 @@ def check_same_run(
             f"{run} was started with another configuration: {'; '.join(contradictions)}. Use "
             "another --workdir, or that configuration"
         )
+    if unknown:
+        log.warning(
+            "the run has config keys that this version does not, which are not compared: %s",
+            ", ".join(unknown),
+        )
     for key, old, new, _ in changed:
         log.info("config.%s was %r until step %d, is now %r", key, old, step, new)
     if examples_then not in (None, num_examples):
@@ -71,8 +76,8 @@ def check_same_run(
 
 def _readable_records(
     directory: epath.Path,
-) -> Iterator[tuple[int, Config, list[str] | None, int | None]]:
-    """Step, config, classes and number of training examples of checkpoints, the newest first.
+) -> Iterator[tuple[int, tuple[Config, list[str]], list[str] | None, int | None]]:
+    """Step, config (`as_saved`), classes and number of training examples, the newest first.
 
     Checkpoints in which these cannot be read are left out; earlier versions' do not tell the last.
     """

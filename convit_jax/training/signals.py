@@ -1,6 +1,7 @@
 """Ending a run between two steps when the machine or its user asks for it."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -32,20 +33,20 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """Notes SIGTERM and Ctrl-C instead of dying of them; a second one is not held back.
 
     Of several processes SIGTERM is noted by JAX's coordination service, which began to listen when
-    they joined, and Ctrl-C ends the one that it reaches.
+    they joined; Ctrl-C becomes a SIGTERM there.
     """
-    request = StopRequest()
-    if jax.process_count() > 1:
-        yield request
-        return
-    previous = {}
+    request, previous = StopRequest(), {}
+    alone = jax.process_count() == 1
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
-        request.signal = signal.Signals(number)
         signal.signal(number, previous[number])
+        if alone:
+            request.signal = signal.Signals(number)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,):
         previous[number] = signal.signal(number, note)
     try:
         yield request

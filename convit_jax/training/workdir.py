@@ -1,10 +1,16 @@
 """The directory of a run: its config, and what is said of it at the beginning and the end."""
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import logging
+import os
+import pathlib
 import platform
+import time
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -44,6 +50,36 @@ def open_workdir(workdir: str) -> epath.Path:
             f"{error.strerror or error}"
         ) from error
     return directory
+
+
+@contextlib.contextmanager
+def claimed(directory: epath.Path) -> Iterator[None]:
+    """Keeps the directory of a run from a second start as long as this lasts.
+
+    One process of a run holds a lock on a file in it, which the system takes back however it ends.
+    Where the file system has no locks (gs://, some network file systems) nothing is kept.
+
+    Raises:
+        InputError: another run holds it.
+    """
+    if jax.process_index() or "://" in str(directory):
+        yield
+        return
+    with pathlib.Path(directory, ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"--workdir={directory} is in use by {file.read().strip() or 'another process'}: "
+                "expected one run at a time in a directory"
+            ) from error
+        except OSError as error:
+            log.info("%s: no lock against a second start (%s)", directory, error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, begun {time.ctime()}\n")
+        file.flush()
+        yield
 
 
 def write_config(directory: epath.Path, experiment: Experiment) -> None:

@@ -1,7 +1,12 @@
 import dataclasses
+import errno
+import json
 import logging
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,9 +14,9 @@ import pytest
 from etils import epath
 
 from convit_jax.config import CheckpointConfig
-from convit_jax.errors import InputError, RunError
+from convit_jax.errors import InputError, MachineError, RunError
 from convit_jax.training import checkpoints as saving
-from convit_jax.training import make_experiment, mesh
+from convit_jax.training import integrity, make_experiment, mesh
 from convit_jax.training.resumption import check_same_run
 from convit_jax.weights import Card
 
@@ -89,31 +94,66 @@ def test_a_checkpoint_that_has_no_room_is_not_begun(store, state_at, monkeypatch
     assert kept.all_steps() == [1]
 
 
-def truncate_arrays(checkpoint):
-    for path in (checkpoint / "state").rglob("*"):
-        if path.is_file() and path.stat().st_size > 1000:
-            with path.open("r+b") as file:
-                file.truncate(path.stat().st_size // 2)
+def truncate_arrays(checkpoint, other):
+    for path in data_files(checkpoint):
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
 
 
-def garble_metadata(checkpoint):
+def data_files(checkpoint):
+    paths = (checkpoint / "state" / "ocdbt.process_0" / "d").iterdir()
+    return sorted(paths, key=lambda path: -path.stat().st_size)
+
+
+def empty_a_file(checkpoint, other):
+    data_files(checkpoint)[0].write_bytes(b"")
+
+
+def remove_a_file(checkpoint, other):
+    data_files(checkpoint)[0].unlink()
+
+
+def exchange_a_file(checkpoint, other):
+    data_files(checkpoint)[0].write_bytes(data_files(other)[0].read_bytes())
+
+
+def garble_metadata(checkpoint, other):
     (checkpoint / "state" / "_METADATA").write_text("{")
 
 
-def garble_metrics(checkpoint):
+def remove_metadata(checkpoint, other):
+    (checkpoint / "state" / "_METADATA").unlink()
+
+
+def garble_metrics(checkpoint, other):
     (checkpoint / "metrics" / "metrics").write_text("")
 
 
-def remove_state(checkpoint):
+def no_number_in_metrics(checkpoint, other):
+    (checkpoint / "metrics" / "metrics").write_text('{"accuracy": NaN}')
+
+
+def remove_state(checkpoint, other):
     shutil.rmtree(checkpoint / "state")
 
 
-@pytest.mark.parametrize("damage", [truncate_arrays, garble_metadata, garble_metrics, remove_state])
+def exchange_the_state(checkpoint, other):
+    remove_state(checkpoint, other)
+    shutil.copytree(other / "state", checkpoint / "state")
+
+
+DAMAGES = [
+    truncate_arrays, empty_a_file, remove_a_file, exchange_a_file, garble_metadata,
+    remove_metadata, garble_metrics, no_number_in_metrics, remove_state, exchange_the_state,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     damage, store, state_at, make_config, tmp_path, caplog
 ):
     store({4: 0.3, 8: 0.5}).close()
-    damage(tmp_path / "checkpoints" / "8")
+    damage(tmp_path / "checkpoints" / "8", tmp_path / "checkpoints" / "4")
     with caplog.at_level(logging.WARNING):
         reopened = store()
         assert int(restore(reopened, state_at).step) == 4
@@ -126,12 +166,108 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     assert reopened.all_steps() == [4, 8]
 
 
-def test_where_all_are_damaged_the_run_does_not_begin_anew_by_itself(store, state_at, tmp_path):
+def test_any_flipped_bit_is_noticed(store, state_at, tmp_path):
+    """What reads arrays takes most of these for numbers."""
+    store({4: 0.3}).close()
+    saved = jax.tree.map(np.asarray, state_at(4))
+    told = json.loads((tmp_path / "checkpoints" / "4" / "checksums" / "metadata").read_text())
+    assert integrity.changed_arrays(saved, told) == []
+    rng = np.random.default_rng(0)
+
+    def with_a_flipped_bit(array):
+        content = array.copy().reshape(-1)
+        raw = content.view(np.uint8)
+        raw[rng.integers(len(raw))] ^= 1 << rng.integers(8)
+        return content.reshape(array.shape)
+
+    for _ in range(8):
+        changed = jax.tree.map(with_a_flipped_bit, saved)
+        assert integrity.changed_arrays(changed, told) == list(told)
+
+
+def test_checksums_do_not_depend_on_the_devices(repository):
+    program = """
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from convit_jax.training.integrity import checksums
+x = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+half = x.astype("bfloat16")
+tree = lambda where: {"a": jax.device_put(x, where), "b": jax.device_put(half, where)}
+mesh = Mesh(np.array(jax.devices()), ("data",))
+sums = [checksums(tree(NamedSharding(mesh, spec))) for spec in (P(), P("data"))]
+assert len(jax.devices()) == 4 and sums[0] == sums[1], sums
+assert checksums({"a": x[::-1], "b": x}) != checksums({"a": x, "b": x})
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=repository, env=environment, timeout=120
+    )
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_checksums(store, state_at, tmp_path):
+    store({4: 0.3}).close()
+    shutil.rmtree(tmp_path / "checkpoints" / "4" / "checksums")
+    assert int(restore(store(), state_at).step) == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised", "words"),
+    [
+        (PermissionError(errno.EACCES, "x"), MachineError, "step 8: permission denied"),
+        (OSError(errno.EIO, "x"), MachineError, "step 8: input/output error"),
+        (OSError(errno.EMFILE, "x"), MachineError, "step 8: too many open files"),
+        (ValueError("error opening file: Permission denied"), MachineError, "permission denied"),
+        (RuntimeError("a defect"), RuntimeError, "a defect"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), jax.errors.JaxRuntimeError, "EXHAUSTED"),
+    ],
+    ids=range(6),
+)
+def test_what_is_no_damage_renames_nothing(
+    fault, raised, words, store, state_at, tmp_path, monkeypatch
+):
+    """Whatever restoring raises: the files are there and can be read."""
+    store({4: 0.3, 8: 0.5}).close()
+    reopened = store()
+
+    def refuse(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(reopened, "restore", refuse)
+    with pytest.raises(raised, match=words):
+        restore(reopened, state_at)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+
+
+def test_a_file_that_the_machine_does_not_let_be_read_is_no_damage(
+    store, state_at, tmp_path, monkeypatch
+):
+    store({4: 0.3, 8: 0.5}).close()
+    remove_metadata(tmp_path / "checkpoints" / "8", None)
+    opened = type(epath.Path(tmp_path)).open
+
+    def refuse(path, *arguments, **options):
+        if "ocdbt.process_0/d/" in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "open", refuse)
+    with pytest.raises(MachineError, match="input/output error of the storage"):
+        restore(store(), state_at)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+
+
+def test_to_train_from_the_beginning_must_be_asked_for(store, state_at, tmp_path):
     store({4: 0.3, 8: 0.5}).close()
     for step in ("4", "8"):
-        truncate_arrays(tmp_path / "checkpoints" / step)
-    with pytest.raises(RunError, match=r"none of the 2 checkpoints .* can be read"):
-        restore(store(), state_at)
+        truncate_arrays(tmp_path / "checkpoints" / step, None)
+    for _ in range(2):  # the next start finds no checkpoint at all
+        with pytest.raises(
+            InputError, match=r"damaged checkpoints alone \(4\.damaged, 8\.damaged\)"
+        ):
+            restore(store(), state_at)
+    for aside in (tmp_path / "checkpoints").iterdir():
+        shutil.rmtree(aside)
+    assert restore(store(), state_at) is None
 
 
 def check(store, config, classes=(), num_examples=100):
@@ -151,6 +287,22 @@ def test_a_change_that_means_no_harm_is_logged(store, make_config, caplog):
     with caplog.at_level(logging.INFO):
         check(store({1: 0.5}), make_config(log_every="1 steps"))
     assert "config.log_every was '3 steps' until step 1, is now '1 steps'" in caplog.text
+
+
+def test_keys_of_another_version_do_not_keep_the_others_from_being_compared(
+    store, make_config, caplog
+):
+    kept = store({1: 0.5})
+    path = epath.Path(kept.directory) / "1" / "config" / "metadata"
+    saved = json.loads(path.read_text())
+    saved |= {"colour": "blue"}
+    saved["optimizer"]["sharpness"] = 0.1
+    path.write_text(json.dumps(saved))
+    with caplog.at_level(logging.WARNING):
+        check(kept, make_config())
+    assert "which are not compared: optimizer.sharpness, colour" in caplog.text
+    with pytest.raises(InputError, match=r"seed \(0 there, 3 here\)"):
+        check(kept, make_config(seed=3))
 
 
 def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(

@@ -9,9 +9,10 @@ import time
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from convit_jax.errors import InputError, RunError
-from convit_jax.training import loop
+from convit_jax.training import loop, signals
 
 
 def metrics_of(workdir):
@@ -149,6 +150,67 @@ def test_a_signal_saves_first(number, make_config, tmp_path, caplog):
     assert f"stopped by {number.name} after step {outcome.step}" in caplog.text
     # The handlers are as they were, whatever that was: a job in the background ignores Ctrl-C.
     assert [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)] == before
+
+
+def test_asked_to_stop_where_it_evaluates_it_saves_and_evaluates_when_it_goes_on(
+    make_config, tmp_path, caplog, monkeypatch
+):
+    config = make_config(train_for="12 steps", eval_every="6 steps", attention_images=20)
+    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
+    loop.train(config, str(alone))
+
+    def reached(request, step):
+        request.signal = signal.SIGTERM if step == 6 else None
+        return step == 6
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signals.StopRequest, "reached", reached)
+        outcome = loop.train(config, str(stopped))
+    assert (outcome.step, outcome.stopped_by) == (6, signal.SIGTERM)
+    assert outcome.evaluation is None
+    assert not [line for line in metrics_of(stopped) if "eval/accuracy" in line]
+    loop.train(config, str(stopped))
+
+    def told(workdir):
+        """What was measured, without how long it took."""
+        lines = [
+            {k: v for k, v in line.items() if k.startswith(("eval/", "gate/", "step"))}
+            for line in metrics_of(workdir)
+        ]
+        return sorted((line for line in lines if len(line) > 1), key=str)
+
+    assert told(stopped) == told(alone)
+    assert [line["step"] for line in told(alone) if "eval/accuracy" in line] == [12, 6]
+
+
+def test_a_run_begun_again_has_one_value_a_step(make_config, tmp_path, monkeypatch):
+    """In TensorBoard as in metrics.jsonl; it was killed before and after its first checkpoint."""
+    config = make_config(
+        train_for="12 steps", eval_every="12 steps", log_every="1 steps", attention_images=20
+    )
+
+    class Killed(BaseException):
+        pass
+
+    for at in (3, 10):
+
+        def reached(request, step, at=at):
+            if step == at:
+                raise Killed
+            return False
+
+        with monkeypatch.context() as patch:
+            patch.setattr(signals.StopRequest, "reached", reached)
+            with pytest.raises(Killed):
+                loop.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path))
+    lines = [(line["step"], tuple(line)) for line in metrics_of(tmp_path)]
+    assert len(lines) == len(set(lines))
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})  # all of them
+    events.Reload()
+    steps = [event.step for event in events.Tensors("train/loss")]
+    assert steps == list(range(1, 13))
+    assert [event.step for event in events.Tensors("gate/layer_01/head_01")] == [0, 12]
 
 
 def test_a_workdir_that_is_a_file_is_told_in_a_sentence(make_config, tmp_path):

@@ -16,51 +16,6 @@ from convit_jax.errors import InputError
 from convit_jax.training import loop
 from convit_jax.training.processes import join_processes
 
-PROGRAM = """
-import json, sys
-from convit_jax import command_line
-from convit_jax.config import resolve
-from convit_jax.training.processes import join_processes
-
-def main():
-    join_processes(heartbeat_seconds=10)
-    from convit_jax.training import loop
-    outcome = loop.train(resolve(json.loads(sys.argv[1])), sys.argv[2])
-    return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
-
-sys.exit(command_line.run("train", main))
-"""
-
-
-@pytest.fixture
-def start(repository, tmp_path):
-    """A function: starts processes of 4 devices that train with a config; ends them at the end."""
-    running = []
-
-    def run(config, workdir, count):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        for index in range(count):
-            environment = os.environ | {
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": str(count),
-                "JAX_PROCESS_ID": str(index),
-            }
-            with (tmp_path / f"{index}.log").open("w") as log:
-                values = json.dumps(dataclasses.asdict(config))
-                process = subprocess.Popen(
-                    [sys.executable, "-c", PROGRAM, values, str(workdir)],
-                    cwd=repository, env=environment, stdout=log, stderr=log,
-                )  # fmt: skip
-            running.append(process)
-        return running[-count:]
-
-    yield run
-    for process in running:
-        process.kill()
-
 
 def wait_for(text, path, seconds=180):
     for _ in range(seconds * 10):

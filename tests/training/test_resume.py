@@ -1,6 +1,7 @@
 """A run that is killed and started again, by real processes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -26,13 +27,13 @@ OVERRIDES = {
 }
 
 
-def start(repository, workdir):
-    """Starts train.py as a user would."""
-    arguments = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
+def start(repository, workdir, **overrides):
+    """Starts train.py as a user would, in a process group of its own."""
+    arguments = [f"--config.{key}={value}" for key, value in (OVERRIDES | overrides).items()]
     return subprocess.Popen(
         [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}",
          *arguments],
-        cwd=repository, stderr=subprocess.PIPE, text=True,
+        cwd=repository, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -93,11 +94,34 @@ def test_killed_twice_and_resumed_the_parameters_are_bit_identical(
     assert losses(tmp_path)[-1] == losses(uninterrupted)[-1]
 
 
-def test_sigterm_saves_and_ends_with_the_code_that_launchers_restart(repository, tmp_path):
-    process = start(repository, tmp_path)
+@pytest.mark.parametrize("to_the_group", [False, True])
+def test_sigterm_saves_and_ends_with_the_code_that_launchers_restart(
+    to_the_group, repository, tmp_path
+):
+    """As `timeout`, systemd and scancel send it, to the processes that read data too."""
+    process = start(repository, tmp_path, **{"data.num_workers": 2} if to_the_group else {})
     wait_for_checkpoint(process, tmp_path, 0)
-    process.terminate()
+    if to_the_group:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, said
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert f"stopped by SIGTERM after step {saved} of {STEPS}" in said
+
+
+def test_a_second_start_on_a_workdir_is_refused(repository, tmp_path):
+    first = start(repository, tmp_path, train_for="100000 steps")
+    wait_for_checkpoint(first, tmp_path, 0)
+    second = start(repository, tmp_path, train_for="100000 steps")
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert f"is in use by process {first.pid} on " in said
+    first.kill()
+    first.wait()
+    # However it ended, its claim ended with it.
+    third = start(repository, tmp_path, train_for="100000 steps")
+    wait_for_checkpoint(third, tmp_path, 20)
+    third.kill()
+    assert "in use" not in third.communicate()[1]
