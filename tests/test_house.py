@@ -56,14 +56,6 @@ def test_imports_go_one_way(repository):
     assert seen > 10
 
 
-def test_files_hold_one_idea(repository):
-    lengths = {
-        path: len(path.read_text().splitlines()) for path in repository.glob("convit_jax/**/*.py")
-    }
-    assert lengths
-    assert {path: n for path, n in lengths.items() if n > 320} == {}
-
-
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
