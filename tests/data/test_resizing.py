@@ -187,3 +187,33 @@ def test_of_very_long_images_the_part_is_that_of_the_whole(aspect, long_axis):
         difference = np.abs(found.astype(int) - expected)
         assert difference.max() <= 4
         assert difference.mean() < 0.7
+
+
+def test_what_is_scaled_before_the_cut_is_rounded_down():
+    image = noise(40, 40, 3)
+    found = resize_and_centre_crop(image, (20, 20), 0.9)  # 22.2
+    np.testing.assert_array_equal(found, pillows(image, (22, 22))[1:21, 1:21])
+
+
+@pytest.mark.parametrize("long_axis", [0, 1])
+def test_the_part_of_a_very_long_image_has_all_that_the_filter_reaches(long_axis):
+    """It is scaled to an eighth: the filter reaches sixteen pixels to either side."""
+    image = 60 + noise(*((240, 4400, 1) if long_axis else (4400, 240, 1))) // 2
+    found = resize_and_centre_crop(image, (30, 30), 1.0)
+    first = (550 - 30) // 2 * 8
+    box = (0, first, 240, first + 240) if long_axis else (first, 0, first + 240, 240)
+    difference = np.abs(found.astype(int) - pillows(image, (30, 30), box))
+    assert difference.max() <= 1
+
+
+def test_boxes_of_one_pixel_and_of_a_whole_side_are_boxes_and_none_is_empty():
+    def boxes(shape, scale, ratio):
+        rng = np.random.default_rng(0)
+        return {random_resized_crop(shape, (scale, scale), ratio, rng) for _ in range(50)}
+
+    assert {box[2:] for box in boxes((10, 10), 0.01, (1.0, 1.0))} == {(1, 1)}
+    assert all(min(box[2:]) > 0 for box in boxes((10, 10), 1e-6, (0.9, 1.1)))
+    for shape, whole, ratio in (((10, 1000), (10, 50), 5.0), ((1000, 10), (50, 10), 0.2)):
+        found = boxes(shape, 0.05, (ratio, ratio))
+        assert {box[2:] for box in found} == {whole}
+        assert len(found) > 10  # anywhere along the other side

@@ -56,6 +56,14 @@ def test_a_pattern_that_does_nothing_is_an_error(pattern, message):
         decay_mask(abstract_parameters("convit_tiny"), (*NO_DECAY, pattern))
 
 
+@pytest.mark.parametrize("key", ["no_decay", "frozen"])
+def test_a_pattern_that_is_none_is_named_with_its_key(key, make_config):
+    config = make_config(**{f"optimizer__{key}": ("(",)})
+    params = abstract_parameters("convit_tiny")
+    with pytest.raises(InputError, match=rf"^config\.optimizer\.{key}: '\(' is no regular expr"):
+        make_optimizer(config.optimizer, lambda step: 0.1, params)
+
+
 def test_only_masked_in_parameters_decay():
     params = {"a": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "cls_token": jnp.ones(2)}
     config = resolve({"optimizer": {"weight_decay": 0.5}}).optimizer
