@@ -32,7 +32,7 @@ def test_an_image_of_another_size_is_fitted():
 @pytest.mark.parametrize("transform", [EvalTransform, TrainTransform])
 @pytest.mark.parametrize("channels", [0, 5])
 def test_a_number_of_channels_that_images_do_not_have(transform, channels):
-    with pytest.raises(InputError, match=rf"config\.model\.in_channels={channels}"):
+    with pytest.raises(InputError, match=rf"^config\.model\.in_channels={channels}"):
         transform((12, 10), channels)
 
 

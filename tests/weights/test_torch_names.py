@@ -5,7 +5,7 @@ from flax import nnx
 
 from convit_jax import create_model
 from convit_jax.errors import InputError
-from convit_jax.weights import load_tensors, read_tensors, to_torch
+from convit_jax.weights import load_tensors, read_tensors, to_torch, torch_names
 
 MODELS = {
     "four_heads": {
@@ -105,3 +105,54 @@ def test_a_file_that_is_no_safetensors_is_told_in_a_sentence(
 def test_a_file_that_is_not_there_is_told_in_a_sentence(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read_tensors(tmp_path / "nothing.safetensors")
+
+
+def test_the_tensors_lie_as_files_have_them(loaded):
+    """Row after row: PyTorch's and safetensors' writers take the memory as it is."""
+    model, _, _ = loaded
+    params = {
+        ".".join(map(str, path)): variable[...]
+        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    }
+    for name, tensor in to_torch(params, model.architecture).items():
+        assert type(tensor) is np.ndarray, name
+        assert tensor.flags.c_contiguous, name
+
+
+def test_all_kinds_of_misfits_are_in_one_sentence_in_order(loaded):
+    model, tensors, _ = loaded
+    tensors = dict(tensors, b=np.zeros(3), a=np.zeros(3), cls_token=np.zeros((1, 1, 5)))
+    del tensors["norm.weight"]
+    width = model.architecture.width
+    with pytest.raises(InputError) as error:
+        load_tensors(model, tensors)
+    assert str(error.value) == (
+        "the weights do not fit the model; missing: norm.weight; unexpected: a, b; wrong shape: "
+        f"cls_token is (1, 1, 5), expected (1, 1, {width})"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cls_token", True),
+        ("blocks.11.attn.gating_param", True),
+        ("blocks.3.attn.qk.weight", True),
+        ("patch_embed.proj.bias", True),
+        ("head.weight", True),
+        ("module.cls_token", False),
+        ("cls_token.weight", False),
+        ("blocks.x.attn.qk.weight", False),
+        ("blocks.3.attn.qk.running_mean", False),
+        ("head_dist.weight", False),
+        ("", False),
+    ],
+)
+def test_what_the_released_models_call_parameters(name, expected):
+    assert torch_names.is_parameter(name) is expected
+
+
+def test_a_parameter_without_a_rule_is_a_defect(loaded):
+    model, _, _ = loaded
+    with pytest.raises(KeyError, match="no rule for the parameter 'colour'"):
+        to_torch({"colour": np.zeros(3)}, model.architecture)
