@@ -213,6 +213,10 @@ def test_boxes_of_one_pixel_and_of_a_whole_side_are_boxes_and_none_is_empty():
 
     assert {box[2:] for box in boxes((10, 10), 0.01, (1.0, 1.0))} == {(1, 1)}
     assert all(min(box[2:]) > 0 for box in boxes((10, 10), 1e-6, (0.9, 1.1)))
+    for ratio in (0.2, 5.0):  # a pixel one way, less than half of one the other
+        assert all(min(box[2:]) > 0 for box in boxes((10, 10), 0.003, (ratio, ratio)))
+    for shape, expected in (((10, 1000), (0, 493, 10, 13)), ((1000, 9), (494, 0, 12, 9))):
+        assert boxes(shape, 1.0, (3 / 4, 4 / 3)) == {expected}
     for shape, whole, ratio in (((10, 1000), (10, 50), 5.0), ((1000, 10), (50, 10), 0.2)):
         found = boxes(shape, 0.05, (ratio, ratio))
         assert {box[2:] for box in found} == {whole}
