@@ -209,7 +209,9 @@ def test_the_part_of_a_very_long_image_has_all_that_the_filter_reaches(long_axis
 def test_boxes_of_one_pixel_and_of_a_whole_side_are_boxes_and_none_is_empty():
     def boxes(shape, scale, ratio):
         rng = np.random.default_rng(0)
-        return {random_resized_crop(shape, (scale, scale), ratio, rng) for _ in range(50)}
+        found = {random_resized_crop(shape, (scale, scale), ratio, rng) for _ in range(50)}
+        assert {type(number) for box in found for number in box} == {int}
+        return found
 
     assert {box[2:] for box in boxes((10, 10), 0.01, (1.0, 1.0))} == {(1, 1)}
     assert all(min(box[2:]) > 0 for box in boxes((10, 10), 1e-6, (0.9, 1.1)))
