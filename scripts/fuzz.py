@@ -104,6 +104,16 @@ def read_tfrecord(path: pathlib.Path) -> None:
             raise TypeError("not every row is there")
 
 
+def read_run(path: pathlib.Path) -> None:
+    """Compares a run that is to go on with what its checkpoint says of it."""
+    from etils import epath  # noqa: PLC0415
+
+    from convit_jax.config import resolve  # noqa: PLC0415
+    from convit_jax.training.resumption import check_same_run  # noqa: PLC0415
+
+    check_same_run(epath.Path(path), resolve({}), ("a", "b", "c"), 100)
+
+
 def make_kind(name: str, scratch: pathlib.Path) -> Kind:
     """A kind, with sound files made now."""
     if name in ("jpeg", "png", "image"):
@@ -115,6 +125,9 @@ def make_kind(name: str, scratch: pathlib.Path) -> Kind:
         directory = _sound_tfds(scratch / "tfds")
         path = next(directory.rglob("*.tfrecord*"))
         return _inside(directory, [path], garbling.tfrecord, read_tfrecord)
+    if name == "run":
+        directory = _sound_run(scratch / "run")
+        return _inside(directory, sorted(directory.rglob("metadata")), _text_or_bytes, read_run)
     weights = _sound_weights(scratch)
     if name == "checkpoint":
         directory = scratch / "checkpoint"
@@ -147,6 +160,22 @@ def _text_or_bytes(content: bytes, rng: random.Random) -> bytes:
     if content.startswith(b"{"):
         return garbling.json_text(content, rng)
     return garbling.bytewise(content, rng)
+
+
+def _sound_run(directory: pathlib.Path) -> pathlib.Path:
+    """What a checkpoint of a run says of it, without its state."""
+    from convit_jax.config import resolve  # noqa: PLC0415
+    from convit_jax.weights import Card  # noqa: PLC0415
+
+    records = {
+        "config": dataclasses.asdict(resolve({})),
+        "card": Card(class_names=("a", "b", "c")).as_json(),
+        "data": {"train_examples": 100},
+    }
+    for item, record in records.items():
+        (directory / "5" / item).mkdir(parents=True)
+        (directory / "5" / item / "metadata").write_text(json.dumps(record))
+    return directory
 
 
 def _sound_weights(scratch: pathlib.Path) -> dict[str, bytes]:
@@ -440,7 +469,7 @@ class Reader:
 def main(argv: Sequence[str] | None = None) -> int:
     """Fuzzes as the flags say and prints a table of what came of it."""
     names = ("safetensors", "pth", "card", "jpeg", "png", "image", "tfrecord", "checkpoint",
-             "config")  # fmt: skip
+             "config", "run")  # fmt: skip
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

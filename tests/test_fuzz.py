@@ -28,7 +28,7 @@ def run(repository, keep, *arguments):
     ("kinds", "count"),
     [
         (("jpeg", "png", "image", "tfrecord"), "400"),
-        (("safetensors", "pth", "card", "checkpoint", "config"), "100"),
+        (("safetensors", "pth", "card", "checkpoint", "config", "run"), "100"),
     ],
 )
 def test_garbled_files_are_read_or_refused_in_a_sentence(kinds, count, repository, tmp_path):

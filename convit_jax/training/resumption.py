@@ -11,6 +11,7 @@ from convit_jax.config import Config, as_saved
 from convit_jax.data.class_names import describe_difference
 from convit_jax.errors import InputError, boundary
 from convit_jax.typed_config import differences
+from convit_jax.weights import Card
 from convit_jax.weights.model_checkpoints import CARD, CONFIG
 
 # What a checkpoint says of the data that it was trained on.
@@ -76,7 +77,7 @@ def check_same_run(
 
 def _readable_records(
     directory: epath.Path,
-) -> Iterator[tuple[int, tuple[Config, list[str]], list[str] | None, int | None]]:
+) -> Iterator[tuple[int, tuple[Config, list[str]], Sequence[str] | None, int | None]]:
     """Step, config (`as_saved`), classes and number of training examples, the newest first.
 
     Checkpoints in which these cannot be read are left out; earlier versions' do not tell the last.
@@ -89,9 +90,11 @@ def _readable_records(
         try:
             with boundary(str(checkpoint)):
                 config = as_saved(_read_record(checkpoint, CONFIG))
-                class_names = _read_record(checkpoint, CARD).get("class_names")
+                # Of a card, which may be another version's, these alone.
+                names = _read_record(checkpoint, CARD).get("class_names")
+                class_names = Card.from_json({"class_names": names}).class_names
                 told = (checkpoint / DATA).exists()
-                examples = _read_record(checkpoint, DATA)["train_examples"] if told else None
+                examples = int(_read_record(checkpoint, DATA)["train_examples"]) if told else None
         except InputError as error:
             log.debug("%s", error)  # whether it is damaged shows when it is restored
             continue

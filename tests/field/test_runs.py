@@ -151,6 +151,34 @@ def test_a_saved_value_that_is_out_of_range_today_is_no_damage(tmp_path, make_co
         check_same_run(kept, make_config(), ("ant", "bee"), 100)
 
 
+@pytest.mark.parametrize(
+    ("item", "record"),
+    [
+        ("card", {"class_names": 5}),
+        ("card", {"class_names": [1, None, "cat"]}),
+        ("card", []),
+        ("data", {"train_examples": "many"}),
+        ("data", {"train_examples": [100]}),
+        ("data", 3),
+        ("config", {"model": []}),
+    ],
+)
+def test_a_checkpoint_that_says_nonsense_of_its_run_is_left_to_restoring(
+    item, record, tmp_path, make_config
+):
+    kept = saved_run(tmp_path, make_config, CLASSES)
+    (kept / "5" / item / "metadata").write_text(json.dumps(record))
+    check_same_run(kept, make_config(), ("other",), 7)
+
+
+def test_a_card_of_another_version_still_tells_its_classes(tmp_path, make_config):
+    kept = saved_run(tmp_path, make_config, CLASSES)
+    path = kept / "5" / "card" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "blue"}))
+    with pytest.raises(InputError, match="trained on ant, bee, cat; now ant, bee"):
+        check_same_run(kept, make_config(), ("ant", "bee"), 100)
+
+
 def damaged(root):
     return [p.name for p in (root / "run" / "checkpoints").iterdir() if "damaged" in p.name]
 
