@@ -85,6 +85,20 @@ def test_two_processes_stop_together_and_another_mesh_goes_on_to_the_same_end(
     assert all(0 < seconds < 60 for seconds in stalls.values())
 
 
+def test_ctrl_c_to_one_of_two_processes_saves_in_both(make_config, start, tmp_path):
+    config = make_config(
+        train_for="100000 steps", eval_every="100000 steps", log_every="1 steps",
+        checkpoint__every="100000 steps", batch_size=32,
+    )  # fmt: skip
+    processes = start(config, tmp_path / "run", 2)
+    wait_for("step 3/", tmp_path / "1.log")
+    processes[1].send_signal(signal.SIGINT)
+    codes = [process.wait(timeout=120) for process in processes]
+    assert codes == [128 + signal.SIGTERM] * 2, (tmp_path / "1.log").read_text()
+    (saved,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert f"stopped by SIGTERM after step {saved} of" in (tmp_path / "0.log").read_text()
+
+
 def test_killed_processes_are_started_again_in_another_number(make_config, start, tmp_path):
     """One process, then two, then two again, each killed without a word, or let finish."""
     config = make_config(
