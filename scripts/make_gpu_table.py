@@ -1,7 +1,4 @@
-"""Prints what scripts/compare_on_gpu.sh measured as one table, as docs/performance.md has it:
-
-python scripts/make_gpu_table.py gpu_results
-"""
+"""Prints what scripts/compare_on_gpu.sh measured as one table; the argument is its directory."""
 
 import json
 import pathlib
@@ -28,10 +25,10 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 def _layers(times: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     plain = {time["form"]: time for time in times}[PLAIN]
     for time in times:
-        parts = [
-            (time[key], time[key] / plain[key]) for key in ("forward_seconds", "train_seconds")
-        ]
-        cells = (f"{1e3 * seconds:.3f} ms ({ratio:.2f})" for seconds, ratio in parts)
+        cells = (
+            f"{1e3 * time[key]:.3f} ms ({time[key] / plain[key]:.2f})"
+            for key in ("forward_seconds", "train_seconds")
+        )
         yield time["model"], f"layer: {time['form']}", *cells
 
 

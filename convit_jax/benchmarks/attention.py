@@ -95,12 +95,15 @@ def measure_attention(
     """
     architecture = models.architecture(model, image_size=image_size, dtype=dtype)
     device = jax.devices()[0]
-    here = (None, device.platform)
-    timed = [form for form in forms if _ONLY_ON.get(str(FORMS[form][0])) in here]
+    here = [
+        name
+        for name, (form, _) in FORMS.items()
+        if _ONLY_ON.get(str(form), device.platform) == device.platform
+    ]
+    timed = [form for form in forms if form in here]
     if not timed:
         raise InputError(
-            f"--forms: {', '.join(forms)} cannot be timed here; expected some of "
-            + ", ".join(form for form in FORMS if _ONLY_ON.get(str(FORMS[form][0])) in here)
+            f"--forms: {', '.join(forms)} cannot be timed here; expected some of {', '.join(here)}"
         )
     mesh = jax.make_mesh((1,), ("data",), devices=[device])
     tokens = math.prod(architecture.grid)

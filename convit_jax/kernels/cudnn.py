@@ -21,14 +21,8 @@ def cudnn_attention(
 ) -> jax.Array:
     """(1 - gate) softmax(q kᵀ / √D) v + (gate · positional) v (paper Eq. 6 and 7).
 
-    Args:
-        q, k, v: [B, N, H, D], float16 or bfloat16; as `refusal` has it.
-        positional: [H, N, N], attention by position; every row sums to one. None for plain
-            attention (Eq. 1).
-        gate: [H], σ(λ) in [0, 1]; 1 is attention by position alone. None for plain attention.
-
-    Returns:
-        [B, N, H, D], of v's type.
+    Arguments and result are those of `attention.two_products`, of the types and shapes that
+    `refusal` lets pass.
     """
     by_content = _content(q, k, v)
     if gate is None:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from convit_jax.errors import InputError, MachineError, boundary, first_line, machine_fault, some
+from convit_jax.errors import InputError, boundary, first_line, some
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.weights.model_checkpoints import STATE
 
@@ -37,31 +37,33 @@ def find_damage(checkpoint: epath.Path) -> str | None:
         with boundary(str(path)), path.open("rb") as file:
             while file.read(_READ_AT_ONCE):
                 pass
-    state = checkpoint / STATE
     try:
-        leaves = json.loads((state / "_METADATA").read_text())["tree_metadata"].values()
-        place = str(state) if "://" in str(state) else f"file://{state}"
-        store = {"driver": "ocdbt", "base": f"{place}/"}
-        arrays = {
-            key.decode().removesuffix("/.zarray")
-            for key in ts.KvStore.open(store).result().list().result()
-            if key.endswith(b"/.zarray")
-        }
-        wanted = {
-            ".".join(str(part["key"]) for part in leaf["key_metadata"])
-            for leaf in leaves
-            if leaf["value_metadata"]["value_type"] not in _EMPTY
-        }
-        if wanted - arrays:
-            return f"missing: {some(sorted(wanted - arrays), 3)}"
-        for array in sorted(arrays):
-            spec = {"driver": "zarr", "kvstore": store | {"path": f"{array}/"}}
-            ts.open(spec, read=True).result().read().result()
-    except Exception as error:  # whatever garbled files make a library raise
-        fault = machine_fault(error)
-        if fault:
-            raise MachineError(f"{checkpoint}: {fault}") from error
-        return first_line(error)
+        with boundary(str(checkpoint)):
+            return _read_arrays(checkpoint / STATE)
+    except InputError as error:
+        return first_line(error.__cause__ or error)
+
+
+def _read_arrays(state: epath.Path) -> str | None:
+    """Reads every array of a state: which are missing, or None; raises what libraries do."""
+    leaves = json.loads((state / "_METADATA").read_text())["tree_metadata"].values()
+    place = str(state) if "://" in str(state) else f"file://{state}"
+    store = {"driver": "ocdbt", "base": f"{place}/"}
+    arrays = {
+        key.decode().removesuffix("/.zarray")
+        for key in ts.KvStore.open(store).result().list().result()
+        if key.endswith(b"/.zarray")
+    }
+    wanted = {
+        ".".join(str(part["key"]) for part in leaf["key_metadata"])
+        for leaf in leaves
+        if leaf["value_metadata"]["value_type"] not in _EMPTY
+    }
+    if wanted - arrays:
+        return f"missing: {some(sorted(wanted - arrays), 3)}"
+    for array in sorted(arrays):
+        spec = {"driver": "zarr", "kvstore": store | {"path": f"{array}/"}}
+        ts.open(spec, read=True).result().read().result()
     return None
 
 

@@ -1,15 +1,18 @@
 """What a run tells: TensorBoard events, metrics.jsonl, and lines for the person who watches."""
 
+import functools
 import json
 import logging
 import math
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clu import metric_writers
 from etils import epath
 
 from convit_jax.screen import duration_in_words
+from convit_jax.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ class JsonLinesWriter(_ScalarWriter):
         self._steps_per_epoch = steps_per_epoch
         if path.exists():
             lines = path.read_text().splitlines()
-            kept = [line for line in lines if start_step and _step_of(line) <= start_step]
+            kept = [line for line in lines if _is_done(_step_of(line), start_step)]
             if len(kept) < len(lines):
                 path.write_text("".join(f"{line}\n" for line in kept))
 
@@ -59,6 +62,11 @@ class JsonLinesWriter(_ScalarWriter):
         values = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, "epoch": epoch} | values) + "\n")
+
+
+def _is_done(step: float, start_step: int) -> bool:
+    """Whether what was reported at a step stays where a run goes on; where it begins, nothing."""
+    return 0 < start_step >= step
 
 
 def _step_of(line: str) -> float:
@@ -130,17 +138,22 @@ def _take_back_events(workdir: epath.Path, start_step: int) -> None:
         try:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
                 event = event_pb2.Event.FromString(record)
-                if event.HasField("summary") and (event.step > start_step or not start_step):
+                if event.HasField("summary") and not _is_done(event.step, start_step):
                     taken_back += 1
                 else:
                     kept.append(record)
         except tf.errors.DataLossError:
             taken_back += 1  # its last record was cut off when the run was killed
         if taken_back:
-            with tf.io.TFRecordWriter(f"{path}.new") as writer:
-                for record in kept:
-                    writer.write(record)
-            tf.io.gfile.rename(f"{path}.new", str(path), overwrite=True)
+            write_whole(path, functools.partial(_write_records, kept))
+
+
+def _write_records(records: Sequence[bytes], path: pathlib.Path) -> None:
+    import tensorflow as tf  # noqa: PLC0415
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
 
 
 def make_writer(
