@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -240,6 +241,61 @@ def test_some_of_a_source_at_even_distances(labelled):
     part = dataclasses.replace(source, chosen=np.array([2, 3, 5, 7]))
     assert spread_out(part, 2).chosen.tolist() == [2, 5]
     assert spread_out(part, 4) is part
+
+
+class Named:
+    """Examples in records, of which names and labels alone are known; None cannot be read."""
+
+    records = SimpleNamespace(spans=())
+
+    def __init__(self, *names_and_labels):
+        self.found = names_and_labels
+
+    def __len__(self):
+        return len(self.found)
+
+    def describe(self, index):
+        return f"record {index}"
+
+    def name_and_label(self, index):
+        if self.found[index] is None:
+            raise ValueError("garbled")
+        return self.found[index]
+
+
+def test_without_names_examples_stay_in_their_order():
+    labels, by_name = subsets._read_labels(Named(*(("", i % 3) for i in range(300))))
+    assert labels.tolist() == [i % 3 for i in range(300)]
+    assert by_name.tolist() == list(range(300))
+
+
+def test_a_record_that_cannot_be_read_is_named_and_in_no_class(caplog):
+    labels, by_name = subsets._read_labels(Named(("b", 1), None, ("WW", 2), ("a", 0)))
+    assert labels.tolist() == [1, -1, 2, 0]
+    assert by_name.tolist() == [1, 2, 3, 0]  # without a name, first
+    assert "record 1 cannot be read: garbled: it is in no class" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "by_name"),
+    [([1, 0], [1, 0, 2]), ([1, 0, 2, 2], [1, 0, 2]), ([1, 0, 2], [1, 0, 0]), ([1, 0, 2], [0, 1])],
+)
+def test_kept_labels_that_cannot_be_are_read_again(labels, by_name, monkeypatch):
+    """And those that can be are taken, in whatever order the names are."""
+    source = SimpleNamespace(name="x", examples=Named(("c", 7), ("a", 8), ("b", 9)))
+
+    def keep(labels, by_name):
+        kept = {"labels": np.array(labels), "by_name": np.array(by_name)}
+        monkeypatch.setattr(
+            subsets, "kept_arrays", lambda cache, arrays, is_sound: kept if is_sound(kept) else None
+        )
+
+    keep(labels, by_name)
+    found = subsets._labels_and_order(source)
+    assert [part.tolist() for part in found] == [[7, 8, 9], [1, 2, 0]]
+    keep([3, 4, 5], [2, 0, 1])
+    found = subsets._labels_and_order(source)
+    assert [part.tolist() for part in found] == [[3, 4, 5], [2, 0, 1]]
 
 
 def test_a_subset_of_a_tfds_dataset_is_found_once_and_kept(digits, monkeypatch):
