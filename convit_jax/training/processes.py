@@ -1,6 +1,7 @@
 """Several processes of one program, each with devices of its own."""
 
 import contextlib
+import importlib.util
 import os
 import re
 import signal
@@ -16,8 +17,20 @@ from convit_jax.errors import InputError, RunError, first_line
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
-# Where launchers say how many processes they started: Open MPI, MPICH and its kin, Slurm.
+# Where launchers say how many processes they started: Open MPI, MPICH and its kin, Slurm. The
+# innermost first: mpirun works inside a Slurm job, not the other way round.
 _STARTED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+# Where Google Cloud names the hosts of a slice, in pods of GKE and in TPU notebooks.
+_SLICE_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+# Kubernetes' in every pod, and in the pods of an indexed Job.
+_POD, _POD_INDEX = "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"
+# All that can make JAX look for other processes, in the order in which it is told.
+_CLAIMS = (
+    *(_ADDRESS, _COUNT, _INDEX, "OMPI_MCA_orte_hnp_uri", *_STARTED, "SLURM_STEP_NODELIST"),
+    *(*_SLICE_HOSTS, "TPU_WORKER_ID", "MEGASCALE_NUM_SLICES", _POD, _POD_INDEX),
+)
+
+_SECONDS_IN_SILENCE = 10.0
 
 
 def join_processes(heartbeat_seconds: int = 60, timeout_seconds: int = 300) -> None:
@@ -25,12 +38,13 @@ def join_processes(heartbeat_seconds: int = 60, timeout_seconds: int = 300) -> N
 
     JAX finds out about Cloud TPU, GKE, Slurm and Open MPI 4 by itself. Elsewhere the environment
     tells: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+    One process alone, in a Slurm allocation or in a pod, too, joins nothing and has all devices.
 
     Args:
         heartbeat_seconds: how long a process may not be heard of before JAX's coordination service
             ends the others, saying so: they would wait for it for ever.
         timeout_seconds: how long the others are waited for at the beginning; then JAX ends this
-            process, saying so.
+            process, saying so. Whoever waits says within seconds for whom.
 
     Raises:
         InputError: the environment tells some of the three or what they cannot be, or a launcher
@@ -38,30 +52,104 @@ def join_processes(heartbeat_seconds: int = 60, timeout_seconds: int = 300) -> N
         RunError: the others cannot be reached: better than each doing all the work alone.
     """
     told = {name: os.environ[name] for name in (_ADDRESS, _COUNT, _INDEX) if name in os.environ}
-    if told:
-        if not _makes_sense(told):
-            raise InputError(
-                f"the environment has {', '.join(f'{k}={v}' for k, v in told.items())}: expected "
-                f"{_ADDRESS}=HOST:PORT, {_COUNT}=N and {_INDEX}=0 to N-1, or none of them"
-            )
-        arguments = {"num_processes": int(told[_COUNT]), "process_id": int(told[_INDEX])}
-    else:
-        arguments = {}
-    try:
-        jax.distributed.initialize(
-            **arguments,
-            heartbeat_timeout_seconds=heartbeat_seconds,
-            initialization_timeout=timeout_seconds,
+    if told and not _makes_sense(told):
+        raise InputError(
+            f"the environment has {', '.join(f'{k}={v}' for k, v in told.items())}: expected "
+            f"{_ADDRESS}=HOST:PORT, {_COUNT}=N and {_INDEX}=0 to N-1, or none of them"
         )
-    except ValueError as error:
+    if not told and _is_alone():
+        return
+    arguments: dict[str, Any] = {}
+    if told:
+        arguments = {"num_processes": int(told[_COUNT]), "process_id": int(told[_INDEX])}
+        if _POD in os.environ:  # nothing is to be asked of the cluster, which may not answer
+            arguments["cluster_detection_method"] = "deactivate"
+    try:
+        with _waiting_told():
+            jax.distributed.initialize(
+                **arguments,
+                heartbeat_timeout_seconds=heartbeat_seconds,
+                initialization_timeout=timeout_seconds,
+            )
+    except Exception as error:  # whatever the launcher's environment makes JAX raise
         # What JAX raises where it knows of no cluster, and nothing was told: one process.
         if not told and "coordinator_address should be defined" in str(error):
             _check_alone()
             return
-        raise RunError(f"the processes cannot be joined: {error}") from error
-    except RuntimeError as error:
-        line = first_line(error)
-        raise RunError(f"the other processes cannot be reached: {line}") from error
+        claims = _claims()
+        raise RunError(
+            f"the other processes cannot be reached: {first_line(error)}"
+            + (f" (that there are others say {claims})" if claims else "")
+        ) from error
+    if _has_its_gpus_alone():
+        for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+            jax.config.update(name, "all")
+
+
+def _is_alone() -> bool:
+    """Whether what the environment says of a cluster is true and concerns one process alone.
+
+    JAX would join a cluster of one, at an address that need not be reachable and with one GPU of
+    several; or ask Kubernetes about a pod that is no part of a Job, and raise what that answers.
+
+    Raises:
+        InputError: a pod of an indexed Job, whose others JAX has no means to find.
+    """
+    for name in _STARTED:
+        if name in os.environ:
+            return os.environ[name] == "1"
+    for name in _SLICE_HOSTS:
+        if name in os.environ:
+            several_slices = os.environ.get("MEGASCALE_NUM_SLICES", "1") != "1"
+            return "," not in os.environ[name] and not several_slices
+    if _POD not in os.environ:
+        return False
+    if _POD_INDEX in os.environ and importlib.util.find_spec("kubernetes") is None:
+        raise InputError(
+            f"{_claims()}: a pod of an indexed Job, of which JAX finds the others by the package "
+            f"kubernetes, which is not installed; expected that, or {_ADDRESS}=HOST:PORT, "
+            f"{_COUNT}=N and {_INDEX}, or no {_POD_INDEX} for one process alone"
+        )
+    return _POD_INDEX not in os.environ
+
+
+def _has_its_gpus_alone() -> bool:
+    """Whether Slurm started one process a node, or shows each the GPU that is its own.
+
+    Of the GPUs that a process of Slurm's sees JAX takes the one of its number on the node: right
+    where there are as many processes, and all of them see all.
+    """
+    if "SLURM_LOCALID" not in os.environ or "JAX_LOCAL_DEVICE_IDS" in os.environ:
+        return False
+    one_a_node = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES", "")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return one_a_node or (visible != "" and "," not in visible)
+
+
+def _claims() -> str:
+    """The variables in the environment that say that this process is one of several."""
+    return ", ".join(f"{name}={os.environ[name]}" for name in _CLAIMS if name in os.environ)
+
+
+@contextlib.contextmanager
+def _waiting_told() -> Iterator[None]:
+    """Says for whom this process waits, where it waits for more than a few seconds."""
+
+    def tell() -> None:
+        print(
+            f"waiting for the other processes ({_claims() or 'a TPU slice'}); where there "
+            "are none, take these out of the environment",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    timer = threading.Timer(_SECONDS_IN_SILENCE, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 # Under this name JAX's coordination service keeps what ended the first process that failed.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from convit_jax.errors import InputError
@@ -181,7 +182,7 @@ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
         join_processes()
     except InputError as error:
         print(error)
-    os.environ[name] = "1"
+    del os.environ[name]
 join_processes()
 print("alone")
 """
@@ -199,6 +200,105 @@ def test_processes_that_do_not_know_of_each_other_are_not_run(repository):
     assert last == "alone"
 
 
+@pytest.fixture
+def joined(monkeypatch):
+    """Makes the environment say what is given; a function of it: what JAX was asked to join."""
+    from convit_jax.training import processes
+
+    for name in (*processes._CLAIMS, "SLURM_LOCALID", "SLURM_NTASKS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+    def join(environment):
+        calls, settings = [], {}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(jax.distributed, "initialize", lambda **kw: calls.append(kw))
+        monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+        join_processes()
+        return calls, settings
+
+    return join
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        # An allocation's own shell, or `srun -n1`, whatever the allocation is as a whole.
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "node[1-4]",
+         "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+        {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911", "OMPI_COMM_WORLD_SIZE": "1",
+         "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "TPU_WORKER_HOSTNAMES": "localhost",
+         "TPU_WORKER_ID": "0"},
+    ],
+)  # fmt: skip
+def test_one_process_in_a_cluster_joins_nothing(environment, joined):
+    """It has all its GPUs, and needs no address that can be reached nor an answer of Kubernetes."""
+    assert joined(environment) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("environment", "every_gpu"),
+    [
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_NODES": "2"}, False),  # one process a GPU
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2"}, True),  # one a node
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_NODES": "2", "CUDA_VISIBLE_DEVICES": "3"}, True),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_NODES": "2", "CUDA_VISIBLE_DEVICES": "0,1"}, False),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2", "JAX_LOCAL_DEVICE_IDS": "1"}, False),
+    ],
+)
+def test_which_gpus_a_process_of_slurm_has(environment, every_gpu, joined):
+    (call,), settings = joined(environment | {"SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "0"})
+    assert not {"num_processes", "cluster_detection_method"} & call.keys()
+    assert settings == (dict.fromkeys(VISIBLE, "all") if every_gpu else {})
+
+
+VISIBLE = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
+
+
+def test_who_tells_all_is_not_asked_again_in_a_pod(joined):
+    (call,), _ = joined(
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JAX_COORDINATOR_ADDRESS": "host:1",
+         "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    )  # fmt: skip
+    assert call["cluster_detection_method"] == "deactivate"
+
+
+def test_a_slice_of_several_hosts_is_joined(joined):
+    for hosts in ({"TPU_WORKER_HOSTNAMES": "a,b"},
+                  {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}):  # fmt: skip
+        calls, _ = joined(hosts | {"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
+        assert len(calls) == 1
+
+
+IN_AN_INDEXED_JOB = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
+
+
+def test_a_pod_of_an_indexed_job_without_means_to_find_the_others(joined):
+    with pytest.raises(InputError, match=r"JOB_COMPLETION_INDEX=1: .* the package kubernetes"):
+        joined(IN_AN_INDEXED_JOB)
+
+
+def test_what_kubernetes_answers_becomes_a_sentence(repository, tmp_path):
+    """A package of that name which raises as the real one does where it has no token."""
+    (tmp_path / "kubernetes.py").write_text(
+        "class config:\n"
+        "    def load_incluster_config():\n"
+        "        raise LookupError('Service host/port is not set.\\nMore')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"],
+        cwd=repository, capture_output=True, text=True, check=False,
+        env=os.environ | IN_AN_INDEXED_JOB | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "train: the other processes cannot be reached: Service host/port is not set. (that there "
+        "are others say KUBERNETES_SERVICE_HOST=10.0.0.1, JOB_COMPLETION_INDEX=1)"
+    )
+
+
 def test_a_coordinator_that_is_not_there_ends_the_run(repository):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -207,11 +307,17 @@ def test_a_coordinator_that_is_not_there_ends_the_run(repository):
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": "1",
         }
-        program = "from convit_jax.training.processes import join_processes as join\n"
+        program = (
+            "from convit_jax.training import processes\n"
+            "processes._SECONDS_IN_SILENCE = 0.5\n"
+            "processes.join_processes(timeout_seconds=2)\n"
+            "print('alone')\n"
+        )
         done = subprocess.run(
-            [sys.executable, "-c", program + "join(timeout_seconds=2)\nprint('alone')"],
+            [sys.executable, "-c", program],
             cwd=repository, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode != 0
     assert "alone" not in done.stdout
     assert "DEADLINE_EXCEEDED" in done.stderr
+    assert "waiting for the other processes (JAX_COORDINATOR_ADDRESS=localhost:" in done.stderr
