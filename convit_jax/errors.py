@@ -29,6 +29,22 @@ _MACHINE_FAULTS = {
     errno.ECONNRESET: "the storage's connection broke",
 }
 
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+# Of the statuses of Google's interfaces, by number and by name, those that blame no request.
+_CLOUD_STATUS: dict[int | str, int] = {
+    4: errno.ETIMEDOUT,
+    7: errno.EACCES,
+    10: errno.ETIMEDOUT,  # every attempt to ask again failed
+    14: errno.EHOSTUNREACH,
+    16: errno.EACCES,
+    "DEADLINE_EXCEEDED": errno.ETIMEDOUT,
+    "PERMISSION_DENIED": errno.EACCES,
+    "ABORTED": errno.ETIMEDOUT,
+    "UNAVAILABLE": errno.EHOSTUNREACH,
+    "UNAUTHENTICATED": errno.EACCES,
+}
+
 
 class InputError(ValueError):
     """A mistake in what the user gave: a flag, a config, data, weights or a workdir.
@@ -50,7 +66,7 @@ class MachineError(RunError):
 
 
 @contextlib.contextmanager
-def boundary(name: str, problem: str = "cannot be read") -> Iterator[None]:
+def boundary(name: str, problem: str = "cannot be read", *, writes: bool = False) -> Iterator[None]:
     """The one place where something from outside comes in: a file, an image, an answer, a config.
 
     Whatever a library raises inside becomes one sentence that names the culprit. Sentences of our
@@ -59,6 +75,8 @@ def boundary(name: str, problem: str = "cannot be read") -> Iterator[None]:
     Args:
         name: what is being read, as the user knows it.
         problem: what to say of it where it is to blame.
+        writes: whether it is a place that the user named to be written to: that it may not be is
+            the user's mistake then, and no fault of the machine.
 
     Raises:
         InputError: what came in is to blame.
@@ -69,27 +87,44 @@ def boundary(name: str, problem: str = "cannot be read") -> Iterator[None]:
     except (InputError, RunError):
         raise
     except Exception as error:
-        fault = machine_fault(error)
-        if fault:
-            raise MachineError(f"{name}: {fault}") from error
-        raise InputError(f"{name} {problem}: {first_line(error)}") from error
+        code = _fault_code(error)
+        if code is None:
+            raise InputError(f"{name} {problem}: {first_line(error)}") from error
+        if writes and code in _REFUSALS:
+            raise InputError(f"{name} {problem}: {_MACHINE_FAULTS[code]}") from error
+        raise MachineError(f"{name}: {_MACHINE_FAULTS[code]}") from error
 
 
 def machine_fault(error: BaseException) -> str | None:
-    """What the machine lacked or refused, or None where the error says nothing of the machine.
+    """What the machine lacked or refused, or None where the error says nothing of the machine."""
+    code = _fault_code(error)
+    return None if code is None else _MACHINE_FAULTS[code]
+
+
+def _fault_code(error: BaseException) -> int | None:
+    """The number, in `errno`, of what the machine lacked or refused.
 
     Libraries that read by themselves (TensorStore, ArrayRecord) pass on the system's words rather
-    than its number, so the words count too.
+    than its number, so the words count too; those that read gs:// say it in words of their own.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError):
-            return _MACHINE_FAULTS[errno.ENOMEM]
+            return errno.ENOMEM
         if isinstance(cause, OSError) and cause.errno in _MACHINE_FAULTS:
-            return _MACHINE_FAULTS[cause.errno]
-        for code, words in _MACHINE_FAULTS.items():
-            if os.strerror(code) in str(cause):
-                return words
+            return cause.errno
+        is_jax = type(cause).__module__.partition(".")[0] in ("jax", "jaxlib")
+        # JAX's are of devices and of other processes, not of storage, in much the same words.
+        text = "" if is_jax else str(cause)
+        for code in _MACHINE_FAULTS:
+            if os.strerror(code) in text:
+                return code
+        # TensorFlow's errors have the number of the status, TensorStore's its name.
+        status = _CLOUD_STATUS.get(getattr(cause, "error_code", None) or text.partition(":")[0])
+        if status is not None:
+            return status
+        if "libcurl code" in text:
+            return errno.ENETUNREACH
         cause = cause.__cause__
     return None
 

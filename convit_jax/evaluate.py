@@ -30,9 +30,8 @@ from convit_jax.data import imagenet
 from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.data.reading import EXIF_ROTATIONS
 from convit_jax.models import Architecture, VisionTransformer
-from convit_jax.screen import Screen
 from convit_jax.training.accuracy import IMAGES_A_DEVICE, Accuracy, measure_accuracy
-from convit_jax.training.processes import join_processes
+from convit_jax.training.processes import join_processes, screen_of_process
 from convit_jax.weights import Weights, named_model, open_weights
 
 # ImageNet variants whose images have some of the 1,000 classes that their data sets name.
@@ -126,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(arguments)
     fields = command_line.overrides(arguments.override)
     keep_compiled_programs()
-    with Screen() as screen:
+    with screen_of_process() as screen:
         weights = open_weights(arguments.weights)
         model = weights.model(**fields)
         mask = _mask(model, arguments)

@@ -35,12 +35,20 @@ class _ConsoleHandler(logging.Handler):
 class Screen:
     """Standard error: log lines, and below them a live line where a person is watching."""
 
-    def __init__(self, only: str = "") -> None:
-        """Shows the package's log lines, or `only` those of a part of it, and all warnings."""
+    def __init__(
+        self, only: str = "", other_levels: int = logging.WARNING, is_watched: bool = True
+    ) -> None:
+        """Shows log lines, and the live line if standard error is a terminal.
+
+        Args:
+            only: the part of the package whose lines are shown; all by default.
+            other_levels: from which level those of the other parts are shown, too.
+            is_watched: whether somebody may be watching a live line.
+        """
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._handler = _ConsoleHandler(console)
         self._handler.addFilter(
-            lambda line: line.name.startswith(only) or line.levelno >= logging.WARNING
+            lambda line: line.name.startswith(only) or line.levelno >= other_levels
         )
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -49,7 +57,7 @@ class Screen:
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not (is_watched and console.is_terminal),
         )
         self._task: TaskID | None = None
 

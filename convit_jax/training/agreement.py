@@ -9,7 +9,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from convit_jax import data
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, boundary
 
 _TOKEN = ".token"
 
@@ -26,10 +26,12 @@ def check_same_workdir(directory: epath.Path) -> None:
         return
     path = directory / _TOKEN
     token = np.frombuffer(secrets.token_bytes(8), np.uint8)
-    if jax.process_index() == 0:
-        path.write_text(token.tobytes().hex())
+    with boundary(str(path), "cannot be written", writes=True):
+        if jax.process_index() == 0:
+            path.write_text(token.tobytes().hex())
     token = multihost_utils.broadcast_one_to_all(token)
-    found = path.read_text() if path.exists() else ""
+    with boundary(str(path)):
+        found = path.read_text() if path.exists() else ""
     same = multihost_utils.process_allgather(np.array(found == bytes(token).hex()))
     if jax.process_index() == 0:
         path.unlink()

@@ -28,7 +28,8 @@ from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.examples import open_training_data
 from convit_jax.training.experiment import PROFILED_STEPS, Experiment, make_experiment
 from convit_jax.training.placement import Placement, memory_advice, place
-from convit_jax.training.reporting import make_writer
+from convit_jax.training.processes import screen_of_process
+from convit_jax.training.reporting import Reported, make_writer
 from convit_jax.training.resumption import check_same_run
 from convit_jax.training.signals import StopRequest, stop_on_signals
 from convit_jax.training.step import Metrics, TrainState
@@ -76,7 +77,7 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         RunError: the loss is no longer a number, or a checkpoint cannot be written or read.
     """
     with contextlib.ExitStack() as stack:
-        screen = screen or stack.enter_context(Screen())
+        screen = screen or stack.enter_context(screen_of_process())
         stop = stack.enter_context(stop_on_signals())
         directory = workdirs.open_workdir(workdir)
         stack.enter_context(workdirs.claimed(directory))
@@ -101,8 +102,7 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
             directory,
             steps_per_epoch=experiment.order.steps_per_epoch,
             total_steps=experiment.total_steps,
-            start_step=start,
-            is_first=jax.process_index() == 0,
+            before=Reported(start, run.owes_evaluation(checkpoints, start)),
         )
         with metric_writers.ensure_flushes(writer):
             batches = stack.enter_context(contextlib.closing(run.train_batches(start)))
@@ -184,6 +184,10 @@ class _Run:
             log_attention=make_attention_log(experiment, placed, eval_examples, reading),
         )
 
+    def owes_evaluation(self, checkpoints: ocp.CheckpointManager, start: int) -> bool:
+        """Whether the run that goes on after `start` steps was stopped before it evaluated."""
+        return saving.owes_evaluation(checkpoints, start, self.experiment.eval_every)
+
 
 def _first_state(run: _Run, checkpoints: ocp.CheckpointManager) -> tuple[TrainState, int]:
     """The newest checkpoint's state or else a fresh one, and the steps it has done."""
@@ -240,7 +244,7 @@ def _take_steps(
     if start == 0 and config.attention_images:
         writer.write_scalars(0, run.log_attention(state.eval_params))
     step, stopping = start, stop.reached(start)
-    if not stopping and saving.owes_evaluation(checkpoints, start, experiment.eval_every):
+    if not stopping and run.owes_evaluation(checkpoints, start):
         evaluation = evaluate(start)
     while step < total and not stopping:
         with clock.waiting():
@@ -272,6 +276,7 @@ def _take_steps(
             if evaluating:
                 evaluation = evaluate(step)
                 accuracy = evaluation["accuracy"]
+            writer.flush()  # before the checkpoint with which a killed run would go on
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
                 began = time.monotonic()
                 saving.save(

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import re
 import signal
@@ -13,7 +14,9 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # the public part has no way to send a word
 
+from convit_jax.data import health
 from convit_jax.errors import InputError, RunError, first_line
+from convit_jax.screen import Screen
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -150,6 +153,13 @@ def _waiting_told() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def screen_of_process() -> Screen:
+    """What this process shows: the first everything, the others what only they can know."""
+    if jax.process_index() == 0:
+        return Screen()
+    return Screen(only=health.__name__, other_levels=logging.ERROR, is_watched=False)
 
 
 # Under this name JAX's coordination service keeps what ended the first process that failed.

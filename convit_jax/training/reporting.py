@@ -1,20 +1,27 @@
 """What a run tells: TensorBoard events, metrics.jsonl, and lines for the person who watches."""
 
+import contextlib
+import dataclasses
 import functools
 import json
 import logging
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 from clu import metric_writers
 from etils import epath
 
+from convit_jax.errors import boundary
 from convit_jax.screen import duration_in_words
 from convit_jax.whole_file import write_whole
 
 log = logging.getLogger(__name__)
+
+# Names of what is reported of an evaluation; "train/" and "checkpoint/" are the steps' own.
+_OF_EVALUATIONS = ("eval/", "gate/", "nonlocality/")
 
 
 class _ScalarWriter(metric_writers.MetricWriter):
@@ -37,43 +44,6 @@ class _ScalarWriter(metric_writers.MetricWriter):
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-class JsonLinesWriter(_ScalarWriter):
-    """One JSON object a line: step, epoch and the scalars written together."""
-
-    def __init__(self, path: epath.Path, steps_per_epoch: int, start_step: int) -> None:
-        """Continues the file after `start_step`: later lines, of steps to be done again, go.
-
-        So does everything where the run begins: it reports before its first step, too.
-        """
-        self._path = path
-        self._steps_per_epoch = steps_per_epoch
-        if path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if _is_done(_step_of(line), start_step)]
-            if len(kept) < len(lines):
-                path.write_text("".join(f"{line}\n" for line in kept))
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Appends a line."""
-        epoch = round(step / self._steps_per_epoch, 4)
-        # JSON has no NaN; what is no number is null.
-        values = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "epoch": epoch} | values) + "\n")
-
-
-def _is_done(step: float, start_step: int) -> bool:
-    """Whether what was reported at a step stays where a run goes on; where it begins, nothing."""
-    return 0 < start_step >= step
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # cut off while it was written
 
 
 class ConsoleWriter(_ScalarWriter):
@@ -125,11 +95,106 @@ def _in_words(name: str, value: float) -> str:
     return f"{what.replace('_', ' ')} {text}"
 
 
-def _take_back_events(workdir: epath.Path, start_step: int) -> None:
-    """Leaves out of the event files what was written of steps that are to be done again.
+@dataclasses.dataclass(frozen=True)
+class Reported:
+    """Which of what a run reported before stays where it goes on.
 
-    TensorBoard would show them twice. Where a run begins that is everything.
+    Attributes:
+        start_step: where it goes on; later steps are done, and reported, again. Where it begins,
+            everything is: it reports before its first step, too.
+        owes_evaluation: whether that step is evaluated again; its report may be there or not.
     """
+
+    start_step: int
+    owes_evaluation: bool = False
+
+    def keeps(self, step: float, names: Iterable[str]) -> bool:
+        """Whether values of these names, reported at a step, stay."""
+        if step < self.start_step:
+            return True
+        again = self.start_step == 0 or step > self.start_step
+        return not again and not (
+            self.owes_evaluation and all(name.startswith(_OF_EVALUATIONS) for name in names)
+        )
+
+
+class FileWriter(_ScalarWriter):
+    """metrics.jsonl (a JSON object a line: step, epoch, scalars) and TensorBoard's event files.
+
+    On gs://, where an object can only be written whole, what is reported is gathered and written by
+    `flush`. A run that flushes before each checkpoint loses nothing when it is killed but what it
+    reports again when it goes on.
+    """
+
+    def __init__(self, workdir: epath.Path, steps_per_epoch: int, before: Reported) -> None:
+        """Continues the files in a workdir.
+
+        Raises:
+            InputError: they cannot be read or written.
+            MachineError: the machine does not let them be.
+        """
+        self._path = workdir / "metrics.jsonl"
+        self._steps_per_epoch = steps_per_epoch
+        self._gathers = "://" in str(workdir)
+        self._gathered: list[tuple[int, dict[str, float]]] = []
+        with self._writing():
+            _take_back_lines(self._path, before)
+            _take_back_events(workdir, before)
+            self._events = metric_writers.SummaryWriter(str(workdir))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Appends a line and events, or gathers them for the next `flush`."""
+        self._gathered.append((step, {name: float(value) for name, value in scalars.items()}))
+        if not self._gathers:
+            self._write()
+
+    def flush(self) -> None:
+        """Returns when all that was reported is in the files."""
+        self._write()
+        with self._writing():
+            self._events.flush()
+
+    def _write(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        if not gathered:
+            return
+        with self._writing():
+            with self._path.open("a") as file:
+                file.write("".join(self._line(step, scalars) for step, scalars in gathered))
+            for step, scalars in gathered:
+                self._events.write_scalars(step, scalars)
+
+    def _line(self, step: int, scalars: Mapping[str, float]) -> str:
+        epoch = round(step / self._steps_per_epoch, 4)
+        # JSON has no NaN; what is no number is null.
+        values = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+        return json.dumps({"step": step, "epoch": epoch} | values) + "\n"
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return boundary(f"{self._path} and the events beside it", "cannot be written")
+
+
+def _take_back_lines(path: epath.Path, before: Reported) -> None:
+    """Leaves out of metrics.jsonl what is to be reported again, and what was cut off by a kill."""
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if _stays(line, before)]
+    if len(kept) < len(lines):
+        text = "".join(f"{line}\n" for line in kept)
+        write_whole(path, lambda draft: draft.write_text(text))
+
+
+def _stays(line: str, before: Reported) -> bool:
+    try:
+        record = json.loads(line)
+        return before.keeps(record["step"], record.keys() - {"step", "epoch"})
+    except (ValueError, KeyError, TypeError):
+        return False  # cut off while it was written
+
+
+def _take_back_events(workdir: epath.Path, before: Reported) -> None:
+    """Leaves the same out of the event files: TensorBoard would show it twice."""
     import tensorflow as tf  # noqa: PLC0415
     from tensorboard.compat.proto import event_pb2  # noqa: PLC0415
 
@@ -138,7 +203,8 @@ def _take_back_events(workdir: epath.Path, start_step: int) -> None:
         try:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
                 event = event_pb2.Event.FromString(record)
-                if event.HasField("summary") and not _is_done(event.step, start_step):
+                names = [value.tag for value in event.summary.value]
+                if names and not before.keeps(event.step, names):
                     taken_back += 1
                 else:
                     kept.append(record)
@@ -157,29 +223,29 @@ def _write_records(records: Sequence[bytes], path: pathlib.Path) -> None:
 
 
 def make_writer(
-    workdir: epath.Path, *, steps_per_epoch: int, total_steps: int, start_step: int, is_first: bool
+    workdir: epath.Path, *, steps_per_epoch: int, total_steps: int, before: Reported
 ) -> metric_writers.MetricWriter:
-    """The writers of a run, as one.
+    """The writers of a run, as one; those of a process other than the first write nothing.
 
     Args:
         workdir: where events and metrics.jsonl go.
         steps_per_epoch: to state epochs.
         total_steps: length of the run.
-        start_step: where the run goes on.
-        is_first: whether this is the first process, the one that writes files.
+        before: what stays of what was reported before.
+
+    Raises:
+        InputError: the files in the workdir cannot be read or written.
+        MachineError: the machine does not let them be.
     """
-    console = ConsoleWriter(steps_per_epoch, total_steps)
-    if not is_first:
-        return metric_writers.MultiWriter([console])
+    if jax.process_index():
+        return metric_writers.MultiWriter([])
     # TensorFlow writes the events; it must not take the accelerators that JAX computes on.
     import tensorflow as tf  # noqa: PLC0415
 
     tf.config.set_visible_devices([], "GPU")
-    _take_back_events(workdir, start_step)
     return metric_writers.MultiWriter(
         [
-            console,
-            JsonLinesWriter(workdir / "metrics.jsonl", steps_per_epoch, start_step),
-            metric_writers.SummaryWriter(str(workdir)),
+            ConsoleWriter(steps_per_epoch, total_steps),
+            FileWriter(workdir, steps_per_epoch, before),
         ]
     )

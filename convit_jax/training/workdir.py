@@ -17,12 +17,13 @@ import orbax.checkpoint as ocp
 from clu import parameter_overview
 from etils import epath
 
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, boundary
 from convit_jax.paths import user_path
 from convit_jax.training.experiment import Experiment
 from convit_jax.training.placement import Placement
 from convit_jax.training.sharding import measure_spread
 from convit_jax.training.step import TrainState
+from convit_jax.whole_file import write_whole
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 
@@ -34,21 +35,17 @@ def open_workdir(workdir: str) -> epath.Path:
 
     Raises:
         InputError: it cannot be made or written to.
+        MachineError: the machine failed, or the storage cannot be reached.
     """
-    # Orbax takes absolute paths only.
-    directory = user_path(workdir)
-    if "://" not in workdir:
-        directory = directory.resolve()
-    try:
+    with boundary(f"--workdir={workdir}", "cannot be used as a directory to write to", writes=True):
+        # Orbax takes absolute paths only.
+        directory = user_path(workdir)
+        if "://" not in workdir:
+            directory = directory.resolve()
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".writable-{jax.process_index()}"
         probe.write_text("")
         probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"--workdir={workdir} cannot be used as a directory to write to: "
-            f"{error.strerror or error}"
-        ) from error
     return directory
 
 
@@ -83,12 +80,18 @@ def claimed(directory: epath.Path) -> Iterator[None]:
 
 
 def write_config(directory: epath.Path, experiment: Experiment) -> None:
-    """Leaves the resolved config, with the packages' versions, as config.json."""
+    """Leaves the resolved config, with the packages' versions, as config.json.
+
+    Raises:
+        InputError: it cannot be written.
+        MachineError: the machine does not let it be.
+    """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     record = dataclasses.asdict(experiment.config) | {
         "versions": versions | {"python": platform.python_version()}
     }
-    (directory / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    text = json.dumps(record, indent=2) + "\n"
+    write_whole(directory / "config.json", lambda draft: draft.write_text(text))
 
 
 def log_beginning(experiment: Experiment, state: TrainState, start: int, placed: Placement) -> None:
