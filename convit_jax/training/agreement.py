@@ -14,6 +14,11 @@ from convit_jax.errors import InputError, boundary
 _TOKEN = ".token"
 
 
+def of_all_processes(value: bool) -> np.ndarray:
+    """What each process has, bool [processes]: every one must ask, and waits for the others."""
+    return multihost_utils.process_allgather(np.array(value)).reshape(-1)
+
+
 def check_same_workdir(directory: epath.Path) -> None:
     """Refuses to go on where the processes' workdirs are of one name and not one directory.
 
@@ -32,7 +37,7 @@ def check_same_workdir(directory: epath.Path) -> None:
     token = multihost_utils.broadcast_one_to_all(token)
     with boundary(str(path)):
         found = path.read_text() if path.exists() else ""
-    same = multihost_utils.process_allgather(np.array(found == bytes(token).hex()))
+    same = of_all_processes(found == bytes(token).hex())
     if jax.process_index() == 0:
         path.unlink()
     if not same.all():

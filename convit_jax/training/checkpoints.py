@@ -7,7 +7,6 @@ understood without the run around it.
 import contextlib
 import dataclasses
 import errno
-import json
 import logging
 import shutil
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -29,7 +29,15 @@ from convit_jax.errors import (
     machine_fault,
     some,
 )
-from convit_jax.training.integrity import changed_arrays, check_metrics, checksums, find_damage
+from convit_jax.training.agreement import of_all_processes
+from convit_jax.training.integrity import (
+    CHECKSUMS,
+    changed_arrays,
+    check_metrics,
+    checksums,
+    find_damage,
+    read_checksums,
+)
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.training.resumption import DATA
 from convit_jax.training.step import TrainState
@@ -37,8 +45,6 @@ from convit_jax.weights import Card
 from convit_jax.weights.model_checkpoints import CARD, CONFIG, STATE, without_late_answers
 
 _BEST_METRIC = "accuracy"
-# What a checkpoint says of its arrays (`integrity.checksums`).
-CHECKSUMS = "checksums"
 _DAMAGED_SUFFIX = ".damaged"
 
 log = logging.getLogger(__name__)
@@ -180,7 +186,7 @@ def restore_newest(
     A damaged one is set aside under another name, saying so, and the one before is tried. One that
     is whole and does not fit, or that the machine does not let be read, stays where it is. Whatever
     a library raises, damaged is what cannot be read into this process's memory either, while all
-    of its files can.
+    of its files can. Of several processes each reads, and all agree before any acts.
 
     Args:
         checkpoints: where from.
@@ -190,7 +196,7 @@ def restore_newest(
     Raises:
         InputError: the newest that can be read holds another model's state, or there are damaged
             ones alone: to train from the beginning must be asked for.
-        MachineError: the machine does not let it be read.
+        MachineError: the machine does not let it be read, in this process or in another.
     """
     target = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -200,23 +206,22 @@ def restore_newest(
     steps = sorted(checkpoints.all_steps(), reverse=True)
     for step in steps:
         directory = checkpoints.directory / str(step)
+        state, saved_sums, error = None, None, None
         try:
             _check_fits(directory, abstract_state)
-            args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(target)})
-            state = checkpoints.restore(step, args=args)[STATE]
-            damage = _changes(directory, state)
-            if damage is None:
-                return state
-        except InputError:
-            raise  # another model's state
-        except Exception as error:
-            damage = find_damage(directory)
-            if damage is None:
-                fault = machine_fault(error)
-                if fault:
-                    raise MachineError(f"the checkpoint of step {step}: {fault}") from error
-                raise  # no room for it on the devices, say
-            log.debug("restoring step %d said: %s", step, first_line(error))
+            saved_sums = read_checksums(directory)
+            # The manager's own restoring waits for all processes, who may not get there.
+            args = ocp.args.StandardRestore(target)
+            state = ocp.StandardCheckpointHandler().restore(directory / STATE, args=args)
+        except Exception as raised:  # whatever reading it raises
+            error = raised
+        if any(of_all_processes(error is not None)):
+            damage = _find_damage_together(directory, error)
+            log.debug("restoring step %d said: %s", step, error and first_line(error))
+        else:
+            damage = _changes(state, saved_sums)
+        if damage is None:
+            return state
         log.warning(
             "the checkpoint of step %d is damaged (%s): it is set aside, trying the one before",
             step,
@@ -236,12 +241,51 @@ def restore_newest(
     return None
 
 
-def _changes(checkpoint: epath.Path, state: TrainState) -> str | None:
+def _find_damage_together(checkpoint: epath.Path, error: Exception | None) -> str:
+    """What is wrong with a checkpoint that some process could not read, by what all find.
+
+    Args:
+        checkpoint: directory of one step.
+        error: why this process could not read it, if it could not.
+
+    Raises:
+        InputError: it holds another model's state.
+        MachineError: it cannot be read here for another reason than damage, or elsewhere.
+    """
+    damage, failure = None, None
+    try:
+        if isinstance(error, InputError):
+            raise error
+        damage = find_damage(checkpoint)
+        if damage is None and error is not None:
+            fault = machine_fault(error)
+            if fault is None:
+                raise error  # no room for it on the devices, say
+            raise MachineError(f"the checkpoint of step {checkpoint.name}: {fault}") from error
+    except Exception as raised:
+        failure = raised
+    failed = np.flatnonzero(of_all_processes(failure is not None))
+    sound = np.flatnonzero(of_all_processes(damage is None))
+    if failure is not None:
+        raise failure
+    if len(failed):
+        raise MachineError(
+            f"the checkpoint of step {checkpoint.name} cannot be read by process "
+            f"{', '.join(map(str, failed))}, whose log says why"
+        )
+    if damage is None or len(sound):
+        raise MachineError(
+            f"the checkpoint of step {checkpoint.name} is sound as process "
+            f"{', '.join(map(str, sound))} reads it, and damaged as others do"
+            f"{f' ({damage})' if damage else ''}: it stays as it is; expected storage that shows "
+            "all hosts the same"
+        )
+    return damage
+
+
+def _changes(state: TrainState, saved: dict[str, int] | None) -> str | None:
     """What of a state is not as it was saved; None where all is, or where nothing tells."""
-    path = checkpoint / CHECKSUMS / "metadata"
-    if not path.exists():
-        return None  # an earlier version's
-    changed = changed_arrays(state, json.loads(path.read_text()))
+    changed = changed_arrays(state, saved) if saved is not None else []
     return f"not as they were saved: {some(changed, 3)}" if changed else None
 
 

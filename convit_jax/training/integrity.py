@@ -14,6 +14,9 @@ from convit_jax.errors import InputError, boundary, first_line, some
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.weights.model_checkpoints import STATE
 
+# The item of a checkpoint that says what its arrays were when they were saved.
+CHECKSUMS = "checksums"
+
 _READ_AT_ONCE = 1 << 24  # bytes
 # Leaves of a state, as Orbax names their types, that have no array.
 _EMPTY = ("None", "Dict", "List", "NamedTuple", "Tuple")
@@ -39,9 +42,16 @@ def find_damage(checkpoint: epath.Path) -> str | None:
                 pass
     try:
         with boundary(str(checkpoint)):
+            read_checksums(checkpoint)
             return _read_arrays(checkpoint / STATE)
     except InputError as error:
         return first_line(error.__cause__ or error)
+
+
+def read_checksums(checkpoint: epath.Path) -> dict[str, int] | None:
+    """What a checkpoint says of its arrays; None in one of an earlier version."""
+    path = checkpoint / CHECKSUMS / "metadata"
+    return dict(json.loads(path.read_text())) if path.exists() else None
 
 
 def _read_arrays(state: epath.Path) -> str | None:

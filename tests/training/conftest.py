@@ -30,11 +30,12 @@ leave(command_line.run("train", main))
 def start(repository, tmp_path):
     """A function: starts processes of 4 devices that train with a config; ends them at the end.
 
-    They run in the checkout, or `apart`, each in a directory of its own.
+    They run in the checkout, or `apart`, each in a directory of its own. `faults`: what is done in
+    the process of an index before it begins, such as breaking a function.
     """
     running = []
 
-    def run(config, workdir, count, apart=False):
+    def run(config, workdir, count, apart=False, faults=None):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
@@ -49,8 +50,9 @@ def start(repository, tmp_path):
                 config = dataclasses.asdict(config)
             with (tmp_path / f"{index}.log").open("w") as log:
                 values = json.dumps(config)
+                fault = (faults or {}).get(index, "")
                 process = subprocess.Popen(
-                    [sys.executable, "-c", PROGRAM, values, str(workdir)],
+                    [sys.executable, "-c", fault + PROGRAM, values, str(workdir)],
                     cwd=tmp_path / str(index) if apart else repository,
                     env=environment | {"PYTHONPATH": str(repository)}, stdout=log, stderr=log,
                 )  # fmt: skip

@@ -10,6 +10,7 @@ import sys
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -232,7 +233,7 @@ def test_what_is_no_damage_renames_nothing(
     def refuse(*_, **__):
         raise fault
 
-    monkeypatch.setattr(reopened, "restore", refuse)
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", refuse)
     with pytest.raises(raised, match=words):
         restore(reopened, state_at)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from convit_jax.training import loop
+
 
 @pytest.fixture
 def pictures(tmp_path):
@@ -77,3 +79,36 @@ def test_data_that_differ_are_told_before_the_first_step(
         assert "config.data.train=folder:images is not the same for all processes" in log
         assert words in log
     assert "step 1/" not in "".join(logs)
+
+
+UNREADABLE = """
+import orbax.checkpoint as ocp
+def refuse(*arguments, **options):
+    raise {error}
+ocp.StandardCheckpointHandler.restore = refuse
+"""
+SEEN_AS_DAMAGED = """
+from convit_jax.training import checkpoints
+checkpoints.find_damage = lambda checkpoint: "a file is short"
+"""
+
+
+def test_a_checkpoint_that_one_alone_cannot_read_renames_nothing(make_config, start, tmp_path):
+    """The machine of one process refuses it; or what one reads is not what the other does."""
+    config = make_config(
+        train_for="4 steps", checkpoint__every="2 steps", eval_every="4 steps", batch_size=32
+    )
+    workdir = tmp_path / "run"
+    loop.train(config, str(workdir))
+    refused = UNREADABLE.format(error="PermissionError(13, 'Permission denied')")
+    codes, _, logs = ends(start(config, workdir, 2, faults={1: refused}), tmp_path)
+    assert codes == [1, 1], logs
+    assert "train: the checkpoint of step 4: permission denied" in logs[1]
+    assert "train: the checkpoint of step 4 cannot be read by process 1, whose log" in logs[0]
+
+    seen = UNREADABLE.format(error="ValueError('short')") + SEEN_AS_DAMAGED
+    codes, _, logs = ends(start(config, workdir, 2, faults={1: seen}), tmp_path)
+    assert codes == [1, 1], logs
+    for log in logs:
+        assert "step 4 is sound as process 0 reads it, and damaged as others do" in log
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
