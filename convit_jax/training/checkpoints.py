@@ -37,6 +37,7 @@ from convit_jax.training.integrity import (
     checksums,
     find_damage,
     read_checksums,
+    read_state,
 )
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.training.resumption import DATA
@@ -77,7 +78,7 @@ def open_checkpoints(directory: epath.Path, keep: CheckpointConfig) -> ocp.Check
             )
         )
     if jax.process_index() == 0:
-        _set_aside_unranked(directory)
+        _set_aside_garbled_metrics(directory)
     multihost_utils.sync_global_devices("checkpoints can be listed")
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -198,11 +199,6 @@ def restore_newest(
             ones alone: to train from the beginning must be asked for.
         MachineError: the machine does not let it be read, in this process or in another.
     """
-    target = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract_state,
-        sharding,
-    )
     steps = sorted(checkpoints.all_steps(), reverse=True)
     for step in steps:
         directory = checkpoints.directory / str(step)
@@ -211,12 +207,11 @@ def restore_newest(
             _check_fits(directory, abstract_state)
             saved_sums = read_checksums(directory)
             # The manager's own restoring waits for all processes, who may not get there.
-            args = ocp.args.StandardRestore(target)
-            state = ocp.StandardCheckpointHandler().restore(directory / STATE, args=args)
+            state = read_state(directory, abstract_state, sharding)
         except Exception as raised:  # whatever reading it raises
             error = raised
         if any(of_all_processes(error is not None)):
-            damage = _find_damage_together(directory, error)
+            damage = _find_damage_together(directory, abstract_state, error)
             log.debug("restoring step %d said: %s", step, error and first_line(error))
         else:
             damage = _changes(state, saved_sums)
@@ -229,7 +224,7 @@ def restore_newest(
         )
         # Every process found so; one renames it, and the others wait for that.
         if jax.process_index() == 0:
-            _set_aside(directory)
+            _set_aside(directory, directory)
         multihost_utils.sync_global_devices(f"set step {step} aside")
         checkpoints.reload()
     aside = sorted(p.name for p in checkpoints.directory.glob(f"*{_DAMAGED_SUFFIX}*"))
@@ -241,11 +236,14 @@ def restore_newest(
     return None
 
 
-def _find_damage_together(checkpoint: epath.Path, error: Exception | None) -> str:
+def _find_damage_together(
+    checkpoint: epath.Path, abstract_state: TrainState, error: Exception | None
+) -> str:
     """What is wrong with a checkpoint that some process could not read, by what all find.
 
     Args:
         checkpoint: directory of one step.
+        abstract_state: shapes and types of the state.
         error: why this process could not read it, if it could not.
 
     Raises:
@@ -256,7 +254,7 @@ def _find_damage_together(checkpoint: epath.Path, error: Exception | None) -> st
     try:
         if isinstance(error, InputError):
             raise error
-        damage = find_damage(checkpoint)
+        damage = find_damage(checkpoint, abstract_state)
         if damage is None and error is not None:
             fault = machine_fault(error)
             if fault is None:
@@ -313,27 +311,28 @@ def _shapes(tree: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     return zip(parameter_names(tree), (tuple(x.shape) for x in jax.tree.leaves(tree)), strict=True)
 
 
-def _set_aside_unranked(directory: epath.Path) -> None:
-    """Sets aside checkpoints whose metrics are garbled, at which Orbax would refuse them all."""
+def _set_aside_garbled_metrics(directory: epath.Path) -> None:
+    """Sets aside metrics that are garbled, at which Orbax would refuse all of the checkpoints.
+
+    The state beside them may be sound: it is as one that was not evaluated.
+    """
     for metrics in directory.glob("*/metrics/metrics"):
-        checkpoint = metrics.parent.parent
-        if not checkpoint.name.isdigit():
+        step = metrics.parent.parent.name
+        if not step.isdigit():
             continue
         try:
             check_metrics(metrics, _BEST_METRIC)
         except InputError as error:
-            log.warning(
-                "the checkpoint of step %s is damaged (%s): it is set aside", checkpoint.name, error
-            )
-            _set_aside(checkpoint)
+            log.warning("the metrics of the checkpoint of step %s are damaged (%s)", step, error)
+            _set_aside(metrics.parent, directory / f"{step}.metrics")
 
 
-def _set_aside(checkpoint: epath.Path) -> None:
-    """Renames a damaged checkpoint, so that its step can be saved again and nothing is lost."""
-    aside = checkpoint.parent / (checkpoint.name + _DAMAGED_SUFFIX)
+def _set_aside(damaged: epath.Path, name: epath.Path) -> None:
+    """Renames what is damaged after `name`: nothing is lost, and its step can be saved again."""
+    aside = name.parent / (name.name + _DAMAGED_SUFFIX)
     number = 1
     while aside.exists():
         number += 1
-        aside = checkpoint.parent / f"{checkpoint.name}{_DAMAGED_SUFFIX}{number}"
-    checkpoint.rename(aside)
-    log.warning("the damaged checkpoint is kept as %s", aside.name)
+        aside = name.parent / f"{name.name}{_DAMAGED_SUFFIX}{number}"
+    damaged.rename(aside)
+    log.warning("what is damaged is kept as %s", aside.name)

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorstore as ts
+import orbax.checkpoint as ocp
 from etils import epath
 
-from convit_jax.errors import InputError, boundary, first_line, some
+from convit_jax.errors import InputError, boundary, first_line
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.weights.model_checkpoints import STATE
 
@@ -18,63 +18,60 @@ from convit_jax.weights.model_checkpoints import STATE
 CHECKSUMS = "checksums"
 
 _READ_AT_ONCE = 1 << 24  # bytes
-# Leaves of a state, as Orbax names their types, that have no array.
-_EMPTY = ("None", "Dict", "List", "NamedTuple", "Tuple")
 # Knuth's multiplicative hash, 2³² over the golden ratio.
 _MULTIPLIER = 2654435761
 
 
-def find_damage(checkpoint: epath.Path) -> str | None:
-    """What is wrong with a checkpoint's arrays, or None where all of them can be read.
+def find_damage(checkpoint: epath.Path, abstract_state: Any) -> str | None:
+    """What is wrong with a checkpoint, or None where its state can be read.
 
-    Every file is read first, so that what the machine refuses is not taken for damage; then every
-    array is, into this process's memory and no device's.
+    Every file is read first, so that what the machine refuses is not taken for damage; then the
+    state is, into this process's memory and no accelerator's.
 
     Args:
         checkpoint: directory of one step.
+        abstract_state: shapes and types of what it holds.
 
     Raises:
         MachineError: the machine does not let some file be read.
+        RuntimeError: JAX was told to do without the CPU (`JAX_PLATFORMS`), so nothing is known.
     """
     for path in _files(checkpoint):
         with boundary(str(path)), path.open("rb") as file:
             while file.read(_READ_AT_ONCE):
                 pass
+    in_memory = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    sharding = jax.tree.map(lambda _: in_memory, abstract_state)
     try:
         with boundary(str(checkpoint)):
             read_checksums(checkpoint)
-            return _read_arrays(checkpoint / STATE)
+            read_state(checkpoint, abstract_state, sharding)
     except InputError as error:
         return first_line(error.__cause__ or error)
+    return None
+
+
+def read_state(checkpoint: epath.Path, abstract_state: Any, sharding: Any) -> Any:
+    """The state in a checkpoint, waiting for no other process; raises what libraries do.
+
+    Args:
+        checkpoint: directory of one step.
+        abstract_state: shapes and types of what it holds.
+        sharding: how each array is to lie on devices, a tree like the state.
+    """
+    target = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract_state,
+        sharding,
+    )
+    args = ocp.args.StandardRestore(target)
+    return ocp.StandardCheckpointHandler().restore(checkpoint / STATE, args=args)
 
 
 def read_checksums(checkpoint: epath.Path) -> dict[str, int] | None:
     """What a checkpoint says of its arrays; None in one of an earlier version."""
     path = checkpoint / CHECKSUMS / "metadata"
     return dict(json.loads(path.read_text())) if path.exists() else None
-
-
-def _read_arrays(state: epath.Path) -> str | None:
-    """Reads every array of a state: which are missing, or None; raises what libraries do."""
-    leaves = json.loads((state / "_METADATA").read_text())["tree_metadata"].values()
-    place = str(state) if "://" in str(state) else f"file://{state}"
-    store = {"driver": "ocdbt", "base": f"{place}/"}
-    arrays = {
-        key.decode().removesuffix("/.zarray")
-        for key in ts.KvStore.open(store).result().list().result()
-        if key.endswith(b"/.zarray")
-    }
-    wanted = {
-        ".".join(str(part["key"]) for part in leaf["key_metadata"])
-        for leaf in leaves
-        if leaf["value_metadata"]["value_type"] not in _EMPTY
-    }
-    if wanted - arrays:
-        return f"missing: {some(sorted(wanted - arrays), 3)}"
-    for array in sorted(arrays):
-        spec = {"driver": "zarr", "kvstore": store | {"path": f"{array}/"}}
-        ts.open(spec, read=True).result().read().result()
-    return None
 
 
 def _files(directory: epath.Path) -> Iterator[epath.Path]:

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import errno
 import json
@@ -145,7 +146,7 @@ def exchange_the_state(checkpoint, other):
 
 DAMAGES = [
     truncate_arrays, empty_a_file, remove_a_file, exchange_a_file, garble_metadata,
-    remove_metadata, garble_metrics, no_number_in_metrics, remove_state, exchange_the_state,
+    remove_metadata, remove_state, exchange_the_state,
 ]  # fmt: skip
 
 
@@ -165,6 +166,80 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     saving.save(reopened, state_at(8), 8, make_config(), Card(), 0.5, 100)
     saving.finish_saving(reopened)
     assert reopened.all_steps() == [4, 8]
+
+
+@pytest.mark.parametrize("damage", [garble_metrics, no_number_in_metrics])
+def test_where_the_metrics_alone_are_garbled_the_state_is_taken(
+    damage, store, state_at, tmp_path, caplog
+):
+    """Orbax would refuse all checkpoints; this one counts as not evaluated, and never as best."""
+    store({4: 0.3, 8: 0.5}).close()
+    damage(tmp_path / "checkpoints" / "8", None)
+    reopened = store()
+    assert "the metrics of the checkpoint of step 8 are damaged" in caplog.text
+    assert int(restore(reopened, state_at).step) == 8
+    assert reopened.best_step() == 4
+    assert saving.owes_evaluation(reopened, 8, every=8)
+    assert (tmp_path / "checkpoints" / "8.metrics.damaged" / "metrics").is_file()
+
+
+def truncated(path, other):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path, other):
+    path.write_bytes(b"")
+
+
+def flipped(path, other):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0x10
+    path.write_bytes(content)
+
+
+def removed(path, other):
+    path.unlink()
+
+
+def swapped(path, other):
+    """With the same file of another step; of files with random names, the one of its size."""
+    if not other.exists():
+        size = path.stat().st_size
+        other = min(other.parent.iterdir(), key=lambda it: abs(it.stat().st_size - size))
+    path.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize("damage", [truncated, emptied, flipped, removed, swapped])
+def test_whatever_file_is_damaged_a_sound_state_is_taken(
+    damage, store, state_at, make_config, tmp_path
+):
+    """Of each file of a checkpoint: its own state, bit for bit, or that of the one before."""
+    store({4: 0.3, 8: 0.5}).close()
+    kept = tmp_path / "checkpoints"
+    shutil.copytree(kept, tmp_path / "sound")
+    expected = {step: integrity.checksums(state_at(step)) for step in (4, 8)}
+    files = [path for path in sorted((kept / "8").rglob("*")) if path.is_file()]
+    assert len(files) > 10
+    refused = []
+    for path in files:
+        name = path.relative_to(kept / "8")
+        damage(path, kept / "4" / name)
+        state = None
+        with contextlib.suppress(InputError, RunError):  # a sentence, and nothing renamed
+            state = restore(store(), state_at)
+        if state is None:
+            refused.append(str(name))
+            assert sorted(path.name for path in kept.iterdir()) == ["4", "8"]
+        else:
+            step = int(state.step)
+            assert integrity.checksums(state) == expected[step], name
+            assert {4: ["4", "8.damaged"], 8: ["4", "8"]}[step] == sorted(
+                path.name for path in kept.iterdir() if ".metrics" not in path.name
+            ), name
+        assert (kept / "4").is_dir(), name
+        shutil.rmtree(kept)
+        shutil.copytree(tmp_path / "sound", kept)
+    assert refused in ([], ["state/_METADATA"])  # which may tell of another model
 
 
 def test_any_flipped_bit_is_noticed(store, state_at, tmp_path):
@@ -229,9 +304,13 @@ def test_what_is_no_damage_renames_nothing(
     """Whatever restoring raises: the files are there and can be read."""
     store({4: 0.3, 8: 0.5}).close()
     reopened = store()
+    read = ocp.StandardCheckpointHandler.restore
 
-    def refuse(*_, **__):
-        raise fault
+    def refuse(handler, directory, args):
+        """The devices of the run, not this process's memory."""
+        if isinstance(jax.tree.leaves(args.item)[0].sharding, jax.sharding.NamedSharding):
+            raise fault
+        return read(handler, directory, args=args)
 
     monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", refuse)
     with pytest.raises(raised, match=words):

@@ -82,14 +82,13 @@ def test_data_that_differ_are_told_before_the_first_step(
 
 
 UNREADABLE = """
-import orbax.checkpoint as ocp
-def refuse(*arguments, **options):
+from convit_jax.training import checkpoints
+def refuse(*arguments):
     raise {error}
-ocp.StandardCheckpointHandler.restore = refuse
+checkpoints.read_state = refuse
 """
 SEEN_AS_DAMAGED = """
-from convit_jax.training import checkpoints
-checkpoints.find_damage = lambda checkpoint: "a file is short"
+checkpoints.find_damage = lambda *arguments: "a file is short"
 """
 
 
