@@ -157,6 +157,20 @@ def finish_saving(checkpoints: ocp.CheckpointManager) -> None:
         raise _unwritten(checkpoints, error) from error
 
 
+@contextlib.contextmanager
+def closed_at_the_end(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
+    """Closes the checkpoints when this ends; what ended it is not hidden by what closing says."""
+    try:
+        yield
+    except BaseException:
+        try:
+            checkpoints.close()
+        except Exception as error:
+            log.debug("closing the checkpoints said, too: %s", first_line(error))
+        raise
+    checkpoints.close()
+
+
 def _check_room(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
     """Refuses a checkpoint that a local disk has no room for, before any of it is written."""
     if "://" in str(checkpoints.directory):
@@ -174,7 +188,7 @@ def _unwritten(checkpoints: ocp.CheckpointManager, error: Exception) -> RunError
     kept = sorted(checkpoints.all_steps())
     return RunError(
         f"a checkpoint could not be written to {checkpoints.directory} ({first_line(error)}); "
-        f"kept: {', '.join(f'step {step}' for step in kept) or 'none'}. Free some space and start "
+        f"kept: {', '.join(f'step {step}' for step in kept) or 'none'}. When that is mended, start "
         "again with the same --workdir"
     )
 

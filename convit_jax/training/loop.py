@@ -92,7 +92,7 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         kept = directory / "checkpoints"
         check_same_run(kept, config, examples.class_names, len(examples))
         checkpoints = saving.open_checkpoints(kept, config.checkpoint)
-        stack.callback(checkpoints.close)
+        stack.enter_context(saving.closed_at_the_end(checkpoints))
         with _out_of_memory_told(config):
             state, start = _first_state(run, checkpoints)
         if jax.process_index() == 0:

@@ -7,14 +7,14 @@ import json
 import logging
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from clu import metric_writers
 from etils import epath
 
-from convit_jax.errors import boundary
+from convit_jax.errors import RunError, boundary, first_line, machine_fault
 from convit_jax.screen import duration_in_words
 from convit_jax.whole_file import write_whole
 
@@ -137,19 +137,27 @@ class FileWriter(_ScalarWriter):
         self._steps_per_epoch = steps_per_epoch
         self._gathers = "://" in str(workdir)
         self._gathered: list[tuple[int, dict[str, float]]] = []
-        with self._writing():
+        with boundary(f"{self._path} and the events beside it", "cannot be written", writes=True):
             _take_back_lines(self._path, before)
             _take_back_events(workdir, before)
             self._events = metric_writers.SummaryWriter(str(workdir))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Appends a line and events, or gathers them for the next `flush`."""
+        """Appends a line and events, or gathers them for the next `flush`.
+
+        Raises:
+            RunError: they can no longer be written.
+        """
         self._gathered.append((step, {name: float(value) for name, value in scalars.items()}))
         if not self._gathers:
             self._write()
 
     def flush(self) -> None:
-        """Returns when all that was reported is in the files."""
+        """Returns when all that was reported is in the files.
+
+        Raises:
+            RunError: they can no longer be written.
+        """
         self._write()
         with self._writing():
             self._events.flush()
@@ -170,8 +178,16 @@ class FileWriter(_ScalarWriter):
         values = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
         return json.dumps({"step": step, "epoch": epoch} | values) + "\n"
 
-    def _writing(self) -> contextlib.AbstractContextManager[None]:
-        return boundary(f"{self._path} and the events beside it", "cannot be written")
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What could be written at the beginning: that it no longer can be is no user's mistake."""
+        try:
+            yield
+        except Exception as error:
+            reason = machine_fault(error) or first_line(error)
+            raise RunError(
+                f"{self._path} and the events beside it can no longer be written: {reason}"
+            ) from error
 
 
 def _take_back_lines(path: epath.Path, before: Reported) -> None:

@@ -394,6 +394,6 @@ def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(kept, "save", full)
-    with pytest.raises(RunError, match=r"No space left on device.*kept: step 1\. Free some space"):
+    with pytest.raises(RunError, match=r"No space left on device.*kept: step 1\. When that is"):
         saving.save(kept, state_at(2), 2, make_config(), Card(), None, 100)
     assert pathlib.Path(kept.directory / "1").is_dir()

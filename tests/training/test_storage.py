@@ -1,0 +1,169 @@
+"""Runs whose storage fails: it is full, or read-only, or the clock of the machine jumps."""
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from convit_jax.errors import InputError, RunError
+from convit_jax.training import loop, signals
+from convit_jax.weights import open_weights
+
+SIZE = 4 << 20  # bytes
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """The directory of a small file system of its own."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", directory],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+
+    yield directory
+    # Whatever still has a file open there does not keep it from going.
+    subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """A function: does something, once, after a step of the run that follows."""
+
+    def do(step, action):
+        reached, left = signals.StopRequest.reached, [action]
+
+        def watch(request, now):
+            if now == step and left:
+                left.pop()()
+            return reached(request, now)
+
+        monkeypatch.setattr(signals.StopRequest, "reached", watch)
+
+    return do
+
+
+@pytest.fixture
+def config(make_config):
+    return make_config(log_every="1 steps", checkpoint__every="3 steps", eval_every="6 steps")
+
+
+def wait_for(checkpoint):
+    """Until a checkpoint is whole, which is written in the background."""
+    while not checkpoint.is_dir():
+        time.sleep(0.01)
+
+
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_arrays(workdir):
+    return open_weights(str(workdir)).tensors
+
+
+@pytest.fixture
+def undisturbed(config, tmp_path):
+    """The arrays of a run that nothing happened to."""
+    loop.train(config, str(tmp_path / "undisturbed"))
+    return final_arrays(tmp_path / "undisturbed")
+
+
+def assert_same(arrays, expected):
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+# Bytes: nothing; a line of the metrics; a part of a checkpoint, of some 100,000; all but a little.
+@pytest.mark.parametrize("free", [0, 8 << 10, 60 << 10, 200 << 10])
+def test_a_disk_that_fills_up_loses_nothing(free, config, disk, at_step, undisturbed):
+    workdir, filler = disk / "run", disk / "filler"
+
+    def fill():
+        wait_for(workdir / "checkpoints" / "3")
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        os.truncate(filler, filler.stat().st_size - free)
+
+    at_step(5, fill)
+    with pytest.raises(RunError, match="space"):
+        loop.train(config, str(workdir))
+    kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert "3" in kept
+    assert not [name for name in kept if "damaged" in name]
+    filler.unlink()
+    assert loop.train(config, str(workdir)).step == 12
+    assert_same(final_arrays(workdir), undisturbed)
+
+
+def test_a_workdir_that_may_not_be_written_to_is_a_mistake(config, disk):
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises(
+        InputError, match=r"cannot be used as a directory to write to: the file system is read-only"
+    ):
+        loop.train(config, str(disk))
+
+
+def test_storage_that_goes_away_and_comes_back_loses_nothing(
+    config, disk, at_step, undisturbed, tmp_path
+):
+    elsewhere, workdir = tmp_path / "elsewhere", disk / "run"
+    elsewhere.mkdir()
+    at_step(5, lambda: subprocess.run(["mount", "--move", disk, elsewhere], check=True))
+    try:
+        with pytest.raises(
+            RunError, match=r"metrics.jsonl .* can no longer be written: No such file"
+        ):
+            loop.train(config, str(workdir))
+    finally:
+        subprocess.run(["mount", "--move", elsewhere, disk], check=True)
+    assert loop.train(config, str(workdir)).step == 12
+    assert_same(final_arrays(workdir), undisturbed)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that the machine's clock is off, in a list."""
+    off, right = [0.0], time.time
+    monkeypatch.setattr(time, "time", lambda: right() + off[0])
+    monkeypatch.setattr(time, "time_ns", lambda: int(time.time() * 1e9))
+    return off
+
+
+@pytest.mark.parametrize("jump", [-3e7, 3e7])
+def test_a_clock_that_jumps_changes_nothing(jump, config, tmp_path, at_step, clock, undisturbed):
+    """By a year, while nothing is being saved."""
+    workdir = tmp_path / "run"
+
+    def change():
+        wait_for(workdir / "checkpoints" / "3")
+        clock[0] += jump
+
+    at_step(5, change)
+    loop.train(config, str(workdir))
+    assert_same(final_arrays(workdir), undisturbed)
+    assert [line["step"] for line in metrics_of(workdir) if "train/loss" in line] == [*range(1, 13)]
+
+
+def test_a_clock_that_jumps_while_it_is_saved_loses_nothing(
+    config, tmp_path, monkeypatch, undisturbed
+):
+    """Orbax's limits of time are of that clock: it may end the run, which then goes on."""
+    right, jumps = time.time, random.Random(0)
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: right() + jumps.uniform(-3e7, 3e7))
+        with contextlib.suppress(RunError):
+            loop.train(config, str(workdir))
+    assert loop.train(config, str(workdir)).step == 12
+    assert_same(final_arrays(workdir), undisturbed)
