@@ -329,10 +329,11 @@ def prepare(config: Config) -> str:
     from convit_jax.training.placement import place  # noqa: PLC0415
 
     examples, _ = open_training_data(config)
+    mesh = create_mesh(config.mesh.fsdp)
     experiment = make_experiment(
-        config, num_examples=len(examples), num_classes=len(examples.class_names)
+        config, num_examples=len(examples), num_classes=len(examples.class_names), mesh=mesh
     )
-    place(experiment, create_mesh(config.mesh.fsdp))
+    place(experiment, mesh)
     return "nothing"
 
 

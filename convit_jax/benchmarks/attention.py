@@ -39,7 +39,7 @@ def no_products(
     return (v[:, :few] + q * k[:, :few] + share).astype(v.dtype)
 
 
-# Name → what `compiled_for` takes for the form, and whether attention is gated or plain.
+# Name → what `attention_for` takes for the form, and whether attention is gated or plain.
 FORMS: dict[str, tuple[str | Callable[..., jax.Array], bool]] = {
     "released formula": (released_formula, True),
     "two products, as on CPUs": (two_products, True),
@@ -110,18 +110,17 @@ def measure_attention(
     x = jax.random.normal(jax.random.key(0), (images, tokens, architecture.width), dtype)
     for name in timed:
         form, gated = FORMS[name]
-        kernels.check_form(form, device, jnp.dtype(dtype), architecture.head_dim, tokens)
-        layer = attention_layer(architecture, gpsa=gated, rngs=nnx.Rngs(0))
+        attend = kernels.attention_for(mesh, form)
+        attend.check(jnp.dtype(dtype), architecture.head_dim, tokens)
+        layer = attention_layer(architecture, attend, gpsa=gated, rngs=nnx.Rngs(0))
         graph, params = nnx.split(layer)
 
         def forward(
             params: nnx.State,
             x: jax.Array,
             graph: nnx.GraphDef = graph,
-            form: kernels.Form = form,
         ) -> jax.Array:
-            with kernels.compiled_for(mesh, ("data",), form):
-                return nnx.merge(graph, params)(x, architecture.grid)
+            return nnx.merge(graph, params)(x, architecture.grid)
 
         def total(params: nnx.State, x: jax.Array, forward: Callable = forward) -> jax.Array:
             # Weighted by something, lest the compiler multiplies by ones.

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from convit_jax import kernels, models
+from convit_jax import models
 from convit_jax.benchmarks.timing import fastest, timed
 from convit_jax.config import resolve
 from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
@@ -85,7 +85,8 @@ def measure_model(
             "data": {"image_size": (image_size,)},
         }
     )
-    experiment = make_experiment(config, num_examples=IMAGENET_EXAMPLES, num_classes=1000)
+    one = meshes.create_mesh(1, jax.devices()[:1])
+    experiment = make_experiment(config, num_examples=IMAGENET_EXAMPLES, num_classes=1000, mesh=one)
     state = jax.jit(experiment.init_state)()
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
@@ -94,19 +95,15 @@ def measure_model(
     )
     images = jax.device_put(pixels.astype(np.float32) / 255 - 0.5)
 
-    graph = nnx.graphdef(nnx.eval_shape(lambda: models.build(experiment.architecture)))
-    one = meshes.create_mesh(1, jax.devices()[:1])
-
     def classify(params: Any, x: jax.Array) -> jax.Array:
-        return nnx.merge(graph, nnx.State(params))(x)
+        return nnx.merge(experiment.graph, nnx.State(params))(x)
 
-    forward = jax.jit(kernels.traced_for(classify, one, meshes.AXES))
+    forward = jax.jit(classify)
     compiled, forward_compile = timed(forward.lower(state.params, images).compile)
     forward_seconds = fastest(lambda: compiled(state.params, images), seconds)
 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    traced = kernels.traced_for(experiment.train_step, one, meshes.AXES)
-    step = jax.jit(traced, donate_argnums=0).lower(state, batch)
+    step = jax.jit(experiment.train_step, donate_argnums=0).lower(state, batch)
     train_step, train_compile = timed(step.compile)
 
     def take_step() -> Any:

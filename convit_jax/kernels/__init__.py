@@ -1,27 +1,6 @@
 """Attention arithmetic: the functions that decide how fast a ConViT runs."""
 
 from convit_jax.kernels.attention import attention_map
-from convit_jax.kernels.dispatch import (
-    FORMS,
-    Form,
-    check_form,
-    compiled_for,
-    gated_attention,
-    self_attention,
-    softmax_attention,
-    traced_for,
-    wants_separate_parts,
-)
+from convit_jax.kernels.choice import DEFAULT_ATTENTION, FORMS, Attention, Form, attention_for
 
-__all__ = [
-    "FORMS",
-    "Form",
-    "attention_map",
-    "check_form",
-    "compiled_for",
-    "gated_attention",
-    "self_attention",
-    "softmax_attention",
-    "traced_for",
-    "wants_separate_parts",
-]
+__all__ = ["DEFAULT_ATTENTION", "FORMS", "Attention", "Form", "attention_for", "attention_map"]

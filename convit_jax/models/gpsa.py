@@ -112,6 +112,7 @@ class GPSA(nnx.Module):
         use_gating: bool = True,
         drop_rate: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
+        attend: kernels.Attention = kernels.DEFAULT_ATTENTION,
         rngs: nnx.Rngs,
     ) -> None:
         """Makes the layer.
@@ -125,6 +126,7 @@ class GPSA(nnx.Module):
             use_gating: learn λ, from 1; otherwise σ(λ) stays one half.
             drop_rate: dropout of the output.
             dtype: type of the arithmetic; parameters are float32.
+            attend: computes the attention, for the devices that this is compiled for.
             rngs: random streams for the parameters.
         """
         width = num_heads * head_dim
@@ -135,6 +137,7 @@ class GPSA(nnx.Module):
             return Linear(inputs, outputs, rngs=rngs, **options)
 
         self.num_heads = num_heads
+        self.attend = attend
         self.qk = linear(width, 2 * width, use_bias=qkv_bias)
         self.v = linear(
             width, width, use_bias=qkv_bias, kernel_init=_identity if conv_init else normal
@@ -187,9 +190,9 @@ class GPSA(nnx.Module):
         Returns:
             [B, N or `outputs`, C].
         """
-        separate = kernels.wants_separate_parts()
-        heads = kernels.self_attention(
-            (*(self.qk.parts(x, 2) if separate else (self.qk(x),)), self.v(x)),
+        parts = self.qk.parts(x, 2 if self.attend.separate_projections else 1)
+        heads = self.attend(
+            (*parts, self.v(x)),
             self.num_heads,
             self.positional_attention(grid),
             self.gate(),

@@ -23,7 +23,9 @@ class Linear(nnx.Linear):
         return jax.lax.platform_dependent(x, cpu=flattened, default=apply)
 
     def parts(self, x: jax.Array, count: int) -> tuple[jax.Array, ...]:
-        """The output in `count` equal parts side by side, each made by a product of its own."""
+        """The output in `count` equal parts side by side, each computed by a product of its own."""
+        if count == 1:
+            return (self(x),)
         kernel, bias = (
             None if p is None else jnp.split(p[...], count, axis=-1)
             for p in (self.kernel, self.bias)

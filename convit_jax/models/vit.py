@@ -27,12 +27,14 @@ class SelfAttention(nnx.Module):
         qkv_bias: bool,
         drop_rate: float,
         dtype: jnp.dtype,
+        attend: kernels.Attention,
         rngs: nnx.Rngs,
     ) -> None:
         """Makes the layer; the arguments are those of `GPSA`."""
         width = num_heads * head_dim
         init = nnx.initializers.normal(LINEAR_STD)
         self.num_heads = num_heads
+        self.attend = attend
         self.qkv = Linear(
             width, 3 * width, use_bias=qkv_bias, kernel_init=init, dtype=dtype, rngs=rngs
         )
@@ -55,13 +57,13 @@ class SelfAttention(nnx.Module):
     ) -> jax.Array:
         """[B, N, C] → [B, N or `outputs`, C]; `grid` is not needed, the rest is as in `GPSA`."""
         del grid
-        parts = self.qkv.parts(x, 3) if kernels.wants_separate_parts() else (self.qkv(x),)
-        heads = kernels.self_attention(parts, self.num_heads, outputs=outputs)
+        parts = self.qkv.parts(x, 3 if self.attend.separate_projections else 1)
+        heads = self.attend(parts, self.num_heads, outputs=outputs)
         return self.dropout(self.proj(heads), deterministic=key is None, rngs=key)
 
 
 def attention_layer(
-    architecture: Architecture, *, gpsa: bool, rngs: nnx.Rngs
+    architecture: Architecture, attend: kernels.Attention, *, gpsa: bool, rngs: nnx.Rngs
 ) -> GPSA | SelfAttention:
     """The attention of one layer, with fresh parameters."""
     a = architecture
@@ -69,6 +71,7 @@ def attention_layer(
         "qkv_bias": a.qkv_bias,
         "drop_rate": a.drop_rate,
         "dtype": jnp.dtype(a.dtype),
+        "attend": attend,
         "rngs": rngs,
     }
     if not gpsa:
@@ -107,13 +110,19 @@ class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); either branch may be skipped in training."""
 
     def __init__(
-        self, architecture: Architecture, *, gpsa: bool, drop_path_rate: float, rngs: nnx.Rngs
+        self,
+        architecture: Architecture,
+        attend: kernels.Attention,
+        *,
+        gpsa: bool,
+        drop_path_rate: float,
+        rngs: nnx.Rngs,
     ) -> None:
         """Makes one layer, with GPSA or plain attention, skipped at `drop_path_rate`."""
         a, dtype = architecture, jnp.dtype(architecture.dtype)
         norm = {"epsilon": LAYER_NORM_EPSILON, "dtype": dtype, "rngs": rngs}
         self.norm1 = nnx.LayerNorm(a.width, **norm)
-        self.attention = attention_layer(a, gpsa=gpsa, rngs=rngs)
+        self.attention = attention_layer(a, attend, gpsa=gpsa, rngs=rngs)
         self.norm2 = nnx.LayerNorm(a.width, **norm)
         self.mlp = FeedForward(
             a.width, a.hidden_width, drop_rate=a.drop_rate, dtype=dtype, rngs=rngs
@@ -171,8 +180,14 @@ class VisionTransformer(nnx.Module):
     depth are on), without one it is deterministic.
     """
 
-    def __init__(self, architecture: Architecture, *, rngs: nnx.Rngs) -> None:
-        """Makes the model with fresh parameters."""
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        attend: kernels.Attention = kernels.DEFAULT_ATTENTION,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Makes the model with fresh parameters; `attend` computes the attention of all layers."""
         a, dtype = architecture, jnp.dtype(architecture.dtype)
         normal = nnx.initializers.normal(LINEAR_STD)
         self.architecture = architecture
@@ -192,13 +207,20 @@ class VisionTransformer(nnx.Module):
         self.dropout = nnx.Dropout(a.drop_rate)
         rates = np.linspace(0.0, a.drop_path_rate, a.depth)
         self.blocks = nnx.List(
-            Block(a, gpsa=i < a.gpsa_layers, drop_path_rate=float(rates[i]), rngs=rngs)
+            Block(a, attend, gpsa=i < a.gpsa_layers, drop_path_rate=float(rates[i]), rngs=rngs)
             for i in range(a.depth)
         )
         self.norm = nnx.LayerNorm(a.width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(
             a.width, a.num_classes, kernel_init=normal, dtype=jnp.float32, rngs=rngs
         )
+
+    def with_attention(self, attend: kernels.Attention) -> "VisionTransformer":
+        """The same model, of the same parameters, with its attention computed otherwise."""
+        model = nnx.merge(*nnx.split(self))
+        for block in model.blocks:
+            block.attention.attend = attend
+        return model
 
     def embed_patches(self, images: jax.Array) -> jax.Array:
         """Patches alone, without positions or class token: [B, H, W, channels] → [B, N, C]."""

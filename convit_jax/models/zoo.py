@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from convit_jax.errors import InputError, nearest
+from convit_jax.kernels import DEFAULT_ATTENTION, Attention
 from convit_jax.models.architecture import GPSA_FIELDS, Architecture, as_image_size
 from convit_jax.models.vit import VisionTransformer
 
@@ -73,9 +74,12 @@ def architecture(name: str, **overrides: Any) -> Architecture:
     return made
 
 
-def build(made: Architecture, seed: int = 0) -> VisionTransformer:
+def build(
+    architecture: Architecture, seed: int = 0, attend: Attention = DEFAULT_ATTENTION
+) -> VisionTransformer:
     """A model of the given architecture with fresh float32 parameters, a function of `seed`."""
-    return VisionTransformer(made, rngs=nnx.Rngs(params=jax.random.key(seed)))
+    rngs = nnx.Rngs(params=jax.random.key(seed))
+    return VisionTransformer(architecture, attend=attend, rngs=rngs)
 
 
 def create_model(
@@ -83,6 +87,8 @@ def create_model(
     num_classes: int = 1000,
     image_size: int | tuple[int, int] = 224,
     seed: int = 0,
+    *,
+    attend: Attention = DEFAULT_ATTENTION,
     **overrides: Any,
 ) -> VisionTransformer:
     """Makes a model with fresh parameters.
@@ -92,6 +98,7 @@ def create_model(
         num_classes: length of the logits.
         image_size: side, or (height, width), in pixels.
         seed: seed of the parameters.
+        attend: computes the attention; `kernels.attention_for(mesh)` for a mesh of devices.
         **overrides: other fields of `Architecture`.
 
     Returns:
@@ -101,5 +108,5 @@ def create_model(
     Raises:
         InputError: an unknown name or field, or a value out of range.
     """
-    made = architecture(name, num_classes=num_classes, image_size=image_size, **overrides)
-    return build(made, seed)
+    fields = {"num_classes": num_classes, "image_size": image_size} | overrides
+    return build(architecture(name, **fields), seed, attend)

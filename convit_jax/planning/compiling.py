@@ -97,10 +97,12 @@ def make_plan(
     Raises:
         InputError: the config does not fit the slice's devices, or the compiler is not installed.
     """
-    experiment = make_experiment(config, num_examples=num_examples, num_classes=num_classes)
     devices = topology.devices()
     mesh = meshes.create_mesh(config.mesh.fsdp, devices)
-    placed = place(experiment, mesh, attention=attention)
+    experiment = make_experiment(
+        config, num_examples=num_examples, num_classes=num_classes, mesh=mesh, attention=attention
+    )
+    placed = place(experiment, mesh)
     state = experiment.abstract_state()
     where = placed.state
     known: dict[str, Any] = {

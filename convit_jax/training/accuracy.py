@@ -11,10 +11,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from convit_jax import data, kernels
+from convit_jax import data
 from convit_jax.data import imagenet
 from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.errors import InputError
+from convit_jax.kernels import attention_for
 from convit_jax.models import VisionTransformer
 from convit_jax.paths import user_path
 from convit_jax.training import mesh as meshes
@@ -118,7 +119,7 @@ def measure_accuracy(
     mesh = meshes.create_mesh()
     meshes.check_divides(mesh, batch_size, "--batch-size")
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
-    graph, params = nnx.split(model, nnx.Param)
+    graph, params = nnx.split(model.with_attention(attention_for(mesh)), nnx.Param)
     how = (preprocessing.mean, preprocessing.std, among and tuple(among), confusion)
     broken = BrokenTogether(source, reading.max_broken)
     batches = data.eval_batches(
@@ -162,5 +163,4 @@ def _compiled_step(
     """One program for all models of one structure: a model under several masks compiles once."""
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     step = make_eval_step(graph, mean, std, among=among, confusion=confusion)
-    step = kernels.traced_for(step, mesh, meshes.AXES)
     return jax.jit(step, in_shardings=(everywhere, rows), out_shardings=everywhere)

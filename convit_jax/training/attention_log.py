@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from convit_jax import data, kernels
+from convit_jax import data
 from convit_jax.analysis import locality
 from convit_jax.analysis.history import as_scalars
 from convit_jax.data.mixing import normalise
@@ -49,8 +49,7 @@ def make_attention_log(
         return locality.sum_locality(model_of(params), images, batch["mask"])
 
     params_lie, everywhere = placed.state.eval_params, meshes.replicated(placed.mesh)
-    step = kernels.traced_for(sums_of, placed.mesh, meshes.AXES, config.attention)
-    step = jax.jit(step, in_shardings=(params_lie, placed.rows), out_shardings=everywhere)
+    step = jax.jit(sums_of, in_shardings=(params_lie, placed.rows), out_shardings=everywhere)
     gates = jax.jit(
         lambda params: locality.gates(model_of(params)),
         in_shardings=(params_lie,),

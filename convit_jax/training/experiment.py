@@ -6,18 +6,21 @@ experiment can be run, planned for another machine, or timed.
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from convit_jax import models
 from convit_jax.config import Config, architecture, duration_in_steps
 from convit_jax.data import EpochOrder, EvalTransform, TrainTransform
 from convit_jax.data.mixing import Erasing, Mixing
 from convit_jax.errors import InputError
+from convit_jax.kernels import Form, attention_for
 from convit_jax.training.optimizer import learning_rate, make_optimizer
 from convit_jax.training.scoring import make_eval_step
 from convit_jax.training.step import (
@@ -73,11 +76,25 @@ class Experiment:
         return jax.eval_shape(self.init_state)
 
 
-def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> Experiment:
+def make_experiment(
+    config: Config,
+    *,
+    num_examples: int,
+    num_classes: int,
+    mesh: Mesh | None = None,
+    attention: Form | None = None,
+) -> Experiment:
     """Puts a config together for a dataset of the given size.
 
+    Args:
+        config: the configuration.
+        num_examples, num_classes: of the training data.
+        mesh: the devices that the steps will be compiled for; None for the default one.
+        attention: the form of attention, where it is not the config's.
+
     Raises:
-        InputError: the config asks for something that does not fit together.
+        InputError: the config asks for something that does not fit together, or for a form of
+            attention that the devices cannot have.
     """
     made, a = architecture(config, num_classes), config.augment
     order = EpochOrder(num_examples, config.batch_size, config.seed, config.augment.repeats)
@@ -90,8 +107,12 @@ def make_experiment(config: Config, *, num_examples: int, num_classes: int) -> E
     warmup_steps = steps("optimizer.warmup")
     _check_length(config, total_steps, warmup_steps)
 
+    attend = attention_for(mesh, attention or config.attention)
+    if mesh is not None:
+        attend.check(made.dtype, made.head_dim, math.prod(made.grid))
+
     def make_model() -> models.VisionTransformer:
-        return models.build(made, config.seed)
+        return models.build(made, config.seed, attend)
 
     graph, abstract_params = nnx.split(nnx.eval_shape(make_model))
     schedule = learning_rate(config, total_steps, warmup_steps, order.steps_per_epoch)

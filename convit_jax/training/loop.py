@@ -85,10 +85,11 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         examples, eval_examples = open_training_data(config)
         check_same_data(examples, "data.train")
         check_same_data(eval_examples, "data.eval")
+        mesh = meshes.create_mesh(config.mesh.fsdp)
         experiment = make_experiment(
-            config, num_examples=len(examples), num_classes=len(examples.class_names)
+            config, num_examples=len(examples), num_classes=len(examples.class_names), mesh=mesh
         )
-        run = _Run.make(experiment, examples, eval_examples)
+        run = _Run.make(experiment, place(experiment, mesh), examples, eval_examples)
         kept = directory / "checkpoints"
         check_same_run(kept, config, examples.class_names, len(examples))
         checkpoints = saving.open_checkpoints(kept, config.checkpoint)
@@ -136,11 +137,13 @@ class _Run:
 
     @classmethod
     def make(
-        cls, experiment: Experiment, examples: data.Source, eval_examples: data.Source
+        cls,
+        experiment: Experiment,
+        placed: Placement,
+        examples: data.Source,
+        eval_examples: data.Source,
     ) -> "_Run":
-        """Raises InputError where the devices do not divide a batch or into groups."""
         config = experiment.config
-        placed = place(experiment, meshes.create_mesh(config.mesh.fsdp))
         reading = data.Reading(
             config.data.num_workers,
             config.data.prefetch_batches,

@@ -1,14 +1,12 @@
 """An experiment on a mesh: where its arrays lie, and its steps compiled for that."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from convit_jax import kernels
 from convit_jax.config import Config
 from convit_jax.training import mesh as meshes
 from convit_jax.training.experiment import Experiment
@@ -44,28 +42,13 @@ def memory_advice(config: Config, devices: int) -> str:
     return f"try {', '.join(advice[:-1])} or {advice[-1]}"
 
 
-def place(
-    experiment: Experiment, mesh: Mesh, *, attention: kernels.Form | None = None
-) -> Placement:
-    """Puts an experiment on a mesh. Nothing is compiled yet.
-
-    Args:
-        experiment: what is run.
-        mesh: where.
-        attention: its form, where it is not the config's.
+def place(experiment: Experiment, mesh: Mesh) -> Placement:
+    """Puts an experiment on a mesh, the one it was made for. Nothing is compiled yet.
 
     Raises:
-        InputError: the devices do not divide a batch, or cannot have the attention's form.
+        InputError: the devices do not divide a batch.
     """
-    config, architecture = experiment.config, experiment.architecture
-    attention = attention or config.attention
-    kernels.check_form(
-        attention,
-        mesh.devices.flat[0],
-        architecture.dtype,
-        architecture.head_dim,
-        math.prod(architecture.grid),
-    )
+    config = experiment.config
     meshes.check_divides(
         mesh,
         config.batch_size,
@@ -77,21 +60,18 @@ def place(
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     state = state_sharding(experiment.abstract_state(), mesh)
 
-    def placed(step: Callable[..., Any]) -> Callable[..., Any]:
-        return kernels.traced_for(step, mesh, meshes.AXES, attention)
-
     return Placement(
         mesh=mesh,
         state=state,
         rows=rows,
         train_step=jax.jit(
-            placed(experiment.train_step),
+            experiment.train_step,
             in_shardings=(state, rows),
             out_shardings=(state, everywhere),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            placed(experiment.eval_step),
+            experiment.eval_step,
             in_shardings=(state.eval_params, rows),
             out_shardings=everywhere,
         ),

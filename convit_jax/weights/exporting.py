@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export
 
-from convit_jax import kernels
 from convit_jax.data.device_resizing import resize_and_centre_crop
 from convit_jax.data.mixing import normalise
 from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.kernels import attention_for
 from convit_jax.models import VisionTransformer
 
 PLATFORMS = ("cpu", "tpu", "cuda")
@@ -27,15 +27,14 @@ def export_classifier(model: VisionTransformer, preprocessing: Preprocessing) ->
     Returns:
         A serialised `jax.export` artefact, StableHLO inside.
     """
-    graph, state = nnx.split(model)
+    graph, state = nnx.split(model.with_attention(attention_for(form="xla")))
 
     def classify(images: jax.Array) -> jax.Array:
         cropped = resize_and_centre_crop(
             images, preprocessing.image_size, preprocessing.crop_fraction
         )
         pixels = normalise(cropped, preprocessing.mean, preprocessing.std)
-        with kernels.compiled_for(None, form="xla"):
-            return jax.nn.softmax(nnx.merge(graph, state)(pixels))
+        return jax.nn.softmax(nnx.merge(graph, state)(pixels))
 
     batch, height, width = export.symbolic_shape("batch, height, width")
     images = jax.ShapeDtypeStruct((batch, height, width, len(preprocessing.mean)), jnp.uint8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from convit_jax import kernels
-from convit_jax.kernels import dispatch
+from convit_jax.kernels import choice
 from convit_jax.kernels.attention import one_product, two_products
 
 FORMS = pytest.mark.parametrize("form", [two_products, one_product])
@@ -87,8 +87,11 @@ def test_gradients_are_the_slopes(argument, form):
 @pytest.mark.parametrize(("platform", "products"), [("cpu", 3), ("rocm", 2), ("tpu", 2)])
 def test_xlas_form_is_that_of_the_platform(monkeypatch, platform, products):
     """On a machine with several devices and no mesh, where the kernel does not go."""
-    monkeypatch.setattr(dispatch._Hardware, "of", lambda device: dispatch._Hardware(platform))
+    monkeypatch.setattr(choice._Hardware, "of", lambda device: choice._Hardware(platform))
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    program = str(jax.make_jaxpr(lambda *x: kernels.gated_attention(*x))(*make_inputs()))
+    q, k, v, positional, gate = make_inputs()
+    parts = [x.reshape(*x.shape[:2], -1) for x in (q, k, v)]
+    attend = kernels.attention_for()
+    program = str(jax.make_jaxpr(lambda *x: attend(x, len(gate), positional, gate))(*parts))
     assert program.count("dot_general") == products

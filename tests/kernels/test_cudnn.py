@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from convit_jax import kernels, models
 from convit_jax.errors import InputError
-from convit_jax.kernels import cudnn, dispatch
+from convit_jax.kernels import choice, cudnn
 from convit_jax.models.vit import attention_layer
 from tests.kernels.test_attention import expected_output, make_inputs
 
@@ -21,12 +21,12 @@ HOPPER, AMPERE, VOLTA = (9, 0), (8, 0), (7, 0)
 
 
 @pytest.fixture
-def compiled_for_gpu(monkeypatch):
-    """Makes what is traced for a mesh of this machine be traced for a GPU."""
+def attention_on_gpu(monkeypatch):
+    """A function of a form: the attention of a mesh of this machine, taken for a GPU."""
 
     def make(form="auto", capability=HOPPER):
-        hardware = dispatch._Hardware("cuda", capability)
-        monkeypatch.setattr(dispatch._Hardware, "of", lambda device: hardware)
+        hardware = choice._Hardware("cuda", capability)
+        monkeypatch.setattr(choice._Hardware, "of", lambda device: hardware)
         # JAX asks the GPU itself, of which there is none.
         monkeypatch.setattr(jax_cudnn, "check_cudnn_version", lambda: 91900)
         monkeypatch.setattr(
@@ -35,7 +35,7 @@ def compiled_for_gpu(monkeypatch):
             lambda wanted: capability >= tuple(map(int, wanted.split("."))),
         )
         monkeypatch.setattr(jax_cudnn, "is_cuda_compute_capability_equal", lambda wanted: False)
-        return kernels.compiled_for(Mesh(np.array(jax.devices()[:1]), ("data",)), ("data",), form)
+        return kernels.attention_for(Mesh(np.array(jax.devices()[:1]), ("data",)), form)
 
     return make
 
@@ -126,6 +126,13 @@ def test_what_it_cannot_do_is_said(case, words):
     assert why is None if words is None else words in why
 
 
+def abstract_layer(architecture, attend, gpsa=True):
+    """A layer without arrays, of shapes alone."""
+    return nnx.eval_shape(
+        lambda: attention_layer(architecture, attend, gpsa=gpsa, rngs=nnx.Rngs(0))
+    )
+
+
 def lowered_for_cuda(layer, x, grid, outputs=None):
     """The StableHLO of a layer and of its gradient."""
     graph, params = nnx.split(layer)
@@ -143,43 +150,41 @@ def lowered_for_cuda(layer, x, grid, outputs=None):
 
 
 @pytest.mark.parametrize("gpsa", [True, False])
-def test_a_layer_lowers_for_cuda_with_cudnns_operations(gpsa, compiled_for_gpu):
+def test_a_layer_lowers_for_cuda_with_cudnns_operations(gpsa, attention_on_gpu):
     a = models.architecture("convit_small", image_size=224, dtype="bfloat16")
-    layer = nnx.eval_shape(lambda: attention_layer(a, gpsa=gpsa, rngs=nnx.Rngs(0)))
+    layer = abstract_layer(a, attention_on_gpu(), gpsa)
     tokens = math.prod(a.grid) + (not gpsa)
     x = jax.ShapeDtypeStruct((2, tokens, a.width), jnp.bfloat16)
-    with compiled_for_gpu():
-        forward, gradient = lowered_for_cuda(layer, x, a.grid)
-        one_query, _ = lowered_for_cuda(layer, x, a.grid, outputs=1)
+    forward, gradient = lowered_for_cuda(layer, x, a.grid)
+    one_query, _ = lowered_for_cuda(layer, x, a.grid, outputs=1)
     assert "__cudnn$fmhaSoftmax(" in forward
     assert "Backward" not in forward
     assert "__cudnn$fmhaSoftmaxBackward(" in gradient
     assert "__cudnn" not in one_query
-    # Queries, keys and values are made apart: a joint product's parts would be copied.
+    # Queries, keys and values are products of their own: slices of a joint one would be copied.
     assert f"{a.width}x{2 * a.width}xbf16" not in forward
-    with compiled_for_gpu("xla"):
-        assert "__cudnn" not in "".join(lowered_for_cuda(layer, x, a.grid))
+    layer = abstract_layer(a, attention_on_gpu("xla"), gpsa)
+    assert "__cudnn" not in "".join(lowered_for_cuda(layer, x, a.grid))
 
 
-def test_what_was_not_measured_must_be_asked_for(compiled_for_gpu):
+def test_what_was_not_measured_must_be_asked_for(attention_on_gpu):
     a = models.architecture("convit_tiny", image_size=224, dtype="bfloat16")
-    layer = nnx.eval_shape(lambda: attention_layer(a, gpsa=True, rngs=nnx.Rngs(0)))
     x = jax.ShapeDtypeStruct((2, 196, a.width), jnp.bfloat16)
-    with compiled_for_gpu("auto", AMPERE):
-        assert "__cudnn" not in "".join(lowered_for_cuda(layer, x, a.grid))
-    with compiled_for_gpu("cudnn", AMPERE):
-        assert "__cudnn$fmha" in "".join(lowered_for_cuda(layer, x, a.grid))
+    layer = abstract_layer(a, attention_on_gpu("auto", AMPERE))
+    assert "__cudnn" not in "".join(lowered_for_cuda(layer, x, a.grid))
+    layer = abstract_layer(a, attention_on_gpu("cudnn", AMPERE))
+    assert "__cudnn$fmha" in "".join(lowered_for_cuda(layer, x, a.grid))
 
 
-def test_asking_for_what_cannot_be_had_is_refused_with_what_can(compiled_for_gpu):
-    device = jax.devices()[0]
+def test_asking_for_what_cannot_be_had_is_refused_with_what_can(attention_on_gpu):
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     with pytest.raises(InputError, match=r"compiled for cpu; expected auto or xla$"):
-        kernels.check_form("cudnn", device, "bfloat16", 48, 196)
+        kernels.attention_for(mesh, "cudnn").check("bfloat16", 48, 196)
     for form in ("auto", "xla", "pallas"):
-        kernels.check_form(form, device, "float32", 12, 64)
+        kernels.attention_for(mesh, form).check("float32", 12, 64)
     qkv = jnp.zeros((1, 4, 3 * 16))
-    with compiled_for_gpu("cudnn"), pytest.raises(InputError, match="dtype is float32"):
-        kernels.self_attention((qkv,), 2)
+    with pytest.raises(InputError, match="dtype is float32"):
+        attention_on_gpu("cudnn")((qkv,), 2)
 
 
 def test_parts_of_a_projection_are_the_projections():

@@ -184,13 +184,10 @@ def uses_kernel(function, *arguments):
 )  # fmt: skip
 def test_the_form_is_chosen_in_one_place(form, channels, kernel, one_device):
     (q, k, v, positional, gate), _ = make_inputs(2, 5, 3, channels)
-    q, k, v = (x.reshape(2, 5, 3, channels) for x in (q, k, v))
+    attend = kernels.attention_for(one_device, form) if form else kernels.DEFAULT_ATTENTION
 
-    def gated(*inputs):
-        if form is None:
-            return kernels.gated_attention(*inputs)
-        with kernels.compiled_for(one_device, ("data",), form):
-            return kernels.gated_attention(*inputs)
+    def gated(q, k, v, positional, gate):
+        return attend((q, k, v), 3, positional, gate)
 
     assert uses_kernel(gated, q, k, v, positional, gate) == kernel
 
@@ -198,15 +195,12 @@ def test_the_form_is_chosen_in_one_place(form, channels, kernel, one_device):
 def test_forms_agree(one_device):
     (q, k, v, positional, gate), _ = make_inputs(2, 6, 2, 8)
     parts = (jnp.concatenate([q, k], -1), v)
-    by_xla = kernels.self_attention(parts, 2, positional, gate, outputs=2)
-    q, k, v = (x.reshape(2, 6, 2, 8) for x in (q, k, v))
-    with kernels.compiled_for(one_device, ("data",), "pallas"):
-        by_kernel = kernels.self_attention(parts, 2, positional, gate, outputs=2)
-        plain = kernels.softmax_attention(q, k, v)
-        assert not uses_kernel(kernels.softmax_attention, q[:, :1], k, v)
+    xla, kernel = (kernels.attention_for(one_device, form) for form in ("xla", "pallas"))
+    by_xla = xla(parts, 2, positional, gate, outputs=2)
+    by_kernel = kernel(parts, 2, positional, gate, outputs=2)
     assert by_kernel.shape == (2, 2, 16)
     np.testing.assert_allclose(by_kernel, by_xla, atol=1e-5)
-    np.testing.assert_allclose(plain, kernels.softmax_attention(q, k, v), atol=1e-5)
+    np.testing.assert_allclose(kernel(parts, 2), xla(parts, 2), atol=1e-5)
 
 
 def test_a_run_asks_for_a_form(make_config):
@@ -215,8 +209,9 @@ def test_a_run_asks_for_a_form(make_config):
 
     for form, kernel in (("pallas", True), ("auto", False)):
         config = make_config(attention=form, model__head_dim=8)
-        experiment = make_experiment(config, num_examples=100, num_classes=10)
-        placed = place(experiment, mesh.create_mesh())
+        devices = mesh.create_mesh()
+        experiment = make_experiment(config, num_examples=100, num_classes=10, mesh=devices)
+        placed = place(experiment, devices)
         batch = {
             "image": jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.uint8),
             "label": jax.ShapeDtypeStruct((16,), jnp.int32),

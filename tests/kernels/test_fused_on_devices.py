@@ -22,9 +22,8 @@ gate, weights = jnp.asarray([0.3, 0.9]), jnp.asarray(rng.normal(size=(8, 6, 16))
 
 def results(mesh, gated):
     def loss(x, positional, gate):
-        with kernels.compiled_for(mesh, meshes.AXES, "pallas"):
-            extra = (positional, gate) if gated else ()
-            return jnp.sum(kernels.self_attention((x,), 2, *extra) * weights)
+        extra = (positional, gate) if gated else ()
+        return jnp.sum(kernels.attention_for(mesh, "pallas")((x,), 2, *extra) * weights)
     whole, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), in_shardings=(rows, whole, whole),
                    out_shardings=(whole, (rows, whole, whole)))
@@ -59,12 +58,13 @@ for name in sys.argv[1:]:
     devices = find_topology(name).devices()
     mesh = Mesh(devices, ("data",))
     rows, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), ()))
-    layer = nnx.eval_shape(lambda: GPSA(4, 48, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    attend = kernels.attention_for(mesh)
+    layer = nnx.eval_shape(
+        lambda: GPSA(4, 48, dtype=jnp.bfloat16, attend=attend, rngs=nnx.Rngs(0)))
     graph, params = nnx.split(layer)
 
     def loss(params, x):
-        with kernels.compiled_for(mesh, ("data",)):
-            return nnx.merge(graph, params)(x, (14, 14)).astype(jnp.float32).sum()
+        return nnx.merge(graph, params)(x, (14, 14)).astype(jnp.float32).sum()
 
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=whole), params)
     x = jax.ShapeDtypeStruct((BATCH, 196, WIDTH), jnp.bfloat16, sharding=rows)
@@ -86,8 +86,7 @@ for name in sys.argv[1:]:
 device = find_topology("v5e-4").devices()[:1]
 for tokens in (1, 784):
     def total(qkv, positional, gate):
-        with kernels.compiled_for(Mesh(device, ("data",)), ("data",)):
-            out = kernels.self_attention((qkv,), 4, positional, gate)
+        out = kernels.attention_for(Mesh(device, ("data",)))((qkv,), 4, positional, gate)
         return out.astype(jnp.float32).sum()
 
     on = jax.sharding.SingleDeviceSharding(device[0])
