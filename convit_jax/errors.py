@@ -4,9 +4,11 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 _LONGEST_LINE = 200
+_LONGEST_WORD = 1000
 
 # What a machine can lack or refuse while a sound file is read or written, in words.
 _MACHINE_FAULTS = {
@@ -29,6 +31,19 @@ _MACHINE_FAULTS = {
     errno.ECONNRESET: "the storage's connection broke",
 }
 
+# How libraries that have no numbers say the same: XLA and TensorStore by the names of their
+# states, TensorFlow's gs:// by what its HTTP library or the answer said.
+_LIBRARY_WORDS = {
+    r"Out of memory|RESOURCE_EXHAUSTED: .*memory": errno.ENOMEM,
+    r"PERMISSION_DENIED|UNAUTHENTICATED|HTTP response code 40[13]": errno.EACCES,
+    r"DEADLINE_EXCEEDED|UNAVAILABLE|HTTP response code (429|5\d\d)": errno.ETIMEDOUT,
+    r"libcurl code \d+": errno.EHOSTUNREACH,
+}
+
+# What the system refuses by its rules. Of something to read that is the machine's state; of a
+# place that someone chose to write to it is the choice.
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 class InputError(ValueError):
     """A mistake in what the user gave: a flag, a config, data, weights or a workdir.
@@ -50,7 +65,7 @@ class MachineError(RunError):
 
 
 @contextlib.contextmanager
-def boundary(name: str, problem: str = "cannot be read") -> Iterator[None]:
+def boundary(name: str, problem: str = "cannot be read", chosen: bool = False) -> Iterator[None]:
     """The one place where something from outside comes in: a file, an image, an answer, a config.
 
     Whatever a library raises inside becomes one sentence that names the culprit. Sentences of our
@@ -59,6 +74,8 @@ def boundary(name: str, problem: str = "cannot be read") -> Iterator[None]:
     Args:
         name: what is being read, as the user knows it.
         problem: what to say of it where it is to blame.
+        chosen: whether it is a place that the user chose to write to: permissions are then its
+            fault, not the machine's.
 
     Raises:
         InputError: what came in is to blame.
@@ -69,10 +86,14 @@ def boundary(name: str, problem: str = "cannot be read") -> Iterator[None]:
     except (InputError, RunError):
         raise
     except Exception as error:
-        fault = machine_fault(error)
-        if fault:
-            raise MachineError(f"{name}: {fault}") from error
-        raise InputError(f"{name} {problem}: {first_line(error)}") from error
+        code = _fault_code(error)
+        if code is None:
+            where = getattr(error, "filename", None)
+            beside = f" ({where})" if isinstance(where, str) and where not in name else ""
+            raise InputError(f"{name} {problem}: {first_line(error)}{beside}") from error
+        if chosen and code in _REFUSALS:
+            raise InputError(f"{name} {problem}: {_MACHINE_FAULTS[code]}") from error
+        raise MachineError(f"{name}: {_MACHINE_FAULTS[code]}") from error
 
 
 def machine_fault(error: BaseException) -> str | None:
@@ -81,15 +102,42 @@ def machine_fault(error: BaseException) -> str | None:
     Libraries that read by themselves (TensorStore, ArrayRecord) pass on the system's words rather
     than its number, so the words count too.
     """
+    code = _fault_code(error)
+    return None if code is None else _MACHINE_FAULTS[code]
+
+
+@contextlib.contextmanager
+def fitting_memory(what: str) -> Iterator[None]:
+    """Says what did not fit the memory, the host's or a device's, where something does not.
+
+    Raises:
+        MachineError: it does not fit.
+    """
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        if _fault_code(error) != errno.ENOMEM:
+            raise
+        raise MachineError(f"{what}: no memory is left for it ({first_line(error)})") from error
+
+
+def _fault_code(error: BaseException) -> int | None:
+    """The system's number of what the machine lacked or refused."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError):
-            return _MACHINE_FAULTS[errno.ENOMEM]
+            return errno.ENOMEM
         if isinstance(cause, OSError) and cause.errno in _MACHINE_FAULTS:
-            return _MACHINE_FAULTS[cause.errno]
-        for code, words in _MACHINE_FAULTS.items():
-            if os.strerror(code) in str(cause):
-                return words
+            return cause.errno
+        said = str(cause)
+        for code in _MACHINE_FAULTS:
+            if os.strerror(code) in said:
+                return code
+        for words, code in _LIBRARY_WORDS.items():
+            if re.search(words, said):
+                return code
         cause = cause.__cause__
     return None
 
@@ -102,6 +150,19 @@ def first_line(error: BaseException) -> str:
     # Storage errors name a long path first and the reason last.
     half = _LONGEST_LINE // 2
     return line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
+
+
+def in_one_line(text: str) -> str:
+    """A text with what is no letter, sign or space written out, and what is very long cut.
+
+    File names may hold line ends, a terminal's commands, or bytes that are no UTF-8.
+    """
+    line = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+    half = _LONGEST_WORD // 2
+    return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda m: f"{m[0][:half]}…{m[0][-half:]}", line)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from etils import epath
 
-from convit_jax.errors import InputError
+from convit_jax.errors import boundary
 
 
 def write_whole(path: epath.PathLike, write: Callable[[pathlib.Path], object]) -> None:
@@ -20,9 +20,10 @@ def write_whole(path: epath.PathLike, write: Callable[[pathlib.Path], object]) -
 
     Raises:
         InputError: the place cannot be written to.
+        MachineError: the machine is to blame for that: no space is left, or no memory.
     """
     path = epath.Path(path)
-    try:
+    with boundary(str(path), "cannot be written", chosen=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         if "://" in str(path):
             with tempfile.TemporaryDirectory() as directory:
@@ -36,5 +37,3 @@ def write_whole(path: epath.PathLike, write: Callable[[pathlib.Path], object]) -
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
