@@ -657,3 +657,4 @@ def test_the_page_on_exit_codes_has_every_code(repository):
     page = (repository / "docs" / "exit_codes.md").read_text()
     for code in {0, 134, 137, 141, 143, *(wrong.code for wrong in ALL)}:
         assert f"\n| {code} |" in page
+    assert f" {len(ALL)} wrong inputs" in page
