@@ -23,7 +23,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from etils import epath
 from flax import nnx
 
 from convit_jax import analysis, command_line, data
@@ -38,7 +37,7 @@ from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.data.sources import KINDS
 from convit_jax.errors import InputError, boundary
 from convit_jax.models import VisionTransformer
-from convit_jax.paths import user_path
+from convit_jax.paths import output_directory
 from convit_jax.screen import Screen
 from convit_jax.training.accuracy import IMAGES_A_DEVICE, measure_accuracy
 from convit_jax.weights import Weights, open_weights
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     layers = _numbers(arguments, "layers", None)
     query = _numbers(arguments, "query", 2)
     fields = command_line.overrides(arguments.override)
-    out = _directory(arguments.out)
+    out = output_directory(arguments.out, "--out")
     examples = _Examples.open(arguments.images, arguments.count)
     keep_compiled_programs()
     with Screen() as screen:
@@ -141,16 +140,6 @@ def _numbers(arguments: argparse.Namespace, name: str, count: int | None) -> tup
     expected = "numbers with commas between them, such as 2,10" if count is None else "ROW,COLUMN"
     command_line.expect(arguments, name, bool(numbers) and count in (None, len(numbers)), expected)
     return numbers
-
-
-def _directory(name: str) -> epath.Path:
-    """The directory to write to, made now: better a mistake told before the work than after."""
-    path = user_path(name)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out={name} cannot be used as a directory: {error.strerror}") from error
-    return path
 
 
 def _named_weights(arguments: argparse.Namespace) -> list[tuple[Weights, str]]:

@@ -16,13 +16,13 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from convit_jax import command_line, models
@@ -31,8 +31,9 @@ from convit_jax.benchmarks.input import measure_input
 from convit_jax.benchmarks.kernel import measure_kernel
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
 from convit_jax.benchmarks.timm_model import check_timm, measure_timm
-from convit_jax.errors import InputError
-from convit_jax.paths import expand_home
+from convit_jax.devices import find_devices
+from convit_jax.errors import InputError, fitting_memory
+from convit_jax.screen import PipedConsole
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,7 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     model.add_argument(
         "--profile",
-        type=expand_home,
         metavar="DIR",
         help="write a profile of five train steps, for TensorBoard",
     )
@@ -224,7 +224,7 @@ def _print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[st
     for row in rows:
         table.add_row(*row)
     # In a file or a pipe, which have no width of their own, no number is cut off.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    PipedConsole(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 _COMMANDS = {
@@ -240,7 +240,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     for name in ("batch_size", "image_size"):
         command_line.expect(arguments, name, getattr(arguments, name) >= 1, "at least 1")
-    _COMMANDS[arguments.command](arguments)
+    seconds = getattr(arguments, "seconds", 0.0)
+    command_line.expect(arguments, "seconds", 0 <= seconds < math.inf, "0 or more")
+    if arguments.command != "kernel":  # which compiles for a TPU that need not be here
+        find_devices()
+    with fitting_memory(f"--batch-size={arguments.batch_size}"):
+        _COMMANDS[arguments.command](arguments)
     return 0
 
 

@@ -6,13 +6,14 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
+from convit_jax.devices import find_devices
 from convit_jax.paths import expand_home
 
 
 def cache_directory() -> pathlib.Path:
     """Where what was found out or fetched is kept: `$XDG_CACHE_HOME/convit_jax`."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(expand_home(home)) / "convit_jax"
+    return pathlib.Path(expand_home(home, "XDG_CACHE_HOME")) / "convit_jax"
 
 
 def keep_compiled_programs() -> None:
@@ -24,9 +25,12 @@ def keep_compiled_programs() -> None:
     """
     import jax  # noqa: PLC0415  (what needs only the directory does without)
 
+    find_devices()
     named = jax.config.jax_compilation_cache_dir
     if named:
-        jax.config.update("jax_compilation_cache_dir", expand_home(named))
+        jax.config.update(
+            "jax_compilation_cache_dir", expand_home(named, "JAX_COMPILATION_CACHE_DIR")
+        )
     elif jax.default_backend() != "cpu":
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
 

@@ -1,20 +1,30 @@
 """What all commands share: how a mistake is told, and how `--config` is read."""
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import itertools
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import UnionType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from absl import flags
 
 from convit_jax.config import Config
 from convit_jax.config_files import Overrides, make_config, split_overrides
-from convit_jax.errors import InputError, RunError, first_line, machine_fault, nearest
+from convit_jax.errors import (
+    InputError,
+    RunError,
+    first_line,
+    in_one_line,
+    machine_fault,
+    nearest,
+)
 from convit_jax.models import Architecture
 from convit_jax.models.architecture import as_image_size
 from convit_jax.typed_config import from_text, keys
@@ -29,29 +39,108 @@ def run(name: str, command: Callable[[], int | None]) -> int:
 
     Returns:
         Its exit code; 2 for a user's mistake and 1 for a run that could not go on, each told in
-        one sentence on standard error; 130 after Ctrl-C; 141 where nobody reads the output.
+        one sentence on standard error; 130 after Ctrl-C; 141 where nobody reads the output
+        (docs/exit_codes.md).
     """
     try:
-        return command() or 0
+        code, words = _outcome(command)
+        if words:
+            say(name, words)
+        return code
+    finally:
+        # At its end Python would try again to write what was not taken, and end with code 120.
+        _give_up(sys.stdout)
+        _give_up(sys.stderr)
+
+
+def _outcome(command: Callable[[], int | None]) -> tuple[int, str]:
+    """A command's exit code, and what is to be said of it."""
+    try:
+        with _output_named():
+            code = command() or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        return code, ""
     except InputError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
+        return 2, str(error)
     except RunError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
+        return 1, str(error)
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read standard output has read enough; Python must not flush it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return 130, "ended by Ctrl-C"
     except Exception as error:
+        where = getattr(error, "filename", None)
+        if isinstance(error, BrokenPipeError) and where == _OUTPUT:
+            return 141, ""  # whoever read it has read enough
         fault = machine_fault(error)
         if fault is None:
             raise  # a defect of this program, which its traceback helps to find
-        where = getattr(error, "filename", None) or first_line(error)
-        print(f"{name}: {fault} ({where})", file=sys.stderr)
-        return 1
+        return 1, f"{fault} ({where or first_line(error)})"
+
+
+_OUTPUT = "standard output"
+
+
+class _Output:
+    """Standard output, of which an error says that it is its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes, to a file or whatever it is."""
+        with self._named():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Writes what is still kept."""
+        with self._named():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = _OUTPUT
+            raise
+
+
+@contextlib.contextmanager
+def _output_named() -> Iterator[None]:
+    """Has errors of standard output say so, and names in it written whatever they are made of."""
+    stream = sys.stdout
+    if stream is None:  # it was closed before the program began
+        yield
+        return
+    if isinstance(stream, io.TextIOWrapper):
+        # File names may hold what no UTF-8 is, and a terminal may know no letters but English ones.
+        utf8 = stream.encoding.lower() == "utf-8"
+        stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+    sys.stdout = _Output(stream)
+    try:
+        yield
+    finally:
+        sys.stdout = stream
+
+
+def _give_up(stream: TextIO | None) -> None:
+    """Drops what a stream does not take."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(name: str, words: str) -> None:
+    """Tells a sentence on standard error, on one line whatever is in the names that it quotes."""
+    # Not to be heard is no reason to end with another code.
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:
+            print(f"{name}: {in_one_line(words)}", file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -159,6 +248,7 @@ def parse(argv: Sequence[str]) -> Overrides:
         meant = re.sub(r"^\w+\.", "", name) if name not in keys(Config) else name
         if argument.startswith("--") and name not in _FLAGS and meant in keys(Config):
             raise InputError(f"no flag --{name}: did you mean --config.{meant}?")
+    _check_values(rest)
     try:
         positional = _FLAGS([*argv[:1], *rest])[1:]
     except flags.Error as error:
@@ -166,6 +256,15 @@ def parse(argv: Sequence[str]) -> Overrides:
     if positional:
         raise InputError(f"unexpected argument '{positional[0]}': flags begin with --")
     return overrides
+
+
+def _check_values(arguments: Sequence[str]) -> None:
+    """Refuses `--config --workdir=x`, in which absl takes the second flag for the first's value."""
+    for argument, following in itertools.pairwise(arguments):
+        name = argument.removeprefix("--")
+        known = argument.startswith("--") and name in _FLAGS and not _FLAGS[name].boolean
+        if known and following.startswith("--"):
+            raise InputError(f"{argument}: expected {argument}=VALUE")
 
 
 def read_config(overrides: Overrides) -> Config:

@@ -39,6 +39,7 @@ NO_DECAY = (r".*\.(bias|scale|gating)", r"cls_token|pos_embed")
 GPSA_ATTENTION = r"blocks\.{gpsa}\.attention\..*"
 # A seed is 32 bits on the device: more would be those again.
 SEEDS = 2**32
+_SOME_IMAGES: dict[str, Any] = {"at_least": 1, "at_most": 2**20}
 _SOME_TIME: dict[str, Any] = {"duration": True, "above": 0}
 
 
@@ -174,11 +175,11 @@ class Config:
         "count train_for's epochs on the whole dataset: a fraction f of it is then seen 1/f times "
         "as often (paper Table 2)",
     )
-    batch_size: int = key(1024, "images a step, over all devices", fixed=True, at_least=1)
+    batch_size: int = key(1024, "images a step, over all devices", fixed=True, **_SOME_IMAGES)
     eval_every: str = key(
         "1 epochs", "interval between evaluations, besides the last step's", **_SOME_TIME
     )
-    eval_batch_size: int = key(1024, "images an evaluation step, over all devices", at_least=1)
+    eval_batch_size: int = key(1024, "images an evaluation step, over all devices", **_SOME_IMAGES)
     attention_images: int = key(
         1024,
         "evaluation images that each evaluation measures gates and non-locality on (paper Fig. 5, "

@@ -174,14 +174,15 @@ def _find(file: str) -> pathlib.Path:
     Raises:
         InputError: there is none.
     """
-    path = pathlib.Path(expand_home(file))
+    path = pathlib.Path(expand_home(file, "--config"))
     beside = pathlib.Path(__file__).parent.parent
     roots = [pathlib.Path(), *([] if pathlib.Path().resolve() == beside else [beside])]
     names = [file, f"configs/{file}", f"configs/{file}.py"]
     candidates = [path] if path.is_absolute() else [root / n for root in roots for n in names]
     for candidate in candidates:
-        if candidate.is_file() and _defines(candidate):
-            return candidate
+        with boundary(f"--config={file}"):
+            if candidate.is_file() and _defines(candidate):
+                return candidate
     problem = f"no such file that defines {_FUNCTION}()"
     known = [known for root in roots for known in root.glob("configs/*.py") if _defines(known)]
     if not known:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from convit_jax import command_line
+from convit_jax.devices import find_devices
 from convit_jax.models import Architecture
 from convit_jax.screen import Screen
 from convit_jax.weights import Weights, new_path, open_weights, told_by_shapes, write_weights
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = open_weights(arguments.source)
         architecture = weights.architecture(**fields)
         if path.suffix == ".stablehlo":
+            find_devices()
             program = export_classifier(
                 weights.model(**fields), weights.preprocessing(architecture)
             )

@@ -4,9 +4,11 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 _LONGEST_LINE = 200
+_LONGEST_WORD = 1000
 
 # What a machine can lack or refuse while a sound file is read or written, in words.
 _MACHINE_FAULTS = {
@@ -29,21 +31,28 @@ _MACHINE_FAULTS = {
     errno.ECONNRESET: "the storage's connection broke",
 }
 
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
+# How libraries that have no numbers say the same: XLA and TensorStore by the names of their
+# states, TensorFlow's gs:// by what its HTTP library or the answer said.
+_LIBRARY_WORDS = {
+    r"Out of memory|RESOURCE_EXHAUSTED: .*memory": errno.ENOMEM,
+    r"PERMISSION_DENIED|UNAUTHENTICATED|HTTP response code 40[13]": errno.EACCES,
+    r"DEADLINE_EXCEEDED|UNAVAILABLE|HTTP response code (429|5\d\d)": errno.ETIMEDOUT,
+    r"libcurl code \d+": errno.EHOSTUNREACH,
+}
 
-# Of the statuses of Google's interfaces, by number and by name, those that blame no request.
-_CLOUD_STATUS: dict[int | str, int] = {
+# The numbers of TensorFlow's errors, which its words need not tell: deadline exceeded, permission
+# denied, aborted (after every attempt to ask again), unavailable, unauthenticated.
+_TENSORFLOW_STATUS = {
     4: errno.ETIMEDOUT,
     7: errno.EACCES,
-    10: errno.ETIMEDOUT,  # every attempt to ask again failed
+    10: errno.ETIMEDOUT,
     14: errno.EHOSTUNREACH,
     16: errno.EACCES,
-    "DEADLINE_EXCEEDED": errno.ETIMEDOUT,
-    "PERMISSION_DENIED": errno.EACCES,
-    "ABORTED": errno.ETIMEDOUT,
-    "UNAVAILABLE": errno.EHOSTUNREACH,
-    "UNAUTHENTICATED": errno.EACCES,
 }
+
+# What the system refuses by its rules. Of something to read that is the machine's state; of a
+# place that someone chose to write to it is the choice.
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class InputError(ValueError):
@@ -66,7 +75,7 @@ class MachineError(RunError):
 
 
 @contextlib.contextmanager
-def boundary(name: str, problem: str = "cannot be read", *, writes: bool = False) -> Iterator[None]:
+def boundary(name: str, problem: str = "cannot be read", chosen: bool = False) -> Iterator[None]:
     """The one place where something from outside comes in: a file, an image, an answer, a config.
 
     Whatever a library raises inside becomes one sentence that names the culprit. Sentences of our
@@ -75,8 +84,8 @@ def boundary(name: str, problem: str = "cannot be read", *, writes: bool = False
     Args:
         name: what is being read, as the user knows it.
         problem: what to say of it where it is to blame.
-        writes: whether it is a place that the user named to be written to: that it may not be is
-            the user's mistake then, and no fault of the machine.
+        chosen: whether it is a place that the user chose to write to: permissions are then its
+            fault, not the machine's.
 
     Raises:
         InputError: what came in is to blame.
@@ -89,23 +98,46 @@ def boundary(name: str, problem: str = "cannot be read", *, writes: bool = False
     except Exception as error:
         code = _fault_code(error)
         if code is None:
-            raise InputError(f"{name} {problem}: {first_line(error)}") from error
-        if writes and code in _REFUSALS:
+            where = getattr(error, "filename", None)
+            beside = f" ({where})" if isinstance(where, str) and where not in name else ""
+            raise InputError(f"{name} {problem}: {first_line(error)}{beside}") from error
+        if chosen and code in _REFUSALS:
             raise InputError(f"{name} {problem}: {_MACHINE_FAULTS[code]}") from error
         raise MachineError(f"{name}: {_MACHINE_FAULTS[code]}") from error
 
 
 def machine_fault(error: BaseException) -> str | None:
-    """What the machine lacked or refused, or None where the error says nothing of the machine."""
+    """What the machine lacked or refused, or None where the error says nothing of the machine.
+
+    Libraries that read by themselves (TensorStore, ArrayRecord) pass on the system's words rather
+    than its number, so the words count too.
+    """
     code = _fault_code(error)
     return None if code is None else _MACHINE_FAULTS[code]
 
 
-def _fault_code(error: BaseException) -> int | None:
-    """The number, in `errno`, of what the machine lacked or refused.
+@contextlib.contextmanager
+def fitting_memory(what: str) -> Iterator[None]:
+    """Says what did not fit the memory, the host's or a device's, where something does not.
 
-    Libraries that read by themselves (TensorStore, ArrayRecord) pass on the system's words rather
-    than its number, so the words count too; those that read gs:// say it in words of their own.
+    Raises:
+        MachineError: it does not fit.
+    """
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        if _fault_code(error) != errno.ENOMEM:
+            raise
+        raise MachineError(f"{what}: no memory is left for it ({first_line(error)})") from error
+
+
+def _fault_code(error: BaseException) -> int | None:
+    """The system's number of what the machine lacked or refused, if the error says so.
+
+    JAX's own errors are of devices and of other processes, not of storage, in much the same words:
+    of those memory alone counts.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -114,17 +146,16 @@ def _fault_code(error: BaseException) -> int | None:
         if isinstance(cause, OSError) and cause.errno in _MACHINE_FAULTS:
             return cause.errno
         is_jax = type(cause).__module__.partition(".")[0] in ("jax", "jaxlib")
-        # JAX's are of devices and of other processes, not of storage, in much the same words.
-        text = "" if is_jax else str(cause)
+        text = str(cause)
         for code in _MACHINE_FAULTS:
-            if os.strerror(code) in text:
+            if not is_jax and os.strerror(code) in text:
                 return code
-        # TensorFlow's errors have the number of the status, TensorStore's its name.
-        status = _CLOUD_STATUS.get(getattr(cause, "error_code", None) or text.partition(":")[0])
-        if status is not None:
-            return status
-        if "libcurl code" in text:
-            return errno.ENETUNREACH
+        for words, code in _LIBRARY_WORDS.items():
+            if re.search(words, text) and (not is_jax or code == errno.ENOMEM):
+                return code
+        status = getattr(cause, "error_code", None)
+        if status in _TENSORFLOW_STATUS:
+            return _TENSORFLOW_STATUS[status]
         cause = cause.__cause__
     return None
 
@@ -137,6 +168,19 @@ def first_line(error: BaseException) -> str:
     # Storage errors name a long path first and the reason last.
     half = _LONGEST_LINE // 2
     return line if len(line) <= _LONGEST_LINE else f"{line[:half]} … {line[-half:]}"
+
+
+def in_one_line(text: str) -> str:
+    """A text with what is no letter, sign or space written out, and what is very long cut.
+
+    File names may hold line ends, a terminal's commands, or bytes that are no UTF-8.
+    """
+    line = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+    half = _LONGEST_WORD // 2
+    return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda m: f"{m[0][:half]}…{m[0][-half:]}", line)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

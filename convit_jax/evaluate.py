@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from convit_jax import analysis, command_line, data
@@ -30,6 +29,8 @@ from convit_jax.data import imagenet
 from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.data.reading import EXIF_ROTATIONS
 from convit_jax.models import Architecture, VisionTransformer
+from convit_jax.paths import output_file
+from convit_jax.screen import PipedConsole
 from convit_jax.training.accuracy import IMAGES_A_DEVICE, Accuracy, measure_accuracy
 from convit_jax.training.processes import join_processes, screen_of_process
 from convit_jax.weights import Weights, named_model, open_weights
@@ -124,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _check(arguments)
     fields = command_line.overrides(arguments.override)
+    if arguments.confusion is not None:
+        output_file(arguments.confusion, "--confusion")
     keep_compiled_programs()
     with screen_of_process() as screen:
         weights = open_weights(arguments.weights)
@@ -250,7 +253,7 @@ def _text(arguments: argparse.Namespace, done: _Evaluation) -> None:
             accuracy = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
             mistaken = row["mistaken_for"] or ""
             table.add_row(row["name"], f"{row['examples']}", accuracy, mistaken)
-        Console().print(table)
+        PipedConsole().print(table)
 
 
 def _compared(measured: Accuracy, found: analysis.Published) -> str:

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from convit_jax import command_line
@@ -34,6 +33,7 @@ from convit_jax.planning import (
     find_topology,
     make_plan,
 )
+from convit_jax.screen import PipedConsole
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: v5e-256, or v4:4x4x4.")
 _EXAMPLES = flags.DEFINE_integer(
@@ -145,7 +145,7 @@ def _print(plan: Plan) -> None:
     table = Table(box=box.SIMPLE, title=f"{plan.model} on {plan.topology}", show_header=False)
     for row in _rows(plan):
         table.add_row(*row)
-    Console().print(table)
+    PipedConsole().print(table)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -27,7 +27,7 @@ from convit_jax.cache import keep_compiled_programs
 from convit_jax.data import imagenet
 from convit_jax.data.image_paths import find_images
 from convit_jax.data.preprocessing import Preprocessing
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, fitting_memory
 from convit_jax.models import VisionTransformer
 from convit_jax.screen import Screen
 from convit_jax.weights import open_weights
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = imagenet.readable(classes)
     show = _show_json if arguments.json else _show_text
     readable = _Readable(paths, preprocessing)
-    for path, probabilities in classify(model, preprocessing, readable, arguments.batch_size):
+    batch_size = min(arguments.batch_size, len(paths))
+    for path, probabilities in classify(model, preprocessing, readable, batch_size):
         best = np.argsort(-probabilities, kind="stable")[: arguments.top]
         show(
             path,
@@ -89,7 +90,7 @@ class _Readable:
                 yield path, self._preprocessing.crop(path)
             except InputError as error:
                 self.broken += 1
-                print(f"predict: {error}", file=sys.stderr)
+                command_line.say("predict", str(error))
 
 
 def classify(
@@ -105,8 +106,10 @@ def classify(
         pixels = np.stack([image for _, image in some])
         # One shape for all batches, so that one program serves them.
         padded = np.resize(pixels, (batch_size, *pixels.shape[1:]))
-        probabilities = run(state, jnp.asarray(preprocessing.normalise(padded)))
-        yield from zip((path for path, _ in some), np.asarray(probabilities), strict=False)
+        height, width = preprocessing.image_size
+        with fitting_memory(f"--batch-size={batch_size}, images of {height}x{width} pixels"):
+            probabilities = np.asarray(run(state, jnp.asarray(preprocessing.normalise(padded))))
+        yield from zip((path for path, _ in some), probabilities, strict=False)
 
 
 def _batches(images: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -17,10 +17,13 @@ from absl import flags
 from PIL import Image, ImageDraw
 
 from convit_jax import command_line, data
+from convit_jax.devices import find_devices
 from convit_jax.errors import InputError
-from convit_jax.paths import expand_home
+from convit_jax.paths import output_file
 from convit_jax.training import Experiment, make_experiment, open_training_examples
+from convit_jax.training.experiment import MOST_STEPS
 from convit_jax.training.step import augmented, step_key, step_keys
+from convit_jax.whole_file import write_whole
 
 _OUT = flags.DEFINE_string("out", "sheet.png", "Where the sheet is written: a .png or .jpg file.")
 _STEP = flags.DEFINE_integer("step", 0, "Which step's batch, from 0.")
@@ -29,6 +32,8 @@ _IMAGES = flags.DEFINE_integer("images", 24, "How many images, from the batch's 
 # Pixels between pictures and for a caption.
 _GAP, _CAPTION = 4, 12
 _COLUMNS = 6
+# What Pillow calls the kinds of files that are written.
+_KINDS = {".png": "png", ".jpg": "jpeg"}
 
 
 def contact_sheet(
@@ -116,20 +121,19 @@ def main(argv: Sequence[str]) -> int:
     count = _IMAGES.value
     if not 2 <= count <= config.batch_size or count % 2:
         raise InputError(f"--images={count}: expected an even number up to {config.batch_size}")
-    if _STEP.value < 0:
-        raise InputError(f"--step={_STEP.value}: expected 0 or more")
-    out = expand_home(_OUT.value)
-    if not out.lower().endswith((".png", ".jpg")):
-        raise InputError(f"--out={_OUT.value}: expected a .png or .jpg file")
+    if not 0 <= _STEP.value < MOST_STEPS:
+        raise InputError(f"--step={_STEP.value}: expected 0 or more, below {MOST_STEPS}")
+    if not _OUT.value.lower().endswith(tuple(_KINDS)) or _OUT.value.startswith("gs://"):
+        raise InputError(f"--out={_OUT.value}: expected a .png or .jpg file on this machine")
+    out = output_file(_OUT.value, "--out")
+    find_devices()
     source = open_training_examples(config)
     experiment = make_experiment(
         config, num_examples=len(source), num_classes=len(source.class_names)
     )
     sheet = contact_sheet(experiment, source, step=_STEP.value, count=count)
-    try:
-        sheet.save(out)
-    except OSError as error:
-        raise InputError(f"--out={_OUT.value}: {error.strerror or error}") from error
+    kind = _KINDS[out.name.lower()[-4:]]
+    write_whole(out, lambda file: sheet.save(file, kind))
     print(f"{out}: {count} images of step {_STEP.value}, {sheet.width}x{sheet.height} pixels")
     return 0
 

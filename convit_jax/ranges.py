@@ -50,7 +50,9 @@ class Range:
     def check(self, value: Any, name: str) -> None:
         """Raises InputError, naming what the value is for, where it is not allowed."""
         if not self.holds(value):
-            raise InputError(f"{name}={value!r}: expected {self}")
+            finite = not isinstance(value, float) or math.isfinite(value)
+            expected = self if finite else f"a finite number, {_bounds(self)}".removesuffix(", ")
+            raise InputError(f"{name}={value!r}: expected {expected}")
 
     def __bool__(self) -> bool:
         return self != Range()

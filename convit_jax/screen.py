@@ -1,5 +1,6 @@
 """What a command shows while it works: log lines, and a live line for the person who watches."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -20,6 +21,17 @@ def duration_in_words(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
 
 
+class PipedConsole(Console):
+    """A console whose reader may go away: that is an error like any other's, told by the command.
+
+    Rich itself would end the program, with code 1.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Called where the error was caught."""
+        raise
+
+
 class _ConsoleHandler(logging.Handler):
     """Prints log records above the live line."""
 
@@ -29,7 +41,9 @@ class _ConsoleHandler(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(self.format(record), markup=False)
+        # A log that nobody reads any more, or whose disk is full, is no reason to end a run.
+        with contextlib.suppress(OSError):
+            self._console.print(self.format(record), markup=False)
 
 
 class Screen:
@@ -45,7 +59,7 @@ class Screen:
             other_levels: from which level those of the other parts are shown, too.
             is_watched: whether somebody may be watching a live line.
         """
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console = PipedConsole(stderr=True, highlight=False, soft_wrap=True)
         self._handler = _ConsoleHandler(console)
         self._handler.addFilter(
             lambda line: line.name.startswith(only) or line.levelno >= other_levels
@@ -68,6 +82,7 @@ class Screen:
 
     def __enter__(self) -> "Screen":
         package = logging.getLogger("convit_jax")
+        self._level = package.level
         package.addHandler(self._handler)
         package.setLevel(logging.INFO)
         package.propagate = False
@@ -78,6 +93,7 @@ class Screen:
         self._progress.stop()
         package = logging.getLogger("convit_jax")
         package.removeHandler(self._handler)
+        package.setLevel(self._level)
         package.propagate = True
 
     def counting(self, description: str) -> Callable[[int, int], None]:

@@ -22,6 +22,7 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -53,13 +54,7 @@ def _parser() -> command_line.Parser:
     add("--fractions", required=True, metavar="F,F…", help="shares of each class: 0.05,0.1,1")
     add("--models", required=True, metavar="M,M…", help="see above; gaps are the first's")
     add("--seeds", type=int, default=1, metavar="N", help="runs of each (default 1)")
-    add(
-        "--out",
-        required=True,
-        type=expand_home,
-        metavar="DIR",
-        help="the study's directory; is made",
-    )
+    add("--out", required=True, metavar="DIR", help="the study's directory; is made")
     add("--variants", metavar="R,R…", help="rows of Table 3, a to g (a: the ConViT as it is)")
     add("--locality-strengths", metavar="A,A…", help="α, 0.01,0.1,1 in Fig. 8a")
     add("--gpsa-layers", metavar="N,N…", help="how many layers are GPSA, 0,3,6,9 in Fig. 8a")
@@ -77,8 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.expect(arguments, "seeds", arguments.seeds >= 1, "at least 1")
     rate = arguments.images_per_second
     command_line.expect(arguments, "images_per_second", rate is None or rate > 0, "above 0")
+    out = expand_home(arguments.out, "--out")
     fractions = _list(arguments, "fractions", float, lambda f: 0 < f <= 1, "shares such as 0.05,1")
-    strengths = _list(arguments, "locality_strengths", float, lambda a: a > 0, "numbers above 0")
+    strengths = _list(
+        arguments, "locality_strengths", float, lambda a: 0 < a < math.inf, "numbers above 0"
+    )
     layers = _list(arguments, "gpsa_layers", int, lambda n: n >= 0, "whole numbers such as 0,3,6")
     rows = _list(arguments, "variants", str, lambda r: r in TABLE_3, "rows of Table 3, a to g")
     names = _list(arguments, "models", str, bool, "names such as convit_small,deit_small")
@@ -91,44 +89,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"as many as there are from config.seed={config.seed} of '{name}', below {SEEDS}"
         command_line.expect(arguments, "seeds", last < SEEDS, what)
     cells = list_cells(configs, fractions, arguments.seeds, rows, strengths, layers)
-    description.open_study(arguments.out, configs, write=False)
+    description.open_study(out, configs, write=False)
     jobs = make_jobs(configs, cells)
     mine = share_of(jobs, worker, workers)
 
     def workdir(job: Job) -> pathlib.Path:
-        return description.cell_directory(arguments.out, job.cell.name)
+        return description.cell_directory(out, job.cell.name)
 
     def results() -> list[Result]:
-        return read_results(description.cell_directories(arguments.out))
+        return read_results(description.cell_directories(out))
 
     pace = Pace(results(), rate)
     if arguments.dry_run:
         for line in list_jobs(mine, workdir, pace, as_json=arguments.json):
             print(line)
         return 0
-    together = description.open_study(arguments.out, configs, write=True)
+    together = description.open_study(out, configs, write=True)
 
     ending = run_jobs(
         mine,
         workdir,
         pace,
-        finished=lambda result: report.write_tables(arguments.out, results(), together),
+        finished=lambda result: report.write_tables(out, results(), together),
     )
-    table = report.write_tables(arguments.out, results(), together)
-    drawn = report.write_figures(arguments.out, results(), together)
+    table = report.write_tables(out, results(), together)
+    drawn = report.write_figures(out, results(), together)
     if arguments.json:
         for result in results():
             print(json.dumps(dataclasses.asdict(result)))
     else:
         print(table)
     for name, reason in ending.failed.items():
-        print(f"study: {name} failed: {reason}", file=sys.stderr)
+        command_line.say("study", f"{name} failed: {reason}")
     figures = "".join(f", {name}.png and .svg" for name in drawn)
-    print(f"study: {arguments.out} has results.csv, table.md{figures}", file=sys.stderr)
+    command_line.say("study", f"{out} has results.csv, table.md{figures}")
     missing = sum(read_result(workdir(job)) is None for job in jobs)
     if missing:
         words = "cells are not finished; the same command goes on with them"
-        print(f"study: {missing} of {len(jobs)} {words}", file=sys.stderr)
+        command_line.say("study", f"{missing} of {len(jobs)} {words}")
     if ending.stopped_by is not None:
         return 128 + ending.stopped_by
     return 1 if ending.failed else 0

@@ -20,10 +20,10 @@ def write_whole(path: epath.PathLike, write: Callable[[pathlib.Path], object]) -
 
     Raises:
         InputError: the place cannot be written to.
-        MachineError: the machine failed, having no room there, say.
+        MachineError: the machine is to blame for that: no space is left, or no memory.
     """
     path = epath.Path(path)
-    with boundary(str(path), "cannot be written", writes=True):
+    with boundary(str(path), "cannot be written", chosen=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         if "://" in str(path):
             with tempfile.TemporaryDirectory() as directory:

@@ -10,6 +10,8 @@ from convit_jax.errors import (
     RunError,
     boundary,
     first_line,
+    fitting_memory,
+    in_one_line,
     machine_fault,
 )
 
@@ -48,6 +50,58 @@ def test_the_words_of_a_library_tell_of_the_machine_too():
     wrapped.__cause__ = MemoryError()
     assert "memory" in machine_fault(wrapped)
     assert machine_fault(ValueError("bad magic number")) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("INTERNAL: Error dispatching: Out of memory allocating 12 bytes.", "no memory is left"),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12", "no memory is left"),
+        ("Error executing an HTTP request: libcurl code 6 meaning 'Could not resolve'", "reached"),
+        ("Error executing an HTTP request: HTTP response code 403 with body", "permission denied"),
+        ("Error executing an HTTP request: HTTP response code 503 with body", "did not answer"),
+        ("UNAVAILABLE: the bucket's server is gone", "did not answer"),
+        ("Error executing an HTTP request: HTTP response code 404 with body", None),
+    ],
+)
+def test_so_do_the_words_of_storage_elsewhere_and_of_devices(said, fault):
+    found = machine_fault(RuntimeError(said))
+    assert found is None if fault is None else fault in found
+
+
+def test_permissions_of_a_place_that_was_chosen_are_a_mistake():
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with (
+        pytest.raises(InputError, match=r"^out cannot be written: permission denied$"),
+        boundary("out", "cannot be written", chosen=True),
+    ):
+        raise denied
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(MachineError, match=r"^out: no space"), boundary("out", chosen=True):
+        raise full
+
+
+def test_a_path_that_the_name_does_not_tell_is_told():
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "/a/b")
+    with pytest.raises(InputError, match=r": No such file or directory \(/a/b\)$"), boundary("c"):
+        raise missing
+    with pytest.raises(InputError, match=r": No such file or directory$"), boundary("/a/b"):
+        raise missing
+
+
+def test_what_does_not_fit_the_memory_is_named():
+    with (
+        pytest.raises(MachineError, match=r"^--batch-size=9: no memory"),
+        fitting_memory("--batch-size=9"),
+    ):
+        raise MemoryError
+    with pytest.raises(KeyError), fitting_memory("--batch-size=9"):
+        raise KeyError
+
+
+def test_a_line_stays_one_and_shows_what_is_in_it():
+    assert in_one_line("a\nb\x1b[2Jc caf\udce9 é") == "a\\nb\\x1b[2Jc caf\\udce9 é"
+    assert len(in_one_line("x" * 5000 + " " + "y" * 5000)) < 2100
 
 
 @pytest.mark.parametrize("error", [InputError("one sentence"), RunError("one sentence")])

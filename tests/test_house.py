@@ -25,7 +25,7 @@ LEVEL = {
     "ranges": 9,
     "durations": 10,
 }
-COMMON = {"cache", "errors", "huge_pages", "paths", "screen", "whole_file"}
+COMMON = {"cache", "devices", "errors", "huge_pages", "paths", "screen", "whole_file"}
 
 
 def imports_of(path):

@@ -1,7 +1,6 @@
 """Speed of a model: its forward pass and its whole train step."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from convit_jax import models
 from convit_jax.benchmarks.timing import fastest, timed
 from convit_jax.config import resolve
 from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
-from convit_jax.errors import InputError
+from convit_jax.paths import output_directory
 from convit_jax.training import make_experiment
 from convit_jax.training import mesh as meshes
 
@@ -72,7 +71,8 @@ def measure_model(
         InputError: an unknown model, a size that does not fit it, or a directory that cannot be
             written to.
     """
-    profiled = profile and _made_directory(pathlib.Path(profile, name))
+    if profile is not None:
+        profile = str(output_directory(profile, "--profile") / name)
     config = resolve(
         {
             "batch_size": batch_size,
@@ -112,8 +112,8 @@ def measure_model(
         return metrics
 
     train_seconds = fastest(take_step, seconds)
-    if profiled:
-        with jax.profiler.trace(profiled):
+    if profile is not None:
+        with jax.profiler.trace(profile):
             for _ in range(_PROFILED_STEPS):
                 jax.block_until_ready(take_step())
     return ModelSpeed(
@@ -126,11 +126,3 @@ def measure_model(
         train_compile_seconds=train_compile,
         train_images_per_second=batch_size / train_seconds,
     )
-
-
-def _made_directory(path: pathlib.Path) -> str:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--profile: {path} cannot be made: {error.strerror}") from error
-    return str(path)

@@ -13,7 +13,7 @@ from convit_jax.data.image_paths import USUAL, images_below, log_left_out
 from convit_jax.data.records import ImageFiles
 from convit_jax.data.source import Source
 from convit_jax.errors import InputError
-from convit_jax.paths import user_path
+from convit_jax.paths import is_directory, user_path
 
 PREFIX = "folder:"
 # What the parts of a dataset are called, in whatever capitals; of those to evaluate on, the one
@@ -85,7 +85,8 @@ def parts_of_folder(name: str) -> Parts | None:
     Args:
         name: `folder:PATH`, or any other name of examples.
     """
-    if not name.startswith(PREFIX) or not user_path(name.removeprefix(PREFIX)).is_dir():
+    path = name.removeprefix(PREFIX)
+    if not name.startswith(PREFIX) or not path or not is_directory(user_path(path)):
         return None
     return _parts(*_directories(name))
 
@@ -93,8 +94,8 @@ def parts_of_folder(name: str) -> Parts | None:
 def _directories(name: str) -> tuple[epath.Path, list[str]]:
     """The folder, and the directories in it that are not hidden."""
     path = name.removeprefix(PREFIX)
-    root = user_path(path)
-    if not path or not root.is_dir():
+    root = user_path(path) if path else None
+    if root is None or not is_directory(root):
         raise InputError(f"data '{name}': no directory '{path}', expected {PREFIX}PATH")
     return root, sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 

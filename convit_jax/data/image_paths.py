@@ -52,7 +52,7 @@ def _below(
     left_out: collections.Counter[str] | None,
     above: tuple[str, ...],
 ) -> Iterator[str]:
-    with boundary(name, "cannot be listed"):
+    with boundary(str(directory), "cannot be listed"):
         entries = list(_entries(directory))
         here = str(directory) if "://" in str(directory) else os.path.realpath(directory)
     if here in above:

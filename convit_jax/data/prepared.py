@@ -15,7 +15,7 @@ from etils import epath
 from tensorflow_datasets.core.utils import file_utils
 
 from convit_jax.errors import InputError, nearest, some
-from convit_jax.paths import user_path
+from convit_jax.paths import is_directory, user_path
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def _roots(data_dir: str) -> list[epath.Path]:
     if not data_dir:
         return [user_path(root) for root in file_utils.list_data_dirs()]
     root = user_path(data_dir)
-    if not root.is_dir():
+    if not is_directory(root):
         raise InputError(f"no directory '{data_dir}', expected {FORM}")
     return [root]
 

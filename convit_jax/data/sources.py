@@ -50,7 +50,7 @@ def open_source(name: str) -> Source:
 
 
 def _open_digits(name: str) -> Source:
-    split, rest = cut_split(name.removeprefix("digits:"))
+    split, rest = cut_split(name.partition(":")[2])
     if not split or rest:
         raise InputError(f"data '{name}': expected {KINDS['digits']}")
     return _open_split(_digits(), split, name)

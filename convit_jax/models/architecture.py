@@ -1,12 +1,16 @@
 """What a model is made of: one frozen record from which it can be built again."""
 
 import dataclasses
+import math
 from typing import Any
 
 from convit_jax.errors import InputError
 from convit_jax.ranges import Range
 
 DTYPES = ("float32", "bfloat16")
+# More are a slip of the keyboard, or a garbled file: merely to write the model down would take
+# minutes, and the position weights of a head no machine's memory has room for.
+MOST_LAYERS, MOST_PATCHES = 256, 2**16
 
 # Fields that only GPSA layers read; setting one for a model without such layers is a mistake.
 GPSA_FIELDS = ("locality_strength", "conv_init", "use_gating")
@@ -30,7 +34,7 @@ class Architecture:
     head_dim: int = _field(
         "channels a head; the width is num_heads x head_dim", default=48, at_least=1
     )
-    depth: int = _field("layers", default=12, at_least=1)
+    depth: int = _field("layers", default=12, at_least=1, at_most=MOST_LAYERS)
     gpsa_layers: int = _field(
         "how many of the first layers are GPSA; the class token joins after them (where all are, "
         "none joins and the first patch is classified, as in the released code)",
@@ -128,6 +132,12 @@ def _expect(holds: bool, record: Architecture, name: str, expected: str) -> None
 def _check_image_size(image_size: tuple[int, int], patch_size: int) -> None:
     if len(image_size) != 2 or min(image_size) < 1:
         raise InputError(f"image_size={image_size}: expected a side or (height, width) in pixels")
+    patches = math.prod(side // patch_size for side in image_size)
+    if patches > MOST_PATCHES:
+        raise InputError(
+            f"image_size={tuple(image_size)} is {patches:,} patches of {patch_size} pixels: "
+            f"expected at most {MOST_PATCHES:,}"
+        )
     fitting = tuple(max(1, round(side / patch_size)) * patch_size for side in image_size)
     if fitting != tuple(image_size):
         raise InputError(

@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Mapping
 
 from convit_jax.config import Config, resolve
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, boundary
+from convit_jax.paths import output_directory
 from convit_jax.typed_config import differences
 from convit_jax.whole_file import write_whole
 
@@ -88,13 +89,8 @@ def open_study(directory: str, configs: Mapping[str, Config], write: bool) -> di
     if write and together.keys() != kept.keys():
         described = {name: dataclasses.asdict(c) for name, c in (dict(configs) | kept).items()}
         text = json.dumps({name: described[name] for name in together}, indent=2)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            write_whole(path / _FILE, lambda file: file.write_text(text + "\n"))
-        except OSError as error:
-            raise InputError(
-                f"--out={directory} cannot be used as a directory: {error.strerror}"
-            ) from error
+        output_directory(directory, "--out")
+        write_whole(path / _FILE, lambda file: file.write_text(text + "\n"))
     return together
 
 
@@ -111,7 +107,9 @@ def cell_directories(directory: str) -> list[pathlib.Path]:
 def _read(path: pathlib.Path) -> dict[str, Config]:
     """The models of the study in a directory; none where there is nothing yet."""
     file = path / _FILE
-    if not file.exists():
+    with boundary(f"--out={path}"):
+        is_study = file.exists()
+    if not is_study:
         if path.exists() and not path.is_dir():
             raise InputError(f"--out={path} cannot be used as a directory: it is a file")
         there = sorted(p.name for p in path.iterdir()) if path.exists() else []

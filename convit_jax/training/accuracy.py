@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from convit_jax import data
 from convit_jax.data import imagenet
 from convit_jax.data.preprocessing import Preprocessing
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, boundary, fitting_memory
 from convit_jax.kernels import attention_for
 from convit_jax.models import VisionTransformer
 from convit_jax.paths import user_path
@@ -73,15 +74,16 @@ class Accuracy:
 
         Raises:
             InputError: it cannot be written.
+            MachineError: the machine is to blame for that.
         """
-        try:
-            with user_path(path).open("w") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(["", *class_names])
-                for name, row in zip(class_names, self.confusion, strict=True):
-                    writer.writerow([name, *row.astype(int)])
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["", *class_names])
+        for name, row in zip(class_names, self.confusion, strict=True):
+            writer.writerow([name, *row.astype(int)])
+        with boundary(path, "cannot be written", chosen=True):
+            # Classes are directories' names, which may be no UTF-8.
+            user_path(path).write_bytes(text.getvalue().encode(errors="surrogateescape"))
 
 
 def measure_accuracy(
@@ -118,6 +120,8 @@ def measure_accuracy(
         )
     mesh = meshes.create_mesh()
     meshes.check_divides(mesh, batch_size, "--batch-size")
+    # A step has no more rows than there are examples, but for those that fill up the devices'.
+    batch_size = min(batch_size, -(-len(source) // mesh.size) * mesh.size)
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     graph, params = nnx.split(model.with_attention(attention_for(mesh)), nnx.Param)
     how = (preprocessing.mean, preprocessing.std, among and tuple(among), confusion)
@@ -133,12 +137,14 @@ def measure_accuracy(
         health=broken.health,
     )
     total = data.num_eval_batches(len(source), batch_size)
-    totals = sum_over_examples(
-        _compiled_step(graph, *how, mesh),
-        jax.device_put(nnx.to_pure_dict(params), everywhere),
-        (meshes.to_global(batch, rows, batch_size) for batch in checked(batches, broken)),
-        lambda done: progress(done, total),
-    )
+    height, width = preprocessing.image_size
+    with fitting_memory(f"--batch-size={batch_size}, images of {height}x{width} pixels"):
+        totals = sum_over_examples(
+            _compiled_step(graph, *how, mesh),
+            jax.device_put(nnx.to_pure_dict(params), everywhere),
+            (meshes.to_global(batch, rows, batch_size) for batch in checked(batches, broken)),
+            lambda done: progress(done, total),
+        )
     if not totals["examples"]:
         raise InputError(f"no example of {source.name} could be read and has a label")
     mean = means(totals)

@@ -31,7 +31,7 @@ def check_same_workdir(directory: epath.Path) -> None:
         return
     path = directory / _TOKEN
     token = np.frombuffer(secrets.token_bytes(8), np.uint8)
-    with boundary(str(path), "cannot be written", writes=True):
+    with boundary(str(path), "cannot be written", chosen=True):
         if jax.process_index() == 0:
             path.write_text(token.tobytes().hex())
     token = multihost_utils.broadcast_one_to_all(token)

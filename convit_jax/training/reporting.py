@@ -137,7 +137,7 @@ class FileWriter(_ScalarWriter):
         self._steps_per_epoch = steps_per_epoch
         self._gathers = "://" in str(workdir)
         self._gathered: list[tuple[int, dict[str, float]]] = []
-        with boundary(f"{self._path} and the events beside it", "cannot be written", writes=True):
+        with boundary(f"{self._path} and the events beside it", "cannot be written", chosen=True):
             _take_back_lines(self._path, before)
             _take_back_events(workdir, before)
             self._events = metric_writers.SummaryWriter(str(workdir))

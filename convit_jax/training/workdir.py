@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from clu import parameter_overview
 from etils import epath
 
-from convit_jax.errors import InputError, boundary
-from convit_jax.paths import user_path
+from convit_jax.errors import InputError
+from convit_jax.paths import output_directory
 from convit_jax.training.experiment import Experiment
 from convit_jax.training.placement import Placement
 from convit_jax.training.sharding import measure_spread
@@ -37,16 +37,9 @@ def open_workdir(workdir: str) -> epath.Path:
         InputError: it cannot be made or written to.
         MachineError: the machine failed, or the storage cannot be reached.
     """
-    with boundary(f"--workdir={workdir}", "cannot be used as a directory to write to", writes=True):
-        # Orbax takes absolute paths only.
-        directory = user_path(workdir)
-        if "://" not in workdir:
-            directory = directory.resolve()
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".writable-{jax.process_index()}"
-        probe.write_text("")
-        probe.unlink()
-    return directory
+    directory = output_directory(workdir, "--workdir")
+    # Orbax takes absolute paths only.
+    return directory if "://" in str(directory) else directory.resolve()
 
 
 @contextlib.contextmanager

@@ -13,9 +13,6 @@ from convit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preproces
 from convit_jax.errors import InputError, boundary, nearest
 from convit_jax.models import Architecture
 
-# No model is deeper; a garbled number must not make one be built.
-MOST_BLOCKS = 256
-
 _ASSUMED = Preprocessing()
 
 
@@ -44,8 +41,6 @@ class Card:
         made, names, crop = self.architecture, self.class_names, self.crop_fraction
         if made is not None:
             _expect(isinstance(made, Architecture), "architecture", made, "an object")
-            fits = made.depth <= MOST_BLOCKS
-            _expect(fits, "architecture.depth", made.depth, f"at most {MOST_BLOCKS}")
         if names is not None:
             texts = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
             _expect(texts and names != (), "class_names", names, "a name for each class")

@@ -60,9 +60,9 @@ def _matching(entry: str, groups: Mapping[str, Tensors], name: str) -> str:
     ends = [label for label in groups if label.endswith(f".{entry}")]
     if len(ends) == 1:
         return ends[0]
-    raise InputError(
-        f"{name} has no model called '{entry}': {nearest(entry, filter(None, groups))}"
-    )
+    called = [label for label in groups if label]
+    hint = nearest(entry, called) if called else f"expected {name}, which holds one alone"
+    raise InputError(f"{name} has no model called '{entry}': {hint}")
 
 
 def _usual(models: Mapping[str, Tensors], name: str) -> str:

@@ -135,14 +135,19 @@ class Weights:
         with self.named():
             check_tensors(self.tensors)
         native, positions = self.native_image_size(), self.tensors.get("pos_embed")
+        patch_size = self.tensors["patch_embed.proj.weight"].shape[-1]
         if positions is None or native is None or native == architecture.image_size:
             return self.tensors
+        if patch_size != architecture.patch_size:
+            return self.tensors  # another model's, of which every misfit is told
         old_grid = tuple(side // architecture.patch_size for side in native)
         resampled = resample_positions(positions, old_grid, architecture.grid)
         return {**self.tensors, "pos_embed": resampled}
 
     def num_classes(self) -> int:
         """How many classes the head tells apart."""
+        with self.named():
+            check_tensors(self.tensors)
         return self.tensors["head.weight"].shape[0]
 
     def likely_model(self) -> str | None:
@@ -208,7 +213,9 @@ def open_weights(name: str | pathlib.Path) -> Weights:
         except InputError as error:
             # What was fetched now is whole; this may have been kept for long.
             raise InputError(f"{error} (kept at {kept}: remove that to fetch it again)") from error
-    path = epath.Path(place) if "://" in place else user_path(place).absolute()
+    path = user_path(place)
+    if "://" not in place:
+        path = path.absolute()
     with boundary(place):
         is_directory, is_there = path.is_dir(), path.exists()
     if is_directory:

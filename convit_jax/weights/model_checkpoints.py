@@ -110,6 +110,10 @@ def write_checkpoint(directory: epath.Path, params: Mapping[str, np.ndarray], ca
         directory: to be made.
         params: our parameters by dotted name.
         card: with the architecture.
+
+    Raises:
+        InputError: the place cannot be written to.
+        MachineError: the machine is to blame for that.
     """
     tree: dict[str, Any] = {}
     for name, array in params.items():
@@ -118,7 +122,12 @@ def write_checkpoint(directory: epath.Path, params: Mapping[str, np.ndarray], ca
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = np.asarray(array, order="C")
-    with _quiet(), contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as writer:
+    with (
+        boundary(str(directory), "cannot be written", chosen=True),
+        _quiet(),
+        contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as writer,
+    ):
+        directory.parent.mkdir(parents=True, exist_ok=True)
         writer.save(
             directory,
             ocp.args.Composite(

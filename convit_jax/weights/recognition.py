@@ -11,7 +11,7 @@ import numpy as np
 from convit_jax import models
 from convit_jax.errors import InputError, nearest
 from convit_jax.models import Architecture
-from convit_jax.weights.card import MOST_BLOCKS
+from convit_jax.models.architecture import MOST_LAYERS
 from convit_jax.weights.families import family
 
 # Plain attention does not show its number of heads; every DeiT has heads of 64 channels.
@@ -121,8 +121,8 @@ def check_tensors(tensors: Mapping[str, np.ndarray]) -> None:
         raise InputError(
             f"the blocks are {_ranges(blocks)}, expected all of them from 0 on, each with a norm1"
         )
-    if depth > MOST_BLOCKS:
-        raise InputError(f"there are {depth:,} blocks, expected at most {MOST_BLOCKS}")
+    if depth > MOST_LAYERS:
+        raise InputError(f"there are {depth:,} blocks, expected at most {MOST_LAYERS}")
     gpsa = _blocks_with(tensors, r"attn\.pos_proj\.weight")
     if gpsa != set(range(len(gpsa))):
         raise InputError(f"GPSA layers are {_ranges(gpsa)}, expected the first ones, from 0 on")

@@ -10,9 +10,9 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from convit_jax.errors import InputError, nearest
+from convit_jax.errors import InputError, boundary, nearest
 from convit_jax.models import Architecture
-from convit_jax.paths import user_path
+from convit_jax.paths import path_to_write
 from convit_jax.weights.files import TORCH_SUFFIXES
 from convit_jax.weights.loading import METADATA_KEY, Weights
 from convit_jax.weights.model_checkpoints import write_checkpoint
@@ -63,7 +63,7 @@ def new_path(destination: str) -> epath.Path:
     Raises:
         InputError: the suffix is unknown or the path is taken.
     """
-    path = user_path(destination)
+    path = path_to_write(destination)
     if "://" not in destination:
         path = path.resolve()
     known = (*SUFFIXES, ".stablehlo")
@@ -72,7 +72,9 @@ def new_path(destination: str) -> epath.Path:
             f"{destination}: nothing is written as '{path.suffix}', {nearest(path.suffix, known)}. "
             "Without a suffix it is a checkpoint directory"
         )
-    if path.exists():
+    with boundary(destination):
+        is_there = path.exists()
+    if is_there:
         raise InputError(f"{destination} is there already: name another, or remove it first")
     return path
 

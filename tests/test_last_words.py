@@ -1,0 +1,660 @@
+"""What every command says last of wrong input, and its exit code (docs/exit_codes.md)."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from convit_jax.models import architecture
+from convit_jax.weights import Card, Weights, new_path, to_torch, write_weights
+from convit_jax.weights.torch_names import parameter_shapes
+
+LONG = "x" * 5000
+# What the commands import, in one process for all of them.
+IMPORTED = (
+    "tensorflow_datasets", "convit_jax.training.loop", "convit_jax.planning",
+    "convit_jax.studies.running", "convit_jax.analysis.report", "convit_jax.benchmarks.model",
+    "convit_jax.benchmarks.input", "convit_jax.benchmarks.attention",
+    "convit_jax.benchmarks.kernel", "convit_jax.weights.exporting",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong:
+    """A wrong command line; `@` in it is the directory of inputs, `%` one that is empty.
+
+    Attributes:
+        command, arguments, environment: of it.
+        words: what the last line has in it, the culprit among them.
+        code: the exit code.
+        stdout: a file for standard output.
+    """
+
+    command: str
+    arguments: tuple[str, ...]
+    words: tuple[str, ...]
+    code: int = 2
+    stdout: str = "%/stdout"
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self):
+        line = " ".join((self.command, *(f"{k}={v}" for k, v in self.environment), *self.arguments))
+        return ascii(line)[1:70]
+
+
+def wrongs(command, before, *rows):
+    """`Wrong`s of a command: each row is what follows `before` on the command line, and words.
+
+    A row may say more of a `Wrong` in a dictionary at its end.
+    """
+    for arguments, *words in rows:
+        more = words.pop() if isinstance(words[-1], dict) else {}
+        arguments = arguments if isinstance(arguments, tuple) else arguments.split()
+        yield Wrong(command, (*before.split(), *arguments), tuple(words), **more)
+
+
+RUN = {"code": 1}  # the run could not go on, by no mistake in what was given
+DIGITS = "--config=configs/digits.py --workdir=%/run"
+TRAIN = [
+    *wrongs(
+        "train", "",
+        ("", "expected --workdir=DIR"),
+        ("--workdir=%/run", "expected --config=configs/FILE.py"),
+        ("--config=configs/digits.py --workdir=", "expected --workdir=DIR"),
+        ("--config --workdir=%/run", "--config: expected --config=VALUE"),
+        ("--config=configs/digits.py --workdir", "--workdir"),
+    ),
+    *wrongs(
+        "train", DIGITS,
+        # Flags and keys.
+        ("--wrokdir=x", "'wrokdir'", "workdir"),
+        ("stray", "unexpected argument 'stray'"),
+        ((" ",), "unexpected argument ' '"),
+        ("-x", "flag 'x'"),
+        ("--batch_size=3", "no flag --batch_size", "--config.batch_size"),
+        ("--config.batchsize=3", "'batchsize'", "'batch_size'"),
+        ("--config.model=1", "config.model is a section"),
+        ("--config.seed", "--config.seed=VALUE"),
+        ("--noconfig.seed", "--noconfig.seed"),
+        ("--config.seed=", "--config.seed=: expected int"),
+        ("--config.seed=1.5", "--config.seed=1.5: expected int"),
+        ("--config.seed=-1", "config.seed=-1: expected at least 0"),
+        ("--config.model.name=convit_huge", "'convit_huge'", "convit_base"),
+        ("--config.model.depth=1000000", "config.model.depth=1000000: expected 1 to 256"),
+        ("--config.model.gpsa_layers=9", "gpsa_layers=9: expected 0 to 4"),
+        ("--config.data.image_size=9", "image_size=(9, 9)", "(8, 8)"),
+        ("--config.data.image_size=100000", "image_size=(100000, 100000)", "at most 65,536"),
+        ("--config.batch_size=99999999999", "config.batch_size=99999999999: expected 1 to"),
+        ("--config.optimizer.learning_rate=1e999", "learning_rate=inf: expected a finite number"),
+        (("--config.optimizer.frozen=(",), "config.optimizer.frozen: '('"),
+        ("--config.optimizer.accumulate=5", "config.optimizer.accumulate=5", "divisor"),
+        ("--config.augment.crop=pda", "config.augment.crop='pda'", "'pad'"),
+        ("--config.augment.crop_padding=3", "config.augment.crop_padding", "augment.crop"),
+        (("--config.train_for=nan epochs",), "config.train_for='nan epochs'"),
+        ("--config.mesh.fsdp=3", "config.mesh.fsdp=3"),
+        ("--config.batch_size=7", "config.batch_size: 7 images"),
+        # Data.
+        ("--config.data.train=x", "data 'x': unknown kind 'x'"),
+        ("--config.data.train=", "data '': unknown kind"),
+        ("--config.data.train=gs://x", "data 'gs://x': unknown kind 'gs'"),
+        ("--config.data.train=digits", "data 'digits': expected digits:train|test"),
+        ("--config.data.train=digits:trian", "no split 'trian'", "'train'"),
+        ("--config.data.train=digits:train[", "'train['"),
+        ("--config.data.train=digits:train[5:2]", "'train[5:2]' has no examples"),
+        ("--config.data.train=folder:", "data 'folder:': no directory"),
+        ("--config.data.train=folder:@/nope", "no directory '@/nope'"),
+        ("--config.data.train=folder:@/file", "no directory '@/file'"),
+        ("--config.data.train=folder:@/loop", "no directory '@/loop'"),
+        ("--config.data.train=folder:@/empty", "@/empty", "no class directories"),
+        ("--config.data.train=folder:@/flat", "@/flat", "no class directories"),
+        ("--config.data.train=folder:@/no_images", "@/no_images", "no images", "a, b"),
+        ("--config.data.train=folder:@/parts", "train, val", "parts of a dataset"),
+        ("--config.data.train=folder:@/one_class", "folder:@/one_class (1)", "other classes"),
+        ("--config.data.train=folder:http://x", "'http://x'", "gs://BUCKET/PATH"),
+        (f"--config.data.train=folder:{LONG}", "a name of 5,000 bytes"),
+        ("--config.data.train=tfds:", "data 'tfds:': expected tfds:NAME"),
+        ("--config.data.train=tfds:mnits:train", "'mnits'", "'mnist'"),
+        ("--config.data.train=tfds:mnist:train:@/nope", "no directory '@/nope'"),
+        ("--config.data.train=tfds:mnist:train:@/file", "no directory '@/file'"),
+        ("--config.data.train=tfds:mnist:train:@/empty", "nothing is prepared in @/empty"),
+        ("--config.data.eval=", "config.data.holdout", "data.eval"),
+        ("--config.data.eval=folder:@/images", "folder:@/images has other classes"),
+        ("--config.data.fraction=0.0001", "config.data.fraction=0.0001 leaves none"),
+        # Weights to start from.
+        ("--config.init_from=nope.pth", "no weights at nope.pth"),
+        ("--config.init_from=@/file", "@/file: expected a file that ends in"),
+        ("--config.init_from=@/other.safetensors", "@/other.safetensors", "no ConViT or DeiT"),
+        ("--config.init_from=@/rgb.safetensors", "@/rgb.safetensors", "do not fit the model"),
+        ("--config.init_from=@/cut.safetensors", "@/cut.safetensors is not a whole"),
+        # The machine and the launcher.
+        ("", "JAX_PROCESS_ID=0", "none of them", {"environment": (("JAX_PROCESS_ID", "0"),)}),
+        ("", "OMPI_COMM_WORLD_SIZE=2", {"environment": (("OMPI_COMM_WORLD_SIZE", "2"),)}),
+        ("--config.model.head_dim=1000000", "memory", RUN),
+    ),
+    *wrongs(
+        "train", "--workdir=%/run",
+        # Config files.
+        ("--config=configs/digit.py", "configs/digit.py", "configs/digits.py"),
+        ("--config=configs/digits.py:dei", "configs/digits.py:dei", "'deit'"),
+        ("--config=@/nope.py", "--config=@/nope.py: no such file"),
+        ("--config=@/empty", "--config=@/empty: no such file"),
+        ("--config=@/loop", "--config=@/loop: no such file"),
+        ("--config=/dev/null", "--config=/dev/null: no such file"),
+        (f"--config={LONG}.py", "a name of 5,003 bytes"),
+        (("--config=two\nlines.py",), r"--config=two\nlines.py: no such file"),
+        (("--config=caf\udce9.py",), r"--config=caf\udce9.py: no such file"),
+        ("--config=@/syntax.py", "@/syntax.py, line 1: SyntaxError"),
+        ("--config=@/raising.py", "@/raising.py, line 2: ZeroDivisionError"),
+        ("--config=@/exiting.py", "@/exiting.py, line 2: SystemExit"),
+        ("--config=@/endless.py", "@/endless.py, line 2: RecursionError"),
+        ("--config=@/misspelt.py", "@/misspelt.py, line 4", "'batch_sise'", "'batch_size'"),
+        ("--config=@/none.py", "@/none.py: get_config() returns None"),
+        ("--config=configs/finetune.py", "data= is missing"),
+        ("--config=configs/finetune.py:dta=x,weights=y", "'dta=x'", "'data'"),
+        ("--config=configs/finetune.py:data=folder:@/images,weights=nope.pth", "at nope.pth"),
+        ("--config=configs/finetune.py:data=folder:@/nope,weights=@/rgb.safetensors", "'@/nope'"),
+        ("--config=configs/convit_s.py:fraction=7", "'fraction=7'"),
+        ("--config=configs/convit_s.py", "tfds:imagenet2012:train", "nothing is prepared"),
+        ("--config=@/interrupted.py", "ended by Ctrl-C", {"code": 130}),
+    ),
+    *wrongs(
+        "train", "--config=configs/digits.py",
+        # Workdirs.
+        ("--workdir=@/file", "--workdir=@/file cannot be used as a directory"),
+        ("--workdir=@/file/run", "--workdir=@/file/run cannot be used as a directory"),
+        ("--workdir=/proc/run", "--workdir=/proc/run cannot be used as a directory"),
+        ("--workdir=/dev/full", "--workdir=/dev/full cannot be used as a directory"),
+        (f"--workdir=%/{LONG}", "a name of 5,000 bytes"),
+        ("--workdir=s3://bucket/run", "s3://bucket/run", "gs://BUCKET/PATH"),
+        ("--workdir=gs://", "gs://", "gs://BUCKET/PATH"),
+        ("--workdir=@/busy", "--workdir=@/busy is in use by process 1"),
+        ("--workdir=@/run", "@/run was started with another configuration", "batch_size"),
+    ),
+]  # fmt: skip
+
+WEIGHTS = [
+    ("--weights=", "''"),
+    ("--weights=nope", "no weights at nope"),
+    ("--weights=nope.pth", "no weights at nope.pth"),
+    ("--weights=@/file", "@/file: expected a file that ends in"),
+    ("--weights=@/file/x.pth", "no weights at @/file/x.pth"),
+    ("--weights=@/empty", "no checkpoint in @/empty"),
+    ("--weights=@/loop", "no weights at @/loop"),
+    ("--weights=@/nowhere.safetensors", "no weights at @/nowhere.safetensors"),
+    ("--weights=@/text.safetensors", "@/text.safetensors is not a whole"),
+    ("--weights=@/empty.safetensors", "@/empty.safetensors is empty"),
+    ("--weights=@/page.safetensors", "@/page.safetensors is a web page"),
+    ("--weights=@/cut.safetensors", "@/cut.safetensors is not a whole"),
+    ("--weights=@/other.safetensors", "@/other.safetensors", "no ConViT or DeiT"),
+    ("--weights=@/rgb.safetensors#ema", "@/rgb.safetensors has no model called 'ema'"),
+    ("--weights=@/damaged", "@/damaged", "is damaged"),
+    ("--weights=http://127.0.0.1:CLOSED/x.safetensors", "CLOSED/x.safetensors", "refused"),
+    ("--weights=http://127.0.0.1:CLOSED/x", "CLOSED/x: expected a file that ends in"),
+    ("--weights=hf://one", "hf://one: expected hf://ORG/NAME"),
+    ("--weights=ftp://x/y.pth", "'ftp://x/y.pth'", "gs://BUCKET/PATH"),
+    (f"--weights={LONG}.pth", "a name of 5,004 bytes"),
+    (("--weights=caf\udce9.pth",), r"no weights at caf\udce9.pth"),
+]
+RGB = "--weights=@/rgb.safetensors"
+EVALUATE = [
+    *wrongs(
+        "evaluate", "",
+        ("", "--weights, --data"),
+        ("--wieghts=x", "no flag --wieghts", "'--weights'"),
+        (RGB, "--data"),
+    ),
+    *wrongs("evaluate", "--data=digits:test", *WEIGHTS),
+    *wrongs(
+        "evaluate", RGB,
+        ("--data=", "data '': unknown kind"),
+        ("--data=digits:tset", "no split 'tset'", "'test'"),
+        ("--data=digits:test", "10 classes", "the weights have 2"),
+        ("--data=folder:@/nope", "no directory '@/nope'"),
+        ("--data=folder:@/broken", "@/broken/a/0.png", RUN),
+    ),
+    *wrongs(
+        "evaluate", f"{RGB} --data=folder:@/images",
+        ("stray", "stray"),
+        ("--batch-size=0", "--batch-size=0: expected at least 1"),
+        ("--batch-size=x", "--batch-size", "'x'"),
+        ("--crop=nan", "--crop=nan"),
+        ("--num-workers=-2", "--num-workers=-2"),
+        ("--max-broken=1", "--max-broken=1"),
+        ("--exif-rotation=up", "--exif-rotation=up", "auto"),
+        ("--mask-content=99", "99 GPSA layers"),
+        ("--mask-content=1 --mask-position=1", "--mask-position", "--mask-content"),
+        ("--classes-of=x", "data 'x': unknown kind"),
+        ("--override=dpeth=1", "--override dpeth", "'depth'"),
+        ("--override=image_size=x", "--override image_size=x: expected int"),
+        ("--override=image_size=17", "@/rgb.safetensors", "(17, 17)", "(16, 16)"),
+        ("--override=image_size=100000", "@/rgb.safetensors", "at most 65,536"),
+        ("--override=num_heads=3", "num_heads=3", "divisor"),
+        ("--confusion=", "--confusion=: expected a path"),
+        ("--confusion=@/empty", "--confusion=@/empty is a directory"),
+        ("--confusion=@/file/x.csv", "--confusion=@/file/x.csv cannot be written to"),
+        ("--confusion=/proc/x.csv", "--confusion=/proc/x.csv cannot be written to"),
+        ("--confusion=/dev/full", "/dev/full: no space is left", RUN),
+        ("--override=image_size=1000", "--batch-size=24, images of 1000x1000", "memory", RUN),
+    ),
+]  # fmt: skip
+PREDICT = [
+    *wrongs(
+        "predict", "",
+        ("", "--weights, IMAGE"),
+        ("--weights=nope.pth @/good.png", "no weights at nope.pth"),
+    ),
+    *wrongs(
+        "predict", RGB,
+        ("@/good.png --top=0", "--top=0: expected at least 1"),
+        ("@/good.png --topp=1", "no flag --topp", "'--top'"),
+        ("@/good.png --batch-size=-1", "--batch-size=-1"),
+        ("@/empty", "no images", "@/empty"),
+        ("@/*.nope", "no file matches @/*.nope"),
+        (("",), "''"),
+        (LONG, "a name of 5,000 bytes"),
+        ("http://x/y.png", "http://x/y.png", "gs://BUCKET/PATH"),
+        ("@/nope.png", "no image at @/nope.png", RUN),
+        ("@/file", "@/file: no image", RUN),
+        ("@/good.png @/broken.jpg", "@/broken.jpg: no image", RUN),
+        (("two\nlines.png",), r"no image at two\nlines.png", RUN),
+        (("caf\udce9.png",), r"no image at caf\udce9.png", RUN),
+        ("@/good.png", "no space is left on the device (standard output)",
+         {"code": 1, "stdout": "/dev/full"}),
+    ),
+]  # fmt: skip
+CONVERT = [
+    *wrongs(
+        "convert", "",
+        ("", "SRC, DST"),
+        ("nope.pth %/x", "no weights at nope.pth"),
+        ("@/cut.safetensors %/x", "@/cut.safetensors is not a whole"),
+        ("@/other.safetensors %/x.safetensors", "@/other.safetensors", "no ConViT or DeiT"),
+    ),
+    *wrongs(
+        "convert", "@/rgb.safetensors",
+        ("@/good.png", "nothing is written as '.png'"),
+        ("%/x.safetensor", "'.safetensor'", "'.safetensors'"),
+        ("@/rgb.safetensors", "@/rgb.safetensors is there already"),
+        ("@/empty", "@/empty is there already"),
+        ("/dev/full", "/dev/full is there already"),
+        (("",), "''"),
+        ("@/file/x", "@/file/x cannot be written"),
+        ("@/file/x.safetensors", "@/file/x.safetensors cannot be written"),
+        ("/proc/x", "/proc/x cannot be written"),
+        ("/proc/x.stablehlo", "/proc/x.stablehlo cannot be written"),
+        ("@/loop/x", "@/loop/x cannot be written"),
+        (f"%/{LONG}", "a name of 5,000 bytes"),
+        (("%/caf\udce9",), r"caf\udce9", "UTF-8"),
+        ("http://x/y.safetensors", "http://x/y.safetensors", "gs://BUCKET/PATH"),
+        ("%/x --override=depth=7", "depth=2", "7"),
+        ("%/x --jsn", "no flag --jsn", "'--json'"),
+    ),
+]  # fmt: skip
+ANALYZE = [
+    *wrongs("analyze", "", ("", "--weights, --images, --out")),
+    *wrongs(
+        "analyze", f"{RGB} --images @/good.png --out",
+        ((""), "--out"),
+        (("",), "--out=: expected a path"),
+        ("@/file", "--out=@/file cannot be used as a directory"),
+        ("@/file/x", "--out=@/file/x cannot be used as a directory"),
+        ("/proc/x", "--out=/proc/x cannot be used as a directory"),
+        ("s3://a/b", "--out=s3://a/b", "gs://BUCKET/PATH"),
+        (LONG, "a name of 5,000 bytes"),
+        ("%/a --count=0", "--count=0"),
+        ("%/a --pictures=x", "--pictures", "'x'"),
+        ("%/a --layers=9", "layer 9", "1 to 2"),
+        ("%/a --layers=a", "--layers=a"),
+        ("%/a --query=1", "--query=1: expected ROW,COLUMN"),
+        ("%/a --query=9,9", "query 9,9"),
+        ("%/a --variant=x", "--variant", "'x'"),
+        ("%/a --compare=nope.pth", "no weights at nope.pth"),
+        ("%/a --compare=@/rgb.safetensors", "rgb.safetensors, rgb.safetensors", "--name"),
+    ),
+    *wrongs(
+        "analyze", f"{RGB} --out=%/a --images",
+        ("nope.png", "no image at nope.png"),
+        ("@/broken.jpg", "@/broken.jpg: no image"),
+        ("@/empty", "no images", "@/empty"),
+        ("digits:tset", "no split 'tset'"),
+        ("folder:@/broken", "@/broken/a/0.png"),
+        (("",), "''"),
+    ),
+]  # fmt: skip
+STUDY = [
+    *wrongs("study", "", ("", "--config, --fractions, --models, --out")),
+    *wrongs(
+        "study",
+        "--config=configs/digits.py --models=convit --fractions=1 --out=%/study --dry-run",
+        ("--fractions=0", "--fractions=0"),
+        ("--fractions=1,1", "--fractions=1,1", "only once"),
+        ("--fractions=0.0001", "--fractions=0.0001"),
+        ("--models=convti", "'convti'", "'convit'"),
+        ("--seeds=0", "--seeds=0"),
+        ("--seeds=99999999999", "--seeds=99999999999"),
+        ("--variants=h", "--variants=h", "a to g"),
+        ("--locality-strengths=inf", "--locality-strengths=inf"),
+        ("--gpsa-layers=99", "gpsa_layers=99"),
+        ("--worker=2/1", "--worker=2/1"),
+        ("--images-per-second=nan", "--images-per-second=nan"),
+        ("--config=configs/nope.py", "configs/nope.py: no such file"),
+        ("--config.sed=1", "'sed'", "'seed'"),
+        ("--config.data.fraction=0.5", "config.data.fraction=0.5", "--fractions"),
+        ("--config.data.train=folder:@/nope", "'@/nope'"),
+        ("--out=", "--out=: expected a path"),
+        ("--out=@/file", "--out=@/file cannot be used as a directory"),
+        ("--out=@/images", "--out=@/images holds other things"),
+        ("--out=gs://bucket/study", "--out=gs://bucket/study", "locks"),
+        (f"--out={LONG}", "a name of 5,000 bytes"),
+        ("--dry-rn", "no flag --dry-rn", "'--dry-run'"),
+    ),
+    *wrongs(
+        "study", "--config=configs/digits.py --models=convit --fractions=1",
+        ("--out=@/file/x", "--out=@/file/x cannot be used as a directory"),
+        ("--out=/proc/x", "--out=/proc/x cannot be used as a directory"),
+    ),
+]  # fmt: skip
+PLAN = wrongs(
+    "plan", "--config=configs/convit_ti.py",
+    ("", "expected --topology=NAME"),
+    ("--topology=v5e-5", "--topology=v5e-5"),
+    ("--topology=v4:4x4", "--topology=v4:4x4: expected v4:"),
+    ("--topology=v5e-4 --config=configs/nope.py", "configs/nope.py: no such file"),
+    ("--topology=v5e-4 --examples=0", "--examples=0"),
+    ("--topology=v5e-4 --classes=x", "--classes=x"),
+    ("--topology=v5e-4 --sweep=x", "--sweep=x"),
+    ("--topology=v5e-4 --topolgy=x", "'topolgy'", "topology"),
+    ("--topology=v5e-4 stray", "'stray'"),
+    ("--topology=v5e-4 --config.data.image_size=100000", "at most 65,536"),
+)  # fmt: skip
+PREVIEW = wrongs(
+    "preview", "--config=configs/digits.py",
+    ("--out=%/x.gif", ".gif: expected a .png or .jpg file"),
+    ("--out=", "--out=: expected a .png"),
+    ("--out=/proc/x.png", "--out=/proc/x.png cannot be written to"),
+    ("--out=@/file/x.png", "--out=@/file/x.png cannot be written to"),
+    ("--out=gs://bucket/x.png", "gs://bucket/x.png", "on this machine"),
+    (f"--out=%/{LONG}.png", "a name of 5,004 bytes"),
+    ("--out=%/x.png --images=3", "--images=3: expected an even number"),
+    ("--out=%/x.png --step=-1", "--step=-1"),
+    ("--out=%/x.png --step=99999999999", "--step=99999999999"),
+    ("--out=%/x.png --config.data.train=folder:@/nope", "'@/nope'"),
+    ("--config=configs/nope.py", "configs/nope.py: no such file"),
+)  # fmt: skip
+BENCHMARK = wrongs(
+    "benchmark", "",
+    ("", "command"),
+    ("modle", "'modle'", "'model'"),
+    ("model convit_tinny", "'convit_tinny'", "'convit_tiny'"),
+    ("model convit_tiny --image-size=17", "(17, 17)", "(16, 16)"),
+    ("model convit_tiny --batch-size=0", "--batch-size=0"),
+    ("model convit_tiny --batch-size=99999999999", "batch_size=99999999999"),
+    ("model convit_tiny --seconds=-1", "--seconds=-1"),
+    ("model convit_tiny --dtype=f8", "dtype='f8'"),
+    ("model convit_tiny --compiled", "--compiled", "--against-timm"),
+    ("model convit_tiny --profile=@/file", "--profile=@/file cannot be used as a directory"),
+    ("model convit_tiny --profile=", "--profile=: expected a path"),
+    ("input", "--data"),
+    ("input --data=folder:@/nope", "'@/nope'"),
+    ("input --data=digits:test --seconds=inf", "--seconds=inf"),
+    ("attention --forms=nope", "--forms", "'nope'"),
+    ("attention --model=x", "'x'"),
+    ("kernel --topology=x", "--topology=x"),
+    ("kernel --image-size=1000000", "at most 65,536"),
+)  # fmt: skip
+
+ALL = [*TRAIN, *EVALUATE, *PREDICT, *CONVERT, *ANALYZE, *STUDY, *PLAN, *PREVIEW, *BENCHMARK]
+
+
+def image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def weights(path):
+    """Random weights of a tiny model of two classes."""
+    made = architecture(
+        "convit_tiny", num_classes=2, image_size=16, depth=2, gpsa_layers=1, num_heads=4,
+        head_dim=4, patch_size=4,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = {
+        name: rng.normal(0, 0.3, size=shape).astype(np.float32)
+        for name, shape in parameter_shapes(made).items()
+    }
+    write_weights(Weights("random", to_torch(params, made), Card()), new_path(str(path)), made)
+
+
+CONFIGS = {
+    "syntax.py": "def get_config(:\n",
+    "raising.py": "def get_config():\n    return 1 / 0\n",
+    "exiting.py": "def get_config():\n    raise SystemExit(3)\n",
+    "endless.py": "def get_config():\n    return get_config()\n",
+    "none.py": "def get_config():\n    return None\n",
+    "misspelt.py": "from convit_jax.config import template\ndef get_config():\n"
+    "    c = template()\n    c.batch_sise = 3\n    return c\n",
+    "interrupted.py": "def get_config():\n    raise KeyboardInterrupt\n",
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, workdir):
+    """A directory of inputs, most of them wrong in one way."""
+    root = tmp_path_factory.mktemp("inputs")
+    for name, text in CONFIGS.items():
+        (root / name).write_text(text)
+    (root / "file").write_text("a file\n")
+    (root / "empty").mkdir()
+    (root / "loop").symlink_to("loop")
+    for label in "ab":
+        for number in range(12):
+            image(root / "images" / label / f"{number}.png")
+        image(root / "parts" / "train" / label / "0.png")
+        image(root / "parts" / "val" / label / "0.png")
+        (root / "no_images" / label).mkdir(parents=True)
+        (root / "no_images" / label / "notes.txt").write_text("no image\n")
+        (root / "broken" / label).mkdir(parents=True)
+        (root / "broken" / label / "0.png").write_text("no image\n")
+    image(root / "one_class" / "a" / "0.png")
+    image(root / "flat" / "0.png")
+    image(root / "good.png")
+    (root / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    weights(root / "rgb.safetensors")
+    whole = (root / "rgb.safetensors").read_bytes()
+    (root / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (root / "empty.safetensors").write_bytes(b"")
+    (root / "text.safetensors").write_text("weights\n")
+    (root / "page.safetensors").write_text("<!DOCTYPE html><html></html>\n")
+    (root / "nowhere.safetensors").symlink_to("nowhere")
+    safetensors.numpy.save_file({"fc.weight": np.zeros((3, 3))}, root / "other.safetensors")
+    shutil.copytree(workdir, root / "run")
+    shutil.copytree(workdir, root / "damaged")
+    for path in (root / "damaged" / "checkpoints").rglob("state/**/*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    (root / "busy").mkdir()
+    with (root / "busy" / ".lock").open("w") as lock:
+        lock.write("process 1 on another machine\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield root
+
+
+def content(root):
+    """What lies in a directory: each file's digest, each directory."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else ""
+        for path in root.rglob("*")
+        # The record of who holds a workdir is each start's.
+        if path.name != ".lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def fork(repository, digits):
+    """A function that runs a command line in a fork of a process that has imported everything."""
+    environment = os.environ | {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # no need to begin anew
+        "PYTHONPATH": str(repository),
+    }
+    command = [sys.executable, "tests/fork_commands.py", *IMPORTED]
+    with subprocess.Popen(
+        command, cwd=repository, env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "ready\n"
+
+        def run(**request):
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        yield run
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def closed_port():
+    """A port of this machine at which nobody answers."""
+    with contextlib.closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("wrong", ALL, ids=str)
+def test_wrong_input_is_one_sentence_that_names_it(wrong, fork, inputs, closed_port, tmp_path):
+    def filled(text):
+        text = text.replace("@", str(inputs)).replace("%", str(tmp_path))
+        return text.replace("CLOSED", str(closed_port))
+
+    before = content(inputs)
+    code = fork(
+        command=wrong.command,
+        arguments=[filled(argument) for argument in wrong.arguments],
+        environment=dict(wrong.environment),
+        stdout=filled(wrong.stdout),
+        stderr=str(tmp_path / "stderr"),
+    )
+    said = (tmp_path / "stderr").read_text()
+    last = said.splitlines()[-1] if said else ""
+    assert code == wrong.code, said
+    assert "Traceback" not in said
+    assert last.startswith(f"{wrong.command}: "), said
+    for word in wrong.words:
+        assert filled(word) in last
+    assert content(inputs) == before
+
+
+# What Python and the shell see of each command's own entry, and a mistake that is found at once.
+ENTRIES = {
+    "train": "--wrokdir=x",
+    "evaluate": "--wieghts=x",
+    "predict": "--wieghts=x",
+    "convert": "--jsn",
+    "analyze": "--imgaes=x",
+    "study": "--dry-rn",
+    "plan": "--topolgy=x",
+    "preview": "--otu=x",
+    "benchmark": "modle",
+}
+
+
+def entry(command):
+    program = ["train.py"] if command == "train" else ["-m", f"convit_jax.{command}"]
+    return [sys.executable, *program]
+
+
+@pytest.mark.parametrize("command", ENTRIES)
+def test_a_process_of_its_own_ends_likewise(command, repository):
+    wrong = ENTRIES[command]
+    done = subprocess.run(
+        [*entry(command), wrong], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"{command}: ")
+    assert wrong.strip("-").removesuffix("=x") in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# `train.py --help` writes, and `--config.seed=x` is a mistake; neither takes long.
+HELP, MISTAKE = "--help", "--config.seed=x"
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (f'"$@" {HELP} >/dev/full', 1, "train: no space is left on the device (standard output)"),
+        (f'"$@" {HELP} | true; exit ${{PIPESTATUS[0]}}', 141, ""),
+        (f'"$@" {HELP} >&-', 0, ""),
+        (f'"$@" {MISTAKE} 2>/dev/full', 2, ""),
+        (f'"$@" {MISTAKE} 2>&-', 2, ""),
+        (f'"$@" {MISTAKE} >/dev/full', 2, "train: --config.seed=x: expected int"),
+        (f'"$@" {MISTAKE} <&- >&-', 2, "train: --config.seed=x: expected int"),
+        (f'PYTHONIOENCODING=ascii "$@" {HELP} >/dev/null', 0, ""),
+    ],
+)
+def test_a_stream_that_is_full_or_closed_changes_no_other_code(
+    line, code, said, buffered, repository, tmp_path
+):
+    command = ["bash", "-c", line, "bash", *entry("train"), "--config=configs/digits.py"]
+    command.append(f"--workdir={tmp_path}")
+    environment = os.environ | {"PYTHONUNBUFFERED": buffered}
+    done = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.strip()) == (code, said)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("JAX_PLATFORMS", "nonsense", 2),
+        ("XLA_FLAGS", "--xla_force_host_platform_device_count=0", 1),
+    ],
+)
+def test_devices_that_jax_does_not_find_are_told_with_what_asked_for_them(
+    name, value, code, inputs, repository
+):
+    done = subprocess.run(
+        [*entry("predict"), f"--weights={inputs}/rgb.safetensors", f"{inputs}/good.png"],
+        cwd=repository, env=os.environ | {name: value}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("predict: JAX finds no devices with")
+    assert f"{name}={value}" in last
+
+
+def test_a_log_that_cannot_be_written_ends_no_run(repository, digits, tmp_path):
+    """Whoever reads the log of a run of days may end, and its disk may be full."""
+    run = tmp_path / "run"
+    line = '"$@" 2>/dev/full >/dev/full'
+    keys = "train_for=2 steps,optimizer.warmup=0 steps,eval_every=2 steps,checkpoint.every=2 steps"
+    command = ["bash", "-c", line, "bash", *entry("train"), "--config=configs/digits.py"]
+    command += [f"--config.{key}" for key in keys.split(",")]
+    done = subprocess.run([*command, f"--workdir={run}"], cwd=repository, check=False)
+    assert done.returncode == 0
+    assert (run / "checkpoints" / "2").is_dir()
+
+
+def test_the_page_on_exit_codes_has_every_code(repository):
+    page = (repository / "docs" / "exit_codes.md").read_text()
+    for code in {0, 134, 137, 141, 143, *(wrong.code for wrong in ALL)}:
+        assert f"\n| {code} |" in page
+    assert f" {len(ALL)} wrong inputs" in page
