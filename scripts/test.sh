@@ -9,7 +9,6 @@ if [ -n "${WITH_TORCH:-}" ]; then
     python -m pip install --quiet torch==2.13.0
 fi
 
-ruff check .
-ruff format --check .
+scripts/lint.sh
 # Two processes; the tests of a file stay together, with what they share.
 exec python -m pytest -n 2 --dist loadfile "$@"
