@@ -144,7 +144,7 @@ requeue() {
     preempted=${preempted:-None} # of clusters that know no preemption nothing is told
     if [ "$state" = unknown ]; then
         say "saved, but Slurm does not answer: sbatch the same command, which goes on"
-    elif [ "$state" != RUNNING ]; then
+    elif [[ $state != RUNNING && $state != SIGNALING ]]; then
         return # cancelled, or requeued by others
     elif [[ -z $warned && $preempted = None ]]; then
         say "ended by a SIGTERM that was neither the warning of --signal=B:USR1@SECONDS nor a \

@@ -86,15 +86,22 @@ class Cluster:
         (value,) = re.findall(rf"\b{what}=(\S+)", shown)
         return value
 
+    def wait_for(self, job: str, pattern: str, log: pathlib.Path, seconds: float = 180) -> None:
+        """Waits for words in the log of a job that has not ended."""
+        end = time.monotonic() + seconds
+        while not re.search(pattern, said := log.read_text() if log.exists() else ""):
+            state = self.told(job, "JobState")
+            assert state not in _ENDED, f"{job} is {state} without '{pattern}': {said[-5000:]}"
+            assert time.monotonic() < end, f"no '{pattern}' in {said[-5000:]}"
+            time.sleep(0.2)
+
     def wait_for_end(self, job: str, seconds: float = 180) -> str:
         """Waits until a job does not run any more and says its state: PENDING, if requeued."""
         end = time.monotonic() + seconds
         while (state := self.told(job, "JobState")) not in _ENDED:
             if state == "PENDING" and self.told(job, "Restarts") != "0":
                 break
-            log = pathlib.Path(self.told(job, "StdOut"))
-            said = log.read_text() if log.exists() else ""
-            assert time.monotonic() < end, f"{job} is {state}: {said}"
+            assert time.monotonic() < end, f"{job} is still {state}"
             time.sleep(0.2)
         return state
 

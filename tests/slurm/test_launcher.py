@@ -31,18 +31,6 @@ def run_of(workdir, train_for, every=NEVER):
     ]  # fmt: skip
 
 
-def wait_for(cluster, job, pattern, log, seconds=180):
-    """Waits for words in the log of a job that runs."""
-    for _ in range(seconds * 5):
-        said = log.read_text() if log.exists() else ""
-        if found := re.search(pattern, said):
-            return found
-        state = cluster.told(job, "JobState")
-        assert state in ("PENDING", "CONFIGURING", "RUNNING"), f"{job} is {state}: {said}"
-        signal.sigtimedwait([], 0.2)
-    return pytest.fail(f"no '{pattern}' in {said}")
-
-
 def saved_steps(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
@@ -71,12 +59,12 @@ def test_two_nodes_train_one_run(cluster, submit, tmp_path):
 def test_a_requeued_job_saves_and_goes_on_and_a_cancelled_one_saves(cluster, submit, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
     job = submit(*run_of(workdir, NEVER), options=["--nodes=2"])
-    wait_for(cluster, job, "step 3/", log)
+    cluster.wait_for(job, "step 3/", log)
     cluster.ask("scontrol", "requeue", job)
     cluster.begin_again(job)
     (saved,) = saved_steps(workdir)
     assert f"stopped by SIGTERM after step {saved} of" in log.read_text()
-    wait_for(cluster, job, f"step {saved + 3}/", log)
+    cluster.wait_for(job, f"step {saved + 3}/", log)
     assert f"start 2 of job {job}" in log.read_text()
     assert f"resuming after step {saved} from" in log.read_text()
 
@@ -92,25 +80,27 @@ def test_a_requeued_job_saves_and_goes_on_and_a_cancelled_one_saves(cluster, sub
 def test_before_the_time_is_over_a_job_saves_and_goes_on(cluster, submit, tmp_path):
     """Two processes on one node, as there is one a GPU."""
     workdir, log = tmp_path / "run", tmp_path / "log"
-    job = submit(
-        *run_of(workdir, NEVER),
-        options=["--time=1", "--signal=B:USR1@10", "--ntasks-per-node=2"],
-    )
-    wait_for(cluster, job, "saved, and back into the queue", log)
+    options = ["--signal=B:USR1@60", "--ntasks-per-node=2"]
+    job = submit(*run_of(workdir, NEVER), options=options)
+    cluster.wait_for(job, "step 3/", log)
+    hours, minutes, _ = map(int, cluster.told(job, "RunTime").split(":"))
+    cluster.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
+    cluster.wait_for(job, "saved, and back into the queue", log)
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
     cluster.begin_again(job)
     (saved,) = saved_steps(workdir)
     said = log.read_text()
     assert "its time is nearly over" in said
     assert f"stopped by SIGTERM after step {saved} of" in said
     assert "2 device(s) (cpu) in 2 process(es)" in said
-    wait_for(cluster, job, f"resuming after step {saved} from(.|\n)*step {saved + 2}/", log)
+    cluster.wait_for(job, f"resuming after step {saved} from(.|\n)*step {saved + 2}/", log)
     assert cluster.told(job, "Restarts") == "1"
 
 
 def test_a_process_that_dies_ends_the_job(cluster, submit, tmp_path):
     log = tmp_path / "log"
     job = submit(*run_of(tmp_path / "run", NEVER), options=["--nodes=2"])
-    wait_for(cluster, job, "step 3/", log)
+    cluster.wait_for(job, "step 3/", log)
     wanted = {f"SLURM_JOB_ID={job}", "SLURM_PROCID=1", f"SLURM_CONF={cluster.directory}/slurm.conf"}
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
@@ -130,13 +120,12 @@ def test_the_tasks_of_an_array_share_the_cells_of_a_study(cluster, submit, tmp_p
     out = tmp_path / "study"
     job = submit(
         "study", *TINY, "--config.train_for=4 steps", "--config.eval_every=4 steps",
-        "--models=convit,deit", "--fractions=0.5,1", f"--out={out}", options=["--array=0-1"],
+        "--models=convit", "--fractions=1", "--seeds=4", f"--out={out}", options=["--array=0-1"],
     )  # fmt: skip
     for task in (f"{job}_0", f"{job}_1"):
         assert cluster.wait_for_end(task) == "COMPLETED"
     with (out / "results.csv").open() as file:
-        cells = [(row["model"], row["fraction"]) for row in csv.DictReader(file)]
-    assert sorted(cells) == [(model, f) for model in ("convit", "deit") for f in ("0.5", "1.0")]
+        assert sorted(row["seed"] for row in csv.DictReader(file)) == ["0", "1", "2", "3"]
     logs = [(tmp_path / f"log.{task}").read_text() for task in (0, 1)]
     trained = [re.findall(r"(\S+): top-1 [\d.]+%", log) for log in logs]
     assert [len(names) for names in trained] == [2, 2], logs
@@ -195,14 +184,14 @@ def test_one_process_that_fails_ends_the_others_and_is_not_taken_for_the_warning
 def test_a_preempted_job_saves_and_goes_back_into_the_queue(cluster, submit, tmp_path):
     log = tmp_path / "log"
     job = submit(f"--workdir={tmp_path}", python=STOPS, options=["--exclusive"], RUN=str(tmp_path))
-    wait_for(cluster, job, "trains", log)
+    cluster.wait_for(job, "trains", log)
     urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
     other = cluster.ask("sbatch", "--parsable", *urgent, "--wrap=sleep 2").strip()
     assert cluster.wait_for_end(job) == "PENDING"
     assert last_words(log)[-1] == "saved, and back into the queue"
     assert ended(cluster, other)[0] == "COMPLETED"
     cluster.begin_again(job)
-    wait_for(cluster, job, f"start 2 of job {job}", log)
+    cluster.wait_for(job, f"start 2 of job {job}", log)
 
 
 def test_the_warning_by_hand_saves_and_goes_back_into_the_queue(cluster, submit, tmp_path):
@@ -211,7 +200,7 @@ def test_the_warning_by_hand_saves_and_goes_back_into_the_queue(cluster, submit,
         "study", f"--out={tmp_path}", python=STOPS, options=["--array=1-3"], RUN=str(tmp_path)
     )
     for task in (1, 2, 3):
-        wait_for(cluster, f"{job}_{task}", "trains", tmp_path / f"log.{task}")
+        cluster.wait_for(f"{job}_{task}", "trains", tmp_path / f"log.{task}")
     for task in (1, 3):
         cluster.ask("scancel", "--signal=USR1", "--batch", f"{job}_{task}")
         assert cluster.wait_for_end(f"{job}_{task}") == "PENDING"
@@ -236,7 +225,7 @@ def test_a_job_that_saved_and_is_not_requeued_says_why(
     job = submit(
         f"--workdir={tmp_path}", python=STOPS, options=options, RUN=str(tmp_path) if saves else ""
     )
-    wait_for(cluster, job, "trains", log)
+    cluster.wait_for(job, "trains", log)
     cluster.ask("scancel", f"--signal={how}", *(["--batch"] if how == "USR1" else []), job)
     assert ended(cluster, job) == ["FAILED", "143:0", "0"]
     assert last_words(log)[-1].startswith(words)
