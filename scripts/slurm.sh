@@ -147,7 +147,7 @@ requeue() {
     elif [[ $state != RUNNING && $state != SIGNALING ]]; then
         return # cancelled, or requeued by others
     elif [[ -z $warned && $preempted = None ]]; then
-        say "ended by a SIGTERM that was neither the warning of --signal=B:USR1@SECONDS nor a \
+        say "ended by a SIGTERM that was neither the warning (--signal=B:USR1@SECONDS) nor a \
 preemption: not requeued; the same command goes on"
     elif [[ $preempted = None && $directory != *://* && $(checkpoints) = "$before" ]]; then
         say "no step was taken in the $SECONDS seconds up to the warning: not requeued; expected a \
@@ -178,8 +178,9 @@ before=$(checkpoints)
 
 # Until Slurm 22.05 srun took this from sbatch by itself.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
-# In a session of its own: srun would kill the tasks at a SIGTERM that they save at.
-setsid srun --kill-on-bad-exit=1 "${task[@]}" &
+# Where a process fails the others end by themselves, each with its own code (--kill-on-bad-exit would
+# make 143 of it); one that hangs is killed 20 seconds later.
+srun --kill-on-bad-exit=0 --wait=20 "${task[@]}" &
 while :; do
     interrupted='' code=0
     wait $! || code=$?

@@ -86,7 +86,7 @@ class Cluster:
         (value,) = re.findall(rf"\b{what}=(\S+)", shown)
         return value
 
-    def wait_for(self, job: str, pattern: str, log: pathlib.Path, seconds: float = 180) -> None:
+    def wait_for(self, job: str, pattern: str, log: pathlib.Path, seconds: float = 300) -> None:
         """Waits for words in the log of a job that has not ended."""
         end = time.monotonic() + seconds
         while not re.search(pattern, said := log.read_text() if log.exists() else ""):
@@ -95,7 +95,7 @@ class Cluster:
             assert time.monotonic() < end, f"no '{pattern}' in {said[-5000:]}"
             time.sleep(0.2)
 
-    def wait_for_end(self, job: str, seconds: float = 180) -> str:
+    def wait_for_end(self, job: str, seconds: float = 300) -> str:
         """Waits until a job does not run any more and says its state: PENDING, if requeued."""
         end = time.monotonic() + seconds
         while (state := self.told(job, "JobState")) not in _ENDED:

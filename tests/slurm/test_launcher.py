@@ -56,7 +56,7 @@ def test_two_nodes_train_one_run(cluster, submit, tmp_path):
     assert steps_of(workdir, "eval/loss") == [6, 12]
 
 
-def test_a_requeued_job_saves_and_goes_on_and_a_cancelled_one_saves(cluster, submit, tmp_path):
+def test_a_requeued_job_saves_and_goes_on_and_ends_where_a_process_dies(cluster, submit, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
     job = submit(*run_of(workdir, NEVER), options=["--nodes=2"])
     cluster.wait_for(job, "step 3/", log)
@@ -67,18 +67,33 @@ def test_a_requeued_job_saves_and_goes_on_and_a_cancelled_one_saves(cluster, sub
     cluster.wait_for(job, f"step {saved + 3}/", log)
     assert f"start 2 of job {job}" in log.read_text()
     assert f"resuming after step {saved} from" in log.read_text()
-
-    cluster.ask("scancel", job)
-    assert cluster.wait_for_end(job) == "CANCELLED"
-    last = saved_steps(workdir)[-1]
-    assert last >= saved + 3
-    assert f"stopped by SIGTERM after step {last} of" in log.read_text()
-    assert steps_of(workdir, "train/loss") == list(range(1, last + 1))
     assert "not requeued" not in log.read_text()
 
+    os.kill(process_of(cluster, job, 1), signal.SIGKILL)
+    assert cluster.wait_for_end(job, seconds=60) == "FAILED"
+    assert "127.0.0.2: task 1: Killed" in log.read_text()
+    assert last_words(log)[-1] == "train.py ended with code 137: not requeued"
 
-def test_before_the_time_is_over_a_job_saves_and_goes_on(cluster, submit, tmp_path):
-    """Two processes on one node, as there is one a GPU."""
+
+def process_of(cluster, job, index):
+    """The number of a process of a job."""
+    wanted = {f"SLURM_JOB_ID={job}", f"SLURM_PROCID={index}"}
+    wanted.add(f"SLURM_CONF={cluster.environment['SLURM_CONF']}")
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_text().split("\0")
+            told = set((process / "environ").read_text().split("\0"))
+        except OSError:
+            continue  # it has ended meanwhile
+        if "train.py" in words and wanted <= told:
+            return int(process.name)
+    return pytest.fail(f"{job} has no process {index}")
+
+
+def test_before_its_time_is_over_a_job_saves_and_goes_on_and_a_cancelled_one_saves(
+    cluster, submit, tmp_path
+):
+    """Two processes on one node, as there are with one a GPU."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     options = ["--signal=B:USR1@60", "--ntasks-per-node=2"]
     job = submit(*run_of(workdir, NEVER), options=options)
@@ -96,24 +111,17 @@ def test_before_the_time_is_over_a_job_saves_and_goes_on(cluster, submit, tmp_pa
     cluster.wait_for(job, f"resuming after step {saved} from(.|\n)*step {saved + 2}/", log)
     assert cluster.told(job, "Restarts") == "1"
 
+    cluster.ask("scancel", job)
+    assert cluster.wait_for_end(job) == "CANCELLED"
+    last = saved_steps(workdir)[-1]
+    assert last >= saved + 2
+    assert f"stopped by SIGTERM after step {last} of" in log.read_text()
+    assert steps_of(workdir, "train/loss") == list(range(1, last + 1))
 
-def test_a_process_that_dies_ends_the_job(cluster, submit, tmp_path):
-    log = tmp_path / "log"
-    job = submit(*run_of(tmp_path / "run", NEVER), options=["--nodes=2"])
-    cluster.wait_for(job, "step 3/", log)
-    wanted = {f"SLURM_JOB_ID={job}", "SLURM_PROCID=1", f"SLURM_CONF={cluster.directory}/slurm.conf"}
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_text().split("\0")
-            told = set((process / "environ").read_text().split("\0"))
-        except OSError:
-            continue  # it has ended meanwhile
-        if "train.py" in words and wanted <= told:
-            os.kill(int(process.name), signal.SIGKILL)
-    assert cluster.wait_for_end(job, seconds=60) == "FAILED"
-    said = log.read_text()
-    assert re.search(r"127\.0\.0\.2: task 1: Killed", said)
-    assert "train.py ended with code 137: not requeued" in said
+
+def last_words(log):
+    """What the launcher says, without the time."""
+    return [line.split(" ", 2)[2] for line in log.read_text().splitlines() if "slurm.sh: " in line]
 
 
 def test_the_tasks_of_an_array_share_the_cells_of_a_study(cluster, submit, tmp_path):
@@ -147,10 +155,6 @@ sys.exit(143)
 STOPS = f"exec {sys.executable} -c {shlex.quote(PROGRAM)}"
 
 
-def last_words(log):
-    return [line.split(" ", 2)[2] for line in log.read_text().splitlines() if "slurm.sh: " in line]
-
-
 def ended(cluster, job):
     """State, exit code and number of restarts of a job that does not run any more."""
     cluster.wait_for_end(job)
@@ -159,7 +163,7 @@ def ended(cluster, job):
 
 @pytest.mark.parametrize("code", [0, 1, 2, 134])
 def test_what_ended_by_itself_is_not_requeued(code, cluster, submit, tmp_path):
-    job = submit(f"--workdir={tmp_path}", python=f"exit {code}")
+    job = submit(f"--workdir={tmp_path}", python=f"exit {code}", options=["--nodes=2"])
     state = "FAILED" if code else "COMPLETED"
     assert ended(cluster, job) == [state, f"{code}:0", "0"]
     start, *rest = last_words(tmp_path / "log")
@@ -167,18 +171,12 @@ def test_what_ended_by_itself_is_not_requeued(code, cluster, submit, tmp_path):
     assert rest == ([f"train.py ended with code {code}: not requeued"] if code else [])
 
 
-def test_one_process_that_fails_ends_the_others_and_is_not_taken_for_the_warning(
-    cluster, submit, tmp_path
-):
-    """The others get SIGTERM, and end with the code of those that saved."""
-    job = submit(
-        f"--workdir={tmp_path}", python=f'[ "$SLURM_PROCID" = 0 ] || exit 1; {STOPS}',
-        options=["--nodes=2"], RUN=str(tmp_path),
-    )  # fmt: skip
-    state, _, restarts = ended(cluster, job)
-    assert (state, restarts) == ("FAILED", "0")
-    assert "task 1: Exited with exit code 1" in (tmp_path / "log").read_text()
-    assert "not requeued" in last_words(tmp_path / "log")[-1]
+def test_where_one_process_fails_and_another_hangs_the_job_ends(cluster, submit, tmp_path):
+    python = f'[ "$SLURM_PROCID" = 0 ] || exit 1; {STOPS}'
+    job = submit(f"--workdir={tmp_path}", python=python, options=["--nodes=2"], RUN=str(tmp_path))
+    assert ended(cluster, job) == ["FAILED", "137:0", "0"]
+    assert "127.0.0.2: task 1: Exited with exit code 1" in (tmp_path / "log").read_text()
+    assert last_words(tmp_path / "log")[1:] == ["train.py ended with code 137: not requeued"]
 
 
 def test_a_preempted_job_saves_and_goes_back_into_the_queue(cluster, submit, tmp_path):
