@@ -169,14 +169,14 @@ check_flags
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 warned='' interrupted=''
-# The warning comes to this shell alone. SIGTERM comes to all processes at once (scancel, requeue):
-# this shell is to outlive them.
+# The warning comes to this shell alone. SIGTERM comes to all processes at once (scancel, requeue),
+# and this shell is not to end before the others.
 trap 'interrupted=yes' TERM
 trap 'interrupted=yes warned=yes; say "its time is nearly over"; scancel --signal=TERM "$job"' USR1
 check_job
 before=$(checkpoints)
 
-# Until Slurm 22.05 srun took this from sbatch by itself.
+# Since Slurm 22.05 srun does not take this from sbatch by itself.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # Where a process fails the others end by themselves, each with its own code (--kill-on-bad-exit would
 # make 143 of it); one that hangs is killed 20 seconds later.

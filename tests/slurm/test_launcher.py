@@ -193,12 +193,16 @@ def test_a_preempted_job_saves_and_goes_back_into_the_queue(cluster, submit, tmp
 
 
 def test_the_warning_by_hand_saves_and_goes_back_into_the_queue(cluster, submit, tmp_path):
-    """In two of three tasks of an array, the last of which has the array's number."""
+    """In two of three tasks of an array, the last of which has the array's number.
+
+    SIGTERM to the launcher alone, which is not to end before its processes, changes nothing.
+    """
     job = submit(
         "study", f"--out={tmp_path}", python=STOPS, options=["--array=1-3"], RUN=str(tmp_path)
     )
     for task in (1, 2, 3):
         cluster.wait_for(f"{job}_{task}", "trains", tmp_path / f"log.{task}")
+    cluster.ask("scancel", "--signal=TERM", "--batch", f"{job}_2")
     for task in (1, 3):
         cluster.ask("scancel", "--signal=USR1", "--batch", f"{job}_{task}")
         assert cluster.wait_for_end(f"{job}_{task}") == "PENDING"
@@ -237,7 +241,7 @@ def test_a_job_that_saved_and_is_not_requeued_says_why(
     ],
 )
 def test_every_process_has_its_gpus_and_cores(tasks, expected, cluster, submit, tmp_path):
-    python = '[ "$1" = -c ] || echo "$SLURM_PROCID: $JAX_LOCAL_DEVICE_IDS of $SLURM_CPUS_PER_TASK"'
+    python = '[ "$1" = -c ] || echo "$SLURM_PROCID: $JAX_LOCAL_DEVICE_IDS of $SRUN_CPUS_PER_TASK"'
     options = ["--nodes=2", "--gpus-per-node=2", f"--ntasks-per-node={tasks}", "--cpus-per-task=3"]
     job = submit(f"--workdir={tmp_path}", python=python, options=options, JAX_PLATFORMS="")
     assert ended(cluster, job)[0] == "COMPLETED"
