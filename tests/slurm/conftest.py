@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
@@ -183,13 +183,14 @@ def _daemon(
             process.wait()
 
 
-def _wait_until(holds, directory: pathlib.Path) -> None:
-    for _ in range(150):
-        if holds():
-            return
+def _wait_until(holds: Callable[[], bool], directory: pathlib.Path) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        if time.monotonic() > end:
+            logs = [path.read_text().strip() for path in sorted(directory.glob("*.log"))]
+            lines = [line for log in logs for line in log.splitlines() if "error" in line.lower()]
+            pytest.skip(f"Slurm is installed, but does not start here: {lines[-3:] or logs}")
         time.sleep(0.2)
-    logs = "\n".join(path.read_text()[-500:] for path in sorted(directory.glob("*.log")))
-    pytest.skip(f"Slurm is installed, but does not start here: {logs}")
 
 
 def _cancel_all(cluster: Cluster) -> None:
