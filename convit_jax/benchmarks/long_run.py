@@ -71,25 +71,27 @@ class Trend:
     """How one of a run's figures goes once it has settled.
 
     Attributes:
-        name: an attribute of `Sample`.
+        figure: an attribute of `Sample`.
         floor: the least between two evaluations, in the middle of all such stretches.
         peak: the most at any moment.
-        slope: growth of the floor in 1,000 steps, a straight line through all stretches.
+        slope: growth of the floor in 1,000 steps, of a straight line through all stretches.
         error: standard error of the slope.
-        flat: whether the slope is under `limit`.
-        limit: 1 MB, or one descriptor, thread or process, in 1,000 steps.
+        flat: whether the slope is less than 1; None where other programs have a part in it.
     """
 
-    name: str
+    figure: str
     floor: float
     peak: float
     slope: float
     error: float
-    flat: bool
-    limit: float = 1.0
+    flat: bool | None
 
 
-FIGURES = ("anonymous", "rss", "pss", "shared", "descriptors", "threads", "processes")
+# A megabyte, a descriptor or a thread in 1,000 steps: less than an array that is kept of every
+# step takes, or a descriptor of every evaluation.
+_FLAT = 1.0
+_FIGURES = ("anonymous", "rss", "pss", "shared", "descriptors", "threads", "processes")
+_SHARED_WITH_OTHERS = ("pss",)
 
 
 def measure_long_run(steps: int, batch_size: int, workers: int) -> list[Sample]:
@@ -148,7 +150,7 @@ def trends(samples: Sequence[Sample], stretch: int = EVAL_EVERY) -> list[Trend]:
         raise InputError(
             f"--steps={last}: expected {4 * stretch} or more, so that there is a trend to see"
         )
-    return [_trend(name, stretches, stretch) for name in FIGURES]
+    return [_trend(name, stretches, stretch) for name in _FIGURES]
 
 
 def _trend(name: str, stretches: Mapping[int, Sequence[Sample]], stretch: int) -> Trend:
@@ -159,7 +161,7 @@ def _trend(name: str, stretches: Mapping[int, Sequence[Sample]], stretch: int) -
     rest = floors - floors.mean() - slope * away
     error = float(np.sqrt(rest @ rest / (len(floors) - 2) / (away @ away)))
     peak = max(getattr(s, name) for those in stretches.values() for s in those)
-    flat = slope < Trend.limit
+    flat = None if name in _SHARED_WITH_OTHERS else slope < _FLAT
     return Trend(name, float(np.median(floors)), float(peak), slope, error, flat)
 
 
