@@ -47,7 +47,11 @@ if __name__ == "__main__":
     restart_with_huge_pages()
     from convit_jax.command_line import run
 
-    code = run("train", main)
+    try:
+        code = run("train", main)
+    except Exception:  # a defect of this program: Python's words, and its code
+        sys.excepthook(*sys.exc_info())
+        code = 1
     # It imports JAX, which a mistake in the flags does without.
     if "jax" in sys.modules:
         from convit_jax.training.processes import leave

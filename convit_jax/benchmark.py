@@ -4,6 +4,7 @@
     python -m convit_jax.benchmark input --data folder:IMAGES
     python -m convit_jax.benchmark attention
     python -m convit_jax.benchmark kernel
+    python -m convit_jax.benchmark long-run --steps 5000 --out DIR
 
 Compare numbers of one run with each other, not with another run's: machines differ and are noisy.
 """
@@ -22,6 +23,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from etils import epath
 from rich import box
 from rich.table import Table
 
@@ -29,11 +32,14 @@ from convit_jax import command_line, models
 from convit_jax.benchmarks.attention import FORMS, measure_attention
 from convit_jax.benchmarks.input import measure_input
 from convit_jax.benchmarks.kernel import measure_kernel
+from convit_jax.benchmarks.long_run import Sample, measure_long_run, trends
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
 from convit_jax.benchmarks.timm_model import check_timm, measure_timm
 from convit_jax.devices import find_devices
 from convit_jax.errors import InputError, fitting_memory
+from convit_jax.paths import output_directory
 from convit_jax.screen import PipedConsole
+from convit_jax.whole_file import write_whole
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,6 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     kernel.add_argument("--topology", default="v5e-4", help="slice to compile for (default v5e-4)")
     kernel.add_argument("--batch-size", type=int, default=64, help="images a chip (default 64)")
+    long_run = commands.add_parser(
+        "long-run",
+        help="memory, descriptors, threads and shared memory of a run, with its workers, as it "
+        "trains, evaluates and saves: whether any grow",
+    )
+    long_run.add_argument("--steps", type=int, default=5000, help="of the run (default 5000)")
+    long_run.add_argument("--batch-size", type=int, default=32, help="images a step (default 32)")
+    long_run.add_argument("--workers", type=int, default=2, help="processes that read (default 2)")
+    long_run.add_argument(
+        "--out", metavar="DIR",
+        help="write long_run.jsonl, every sample, and long_run.png, their curves",
+    )  # fmt: skip
+    long_run.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
 
 
@@ -212,6 +231,42 @@ def _measure_kernels(arguments: argparse.Namespace) -> None:
     print("Cycles: the compiler's estimates and its kernels' schedules, not measured.")
 
 
+def _measure_long_run(arguments: argparse.Namespace) -> None:
+    command_line.expect(arguments, "steps", arguments.steps >= 1000, "1000 or more")
+    command_line.expect(arguments, "workers", arguments.workers >= 0, "0 or more")
+    directory = None if arguments.out is None else output_directory(arguments.out, "--out")
+    samples = measure_long_run(arguments.steps, arguments.batch_size, arguments.workers)
+    found = trends(samples)
+    if directory is not None:
+        _write_long_run(directory, samples)
+    if arguments.json:
+        _print_json(found)
+        return
+    rows = [
+        (t.figure, f"{t.floor:,.1f}", f"{t.peak:,.1f}", f"{t.slope:+.2f} ± {t.error:.2f}",
+         {True: "yes", False: "no", None: ""}[t.flat])
+        for t in found
+    ]  # fmt: skip
+    title = f"{arguments.steps:,} steps, {arguments.workers} workers"
+    headings = ["between evaluations", "at most", "growth in 1,000 steps", "flat"]
+    _print_table(title, ("all processes together", *headings), rows)
+    print("In MB, or numbers. Flat: it grows by less than 1 in 1,000 steps.")
+
+
+def _write_long_run(directory: epath.Path, samples: Sequence[Sample]) -> None:
+    from convit_jax.analysis.figures import style  # noqa: PLC0415  (matplotlib, for this alone)
+    from convit_jax.analysis.figures.resources import resources_over_steps  # noqa: PLC0415
+
+    columns = {
+        field.name: np.array([getattr(sample, field.name) for sample in samples])
+        for field in dataclasses.fields(Sample)
+    }
+    lines = "".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in samples)
+    write_whole(directory / "long_run.jsonl", lambda path: path.write_text(lines))
+    picture = style.drawn(resources_over_steps(columns), "png")
+    write_whole(directory / "long_run.png", lambda path: path.write_bytes(picture))
+
+
 def _print_json(records: Iterable[Any]) -> None:
     for record in records:
         print(json.dumps(dataclasses.asdict(record)), flush=True)
@@ -232,6 +287,7 @@ _COMMANDS = {
     "input": _measure_input,
     "attention": _measure_attention,
     "kernel": _measure_kernels,
+    "long-run": _measure_long_run,
 }
 
 
@@ -239,10 +295,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and prints what was measured."""
     arguments = _parser().parse_args(argv)
     for name in ("batch_size", "image_size"):
-        command_line.expect(arguments, name, getattr(arguments, name) >= 1, "at least 1")
+        if name in arguments:
+            command_line.expect(arguments, name, getattr(arguments, name) >= 1, "at least 1")
     seconds = getattr(arguments, "seconds", 0.0)
     command_line.expect(arguments, "seconds", 0 <= seconds < math.inf, "0 or more")
-    if arguments.command != "kernel":  # which compiles for a TPU that need not be here
+    if arguments.command not in ("kernel", "long-run"):  # a TPU that need not be here, a process
         find_devices()
     with fitting_memory(f"--batch-size={arguments.batch_size}"):
         _COMMANDS[arguments.command](arguments)

@@ -92,14 +92,14 @@ def output_directory(name: str, flag: str) -> epath.Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable-{platform.node()}-{os.getpid()}"
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     return path
 
 
 def output_file(name: str, flag: str) -> epath.Path:
     """A file to write to, tried now: better a mistake told before the work than after.
 
-    What is there already stays as it is. Directories above it are made.
+    What is there already stays as it is.
 
     Args:
         name: as a person named it.
@@ -113,10 +113,9 @@ def output_file(name: str, flag: str) -> epath.Path:
     with boundary(f"{flag}={name}", "cannot be written to", chosen=True):
         if path.is_dir():
             raise InputError(f"{flag}={name} is a directory: expected a file to write to")
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             path.write_bytes(b"")
-            path.unlink()
+            path.unlink(missing_ok=True)  # of several processes another may have been first
         elif not name.startswith(_ADDRESS):
             path.open("ab").close()
     return path

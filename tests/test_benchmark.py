@@ -1,4 +1,8 @@
 import json
+import mmap
+import os
+import threading
+from multiprocessing.shared_memory import SharedMemory
 from types import SimpleNamespace
 
 import jax
@@ -8,6 +12,7 @@ from PIL import Image
 
 from convit_jax import benchmark, kernels
 from convit_jax.benchmarks import kernel as kernel_benchmark
+from convit_jax.benchmarks import long_run
 from convit_jax.benchmarks.attention import FORMS
 from convit_jax.errors import InputError
 
@@ -29,7 +34,7 @@ def test_a_model_is_measured(capsys, tmp_path):
 
 def test_a_profile_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/convit_tiny cannot be made: Not a dir"):
+    with pytest.raises(InputError, match=r"file cannot be used as a directory to write to"):
         benchmark.main(["model", "convit_tiny", "--profile", str(tmp_path / "file")])
 
 
@@ -112,3 +117,99 @@ def test_compared_forms_compute_the_same(name):
         expected = kernels.DEFAULT_ATTENTION((qkv,), 2, *extra, outputs=3)
         found = kernels.attention_for(mesh, FORMS[name][0])((qkv,), 2, *extra, outputs=3)
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def samples_of(step_of=lambda i: 5 * i, count=1000, **figures):
+    """Samples of a run of 5,000 steps that takes as much at every moment, but for `figures`."""
+    constant = {"seconds": 0.0, "anonymous": 900.0, "rss": 1400.0, "pss": 1000.0, "shared": 0.05,
+                "descriptors": 50, "threads": 240, "processes": 4}  # fmt: skip
+    rng = np.random.default_rng(0)
+    return [
+        long_run.Sample(
+            step=step_of(i),
+            **constant
+            | {"anonymous": 900 + rng.uniform(0, 3)}
+            | {name: function(step_of(i)) for name, function in figures.items()},
+        )
+        for i in range(count)
+    ]
+
+
+def flat(samples):
+    return {trend.figure: trend.flat for trend in long_run.trends(samples)}
+
+
+def test_what_a_run_keeps_shows_and_what_it_gives_back_does_not():
+    # An evaluation takes a hundred megabytes for a fifth of the time.
+    steady = samples_of(rss=lambda step: 1400 + 100 * (step % 250 < 50))
+    assert set(flat(steady).values()) == {True, None}
+    (rss,) = [trend for trend in long_run.trends(steady) if trend.figure == "rss"]
+    assert (rss.floor, rss.peak, rss.slope) == (1400, 1500, 0)
+    assert flat(samples_of(descriptors=lambda step: 50 + step // 250))["descriptors"] is False
+    leaking = samples_of(rss=lambda step: 1400 + 100 * (step % 250 < 50) + 2e-3 * step)
+    (rss,) = [trend for trend in long_run.trends(leaking) if trend.figure == "rss"]
+    assert rss.slope == pytest.approx(2)
+    assert rss.flat is False
+    # What it takes until it has settled is nothing that it goes on taking.
+    assert flat(samples_of(rss=lambda step: 1400 + 0.1 * min(step, 1000)))["rss"] is True
+
+
+def test_a_process_is_measured():
+    def grown(before, after):
+        return [(one - other) for one, other in zip(after, before, strict=True)]
+
+    *before, segments = long_run._taken(os.getpid())
+    files = [open(os.devnull) for _ in range(7)]  # noqa: PTH123, SIM115
+    # What NumPy allocates may be memory that was free before.
+    block = mmap.mmap(-1, 2 * 10**7, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block.write(b"1" * len(block))
+    wait = threading.Event()
+    thread = threading.Thread(target=wait.wait)
+    thread.start()
+    memory = SharedMemory(create=True, size=4096)
+    memory.buf[0] = 1
+    try:
+        *after, mapped = long_run._taken(os.getpid())
+        assert grown(before[0], after[0]) == pytest.approx([len(block) / 1e6] * 3, abs=4)
+        assert grown(before[1:], after[1:])[1] == 1
+        assert grown(before[1:], after[1:])[0] >= len(files)
+        assert long_run._size(mapped - segments) == 4096e-6
+    finally:
+        memory.close()
+        memory.unlink()
+        wait.set()
+        thread.join()
+        for file in files:
+            file.close()
+
+
+def test_a_run_is_sampled_with_its_workers(monkeypatch, capsys, tmp_path):
+    """A short one, which evaluates twice; its trend is another test's."""
+    monkeypatch.setattr(long_run, "SAMPLED_EVERY", 0.05)
+    monkeypatch.setitem(long_run._VALUES, "log_every", "5 steps")
+    monkeypatch.setitem(long_run._VALUES, "attention_images", 0)
+    found = long_run.measure_long_run(40, batch_size=8, workers=1)
+    assert {sample.step for sample in found} >= {0, 40}
+    # The process, its worker, and the one that keeps count of shared memory.
+    assert max(sample.processes for sample in found) >= 3
+    assert max(sample.rss for sample in found) > 200
+    monkeypatch.setattr(benchmark, "measure_long_run", lambda *arguments: samples_of())
+    assert benchmark.main(["long-run", "--out", str(tmp_path), "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert len((tmp_path / "long_run.jsonl").read_text().splitlines()) == 1000
+    assert Image.open(tmp_path / "long_run.png").width > 1000
+    assert benchmark.main(["long-run"]) == 0
+    assert "growth in 1,000 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--steps=20", "1000 or more"),
+        ("--workers=-1", "0 or more"),
+        ("--batch-size=0", "at least 1"),
+    ],
+)
+def test_a_senseless_long_run_is_told_in_a_sentence(flag, words):
+    with pytest.raises(InputError, match=rf"{flag}: expected {words}"):
+        benchmark.main(["long-run", flag])

@@ -1,6 +1,7 @@
 """train.py as a user types it, with what a user types wrong."""
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -124,3 +125,32 @@ def test_a_fault_of_the_machine_is_one_sentence(capsys):
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         command_line.run("train", lambda: 1 // 0)
+
+
+DEFECT = """
+import runpy, sys
+import jax
+from convit_jax import command_line
+from convit_jax.training import processes
+
+def run(name, command):
+    raise ZeroDivisionError("a defect")
+
+def leave(code):
+    print("left with", code)
+    sys.exit(code)
+
+command_line.run, processes.leave = run, leave
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_a_defect_leaves_as_every_failure_does(repository):
+    """Otherwise JAX waits at its exit for the other processes, and ends with SIGABRT."""
+    done = subprocess.run(
+        [sys.executable, "-c", DEFECT], cwd=repository, env=os.environ | {"GLIBC_TUNABLES": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "left with 1\n"), done.stderr
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "ZeroDivisionError: a defect" in done.stderr

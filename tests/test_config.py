@@ -37,7 +37,7 @@ def test_a_saved_config_is_read_back_the_same():
         ({"model": {"use_gating": 1}}, "config.model.use_gating=1: expected bool"),
         ({"data": {"mean": ("a", 1.0, 1.0)}}, "config.data.mean='a': expected float"),
         ({"data": 3}, "config.data is a section"),
-        ({"batch_size": 0}, "config.batch_size=0: expected at least 1"),
+        ({"batch_size": 0}, "config.batch_size=0: expected 1 to 1048576"),
         ({"optimizer": {"accumulate": 3}}, "accumulate=3: expected a divisor of batch_size"),
         ({"train_for": "3 weeks"}, "train_for='3 weeks': expected '<number> steps' "),
         (

@@ -53,8 +53,10 @@ def test_places_to_write_to_are_tried_and_left_as_they_were(tmp_path):
     assert list((tmp_path / "new" / "one").iterdir()) == []
     (tmp_path / "old").write_text("old")
     assert output_file(f"{tmp_path}/old", "--out").read_text() == "old"
-    assert not output_file(f"{tmp_path}/deep/new", "--out").exists()
-    assert (tmp_path / "deep").is_dir()
+    assert not output_file(f"{tmp_path}/new/file", "--out").exists()
+    with pytest.raises(InputError, match="deep/new cannot be written to: No such file"):
+        output_file(f"{tmp_path}/deep/new", "--out")
+    assert not (tmp_path / "deep").exists()
     assert is_directory(user_path(tmp_path))
     assert not is_directory(user_path(tmp_path / "old"))
 

@@ -35,7 +35,7 @@ def test_a_sheet_shows_the_batch_before_and_after_the_devices_part(repository, t
     [
         ("--images=7", "--images=7: expected an even number up to 64"),
         ("--out=sheet.txt", "expected a .png or .jpg file"),
-        ("--out=/nowhere/sheet.png", "--out=/nowhere/sheet.png: No such file"),
+        ("--out=/nowhere/sheet.png", "--out=/nowhere/sheet.png cannot be written to: No such file"),
         ("--step=-1", "--step=-1: expected 0 or more"),
     ],
 )

@@ -1,4 +1,7 @@
-"""The shell scripts: linted, and the launcher of pods run against a `gcloud` of our own."""
+"""The shell scripts: linted, and the launcher of pods run against a `gcloud` of our own.
+
+What Slurm's launcher does in a job is in slurm/test_launcher.py, and here what it refuses.
+"""
 
 import os
 import pathlib
@@ -268,6 +271,88 @@ def test_stop_ends_train_py_with_the_code_that_restarts_it(launch, tmp_path):
     wait_until(lambda: (tmp_path / "up").exists())
     assert launch("stop").returncode == 0
     wait_until(lambda: launch("status").stdout == "ACTIVE 143\n")
+
+
+JOB = {
+    "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
+    "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1",
+}  # fmt: skip
+ONE = JOB | {"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1"}
+ARRAY = ONE | {
+    "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "2",
+    "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "9",
+}  # fmt: skip
+GPUS = JOB | {"SLURM_NTASKS": "6", "SLURM_NTASKS_PER_NODE": "3", "SLURM_GPUS_ON_NODE": "4"}
+RUN = ["--config=c.py", "--workdir", "/shared/run"]
+STUDY = ["study", "--config=c.py", "--out=/shared/study"]
+
+
+@pytest.fixture
+def launch_job(repository, tmp_path):
+    """A function of the flags and variables of Slurm's launcher; no program of Slurm is there."""
+    python = tmp_path / "environment/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 1\n")  # it has no part for GPUs
+    python.chmod(0o755)
+
+    def run(*flags, cwd=repository, **variables):
+        environment = {"PATH": "/usr/bin:/bin", "VENV": str(tmp_path / "environment"), **variables}
+        return subprocess.run(
+            [repository / "scripts/slurm.sh", *flags], env=environment, cwd=cwd, timeout=30,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "sentence"),
+    [
+        ([], JOB, "expected flags of train.py, or study and its flags"),
+        (["studdy", *RUN], JOB, "no command 'studdy': did you mean 'study'?"),
+        (["evaluate"], JOB, "no command 'evaluate': expected flags of train.py, or study and its"),
+        (["--config=c.py"], JOB, "expected --workdir=DIRECTORY, on a file system of all nodes"),
+        (["--config=c.py", "--workdir"], JOB, "expected --workdir=DIRECTORY, on a file"),
+        (["study", "--workdir=/shared/run"], ONE, "expected --out=DIRECTORY, on a file system"),
+        (RUN, JOB | {"VENV": "/nowhere"}, "no environment in VENV=/nowhere: make one (docs/slurm"),
+        (RUN, {}, "no job of Slurm: sbatch [OPTIONS]"),
+        (RUN, JOB | {"SLURM_STEP_ID": "0"}, "it calls srun itself: expected sbatch, not srun"),
+        (RUN, JOB | {"SLURM_NTASKS": "8"}, "8 tasks are not 2 node(s) times 1: expected --nodes"),
+        (RUN, ARRAY, "--array would train one --workdir several times: expected it before study"),
+        (STUDY, JOB, "a worker of a study is one process, not 2: expected --nodes=1"),
+        (STUDY, ARRAY, "--array has 2 tasks between 3 and 9, and nobody would train"),
+        (RUN, GPUS, "4 GPUs do not divide among 3 processes: expected --gpus-per-node"),
+        (
+            RUN, JOB | {"SLURM_GPUS_PER_TASK": "1"},
+            "SLURM_GPUS_PER_TASK=1 hides GPUs from processes, which take their own by themselves",
+        ),
+        (
+            RUN, JOB | {"SLURM_GPUS_ON_NODE": "4"},
+            "the JAX in VENV=/",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_job_is_one_sentence_and_code_2(flags, variables, sentence, launch_job):
+    done = launch_job(*flags, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"slurm.sh: {sentence}")
+
+
+def test_a_job_is_submitted_from_the_checkout(launch_job, tmp_path):
+    done = launch_job(*RUN, cwd=tmp_path, **JOB)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"slurm.sh: {tmp_path} is not the checkout: submit from it, or ")
+
+
+def test_the_help_of_jobs_teaches(launch_job):
+    for asked in ("--help", "-h"):
+        done = launch_job(asked)
+        assert (done.returncode, done.stderr) == (0, "")
+        words = (
+            "sbatch --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 --array=1-N study scancel VENV"
+        )
+        assert set(words.split()) <= set(done.stdout.split())
 
 
 def test_the_kubernetes_manifest_fits_together(repository):

@@ -166,6 +166,8 @@ def screen_of_process() -> Screen:
 _FAILURE = "convit_jax/failure"
 _LOOK_EVERY = 1_000  # milliseconds
 _OWN_WORDS = 3.0  # seconds; what all find at once, each says by itself
+# How JAX says that what all processes compute together failed, by the library or by the status.
+_OF_OTHERS = re.compile(r"Gloo|NCCL|^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED):")
 _LAST_WORDS = 10_000  # milliseconds in which all hear of a failure
 
 
@@ -186,6 +188,8 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and _OF_OTHERS.search(str(error)):
+            raise RunError(_what_of_the_others(client, error)) from error
         words = f"process {jax.process_index()}: {first_line(error)}"
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another failed before
             client.key_value_set(_FAILURE, words)
@@ -217,6 +221,15 @@ def _end_with_the_others(client: Any, over: threading.Event) -> None:
         print(f"train: ended, since another process failed: {words}", file=sys.stderr, flush=True)
         _say_farewell(client)
         os._exit(1)
+
+
+def _what_of_the_others(client: Any, error: BaseException) -> str:
+    """Why what all compute together failed: what another process said, if it could."""
+    try:
+        words = client.blocking_key_value_get(_FAILURE, _LOOK_EVERY)
+    except jax.errors.JaxRuntimeError:
+        return f"another process is gone, or cannot be reached: {first_line(error)}"
+    return f"ended, since another process failed: {words}"
 
 
 def _say_farewell(client: Any) -> None:

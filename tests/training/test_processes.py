@@ -13,7 +13,7 @@ import time
 import jax
 import pytest
 
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, RunError
 from convit_jax.training import loop
 from convit_jax.training.processes import join_processes
 
@@ -275,6 +275,27 @@ def test_a_slice_of_several_hosts_is_joined(joined):
                   {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}):  # fmt: skip
         calls, _ = joined(hosts | {"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
         assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [(None, "another process is gone, or cannot be reached: UNKNOWN: Gloo all-reduce failed"),
+     ("process 1: no space", "ended, since another process failed: process 1: no space")],
+)  # fmt: skip
+def test_what_fails_for_want_of_another_process_is_a_sentence(said, words, monkeypatch):
+    from convit_jax.training import processes
+
+    class Client:
+        def blocking_key_value_get(self, name, milliseconds):
+            if said is None:
+                raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: not there")
+            return said
+
+    monkeypatch.setattr(processes.distributed.global_state, "client", Client())
+    monkeypatch.setattr(processes, "_OWN_WORDS", 60.0)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(RunError, match=words), processes.failing_together():
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset")
 
 
 IN_AN_INDEXED_JOB = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
