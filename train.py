@@ -13,7 +13,7 @@ def main() -> int:
     """Trains as the flags say; returns an exit code."""
     from absl import flags  # noqa: PLC0415
 
-    from convit_jax import command_line  # noqa: PLC0415
+    from convit_jax.console import command_line  # noqa: PLC0415
 
     workdir = flags.DEFINE_string("workdir", None, "Directory of the run; made if not there.")
     if {"--help", "-h", "-help"} & set(sys.argv):
@@ -27,10 +27,10 @@ def main() -> int:
     # Imported once the flags are known to be right: it takes seconds, for TensorFlow, which
     # writes the events and is to keep its remarks on the CPU to itself.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
-    from convit_jax.cache import keep_compiled_programs  # noqa: PLC0415
+    from convit_jax.distributed.processes import failing_together, join_processes  # noqa: PLC0415
+    from convit_jax.system.cache import keep_compiled_programs  # noqa: PLC0415
     from convit_jax.training import loop  # noqa: PLC0415
     from convit_jax.training.checkpoints import hush_writers  # noqa: PLC0415
-    from convit_jax.training.processes import failing_together, join_processes  # noqa: PLC0415
 
     hush_writers()
     join_processes()
@@ -42,10 +42,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from convit_jax.huge_pages import restart_with_huge_pages
+    from convit_jax.system.huge_pages import restart_with_huge_pages
 
     restart_with_huge_pages()
-    from convit_jax.command_line import run
+    from convit_jax.console.command_line import run
 
     try:
         code = run("train", main)
@@ -54,7 +54,7 @@ if __name__ == "__main__":
         code = 1
     # It imports JAX, which a mistake in the flags does without.
     if "jax" in sys.modules:
-        from convit_jax.training.processes import leave
+        from convit_jax.distributed.processes import leave
 
         leave(code)
     sys.exit(code)

@@ -22,8 +22,8 @@ weights, which could not be downloaded where this was written.
 import ml_collections
 
 from convit_jax.config import template
-from convit_jax.config_files import split_arguments
-from convit_jax.data.folders import parts_of_folder
+from convit_jax.config.files import split_arguments
+from convit_jax.data.sources.folders import parts_of_folder
 from convit_jax.errors import InputError
 from convit_jax.weights import model_keys, open_weights
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import ml_collections
 
 from convit_jax.config import GPSA_ATTENTION, NO_DECAY, template
-from convit_jax.config_files import split_arguments
+from convit_jax.config.files import split_arguments
 from convit_jax.errors import InputError
 
 

@@ -13,7 +13,7 @@ _HOMES = {
     "create_model": "convit_jax.models",
     "list_models": "convit_jax.models",
     "load_model": "convit_jax.weights",
-    "preprocess": "convit_jax.data.preprocessing",
+    "preprocess": "convit_jax.data.images.preprocessing",
 }
 
 __all__ = ["create_model", "list_models", "load_model", "preprocess"]

@@ -9,7 +9,7 @@ folder:PATH, digits:test. With labels, accuracy is measured without content and 
 (paper Tables 5 and 6). Of a workdir the history of the training is shown too.
 """
 
-from convit_jax.huge_pages import restart_with_huge_pages
+from convit_jax.system.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
     restart_with_huge_pages()
@@ -25,21 +25,22 @@ import jax
 import numpy as np
 from flax import nnx
 
-from convit_jax import analysis, command_line, data
+from convit_jax import analysis, data
 from convit_jax.analysis import locality
 from convit_jax.analysis.attention import check_layers
 from convit_jax.analysis.findings import Findings, find_out, layer_records
 from convit_jax.analysis.history import read_history
 from convit_jax.analysis.report import write_report
-from convit_jax.cache import keep_compiled_programs
-from convit_jax.data.image_paths import find_images
-from convit_jax.data.preprocessing import Preprocessing
-from convit_jax.data.sources import KINDS
+from convit_jax.console import command_line
+from convit_jax.console.screen import Screen
+from convit_jax.data.images.preprocessing import Preprocessing
+from convit_jax.data.sources.image_paths import find_images
+from convit_jax.data.sources.opening import KINDS
 from convit_jax.errors import InputError, boundary
+from convit_jax.evaluation.accuracy import IMAGES_A_DEVICE, measure_accuracy
 from convit_jax.models import VisionTransformer
-from convit_jax.paths import output_directory
-from convit_jax.screen import Screen
-from convit_jax.training.accuracy import IMAGES_A_DEVICE, measure_accuracy
+from convit_jax.system.cache import keep_compiled_programs
+from convit_jax.system.paths import output_directory
 from convit_jax.weights import Weights, open_weights
 
 

@@ -9,7 +9,7 @@
 Compare numbers of one run with each other, not with another run's: machines differ and are noisy.
 """
 
-from convit_jax.huge_pages import restart_with_huge_pages
+from convit_jax.system.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
     restart_with_huge_pages()
@@ -28,18 +28,19 @@ from etils import epath
 from rich import box
 from rich.table import Table
 
-from convit_jax import command_line, models
+from convit_jax import models
 from convit_jax.benchmarks.attention import FORMS, measure_attention
 from convit_jax.benchmarks.input import measure_input
 from convit_jax.benchmarks.kernel import measure_kernel
 from convit_jax.benchmarks.long_run import Sample, measure_long_run, trends
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
 from convit_jax.benchmarks.timm_model import check_timm, measure_timm
-from convit_jax.devices import find_devices
+from convit_jax.console import command_line
+from convit_jax.console.screen import PipedConsole
 from convit_jax.errors import InputError, fitting_memory
-from convit_jax.paths import output_directory
-from convit_jax.screen import PipedConsole
-from convit_jax.whole_file import write_whole
+from convit_jax.system.devices import find_devices
+from convit_jax.system.paths import output_directory
+from convit_jax.system.whole_file import write_whole
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,14 +16,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from convit_jax import command_line
-from convit_jax.devices import find_devices
+from convit_jax.console import command_line
+from convit_jax.console.screen import Screen
 from convit_jax.models import Architecture
-from convit_jax.screen import Screen
+from convit_jax.system.devices import find_devices
+from convit_jax.system.whole_file import write_whole
 from convit_jax.weights import Weights, new_path, open_weights, told_by_shapes, write_weights
 from convit_jax.weights.exporting import export_classifier
 from convit_jax.weights.files import TORCH_SUFFIXES
-from convit_jax.whole_file import write_whole
 
 
 def _parser() -> command_line.Parser:

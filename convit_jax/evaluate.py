@@ -7,7 +7,7 @@ Every example counts exactly once, on one device or many, in one process or many
 shapes and the preprocessing of a published model are compared with what was published.
 """
 
-from convit_jax.huge_pages import restart_with_huge_pages
+from convit_jax.system.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
     restart_with_huge_pages()
@@ -23,16 +23,17 @@ import jax
 from rich import box
 from rich.table import Table
 
-from convit_jax import analysis, command_line, data
-from convit_jax.cache import keep_compiled_programs
-from convit_jax.data import imagenet
-from convit_jax.data.preprocessing import Preprocessing
+from convit_jax import analysis, data
+from convit_jax.console import command_line
+from convit_jax.console.screen import PipedConsole
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.reading import EXIF_ROTATIONS
+from convit_jax.data.sources import imagenet
+from convit_jax.distributed.processes import join_processes, screen_of_process
+from convit_jax.evaluation.accuracy import IMAGES_A_DEVICE, Accuracy, measure_accuracy
 from convit_jax.models import Architecture, VisionTransformer
-from convit_jax.paths import output_file
-from convit_jax.screen import PipedConsole
-from convit_jax.training.accuracy import IMAGES_A_DEVICE, Accuracy, measure_accuracy
-from convit_jax.training.processes import join_processes, screen_of_process
+from convit_jax.system.cache import keep_compiled_programs
+from convit_jax.system.paths import output_file
 from convit_jax.weights import Weights, named_model, open_weights
 
 # ImageNet variants whose images have some of the 1,000 classes that their data sets name.

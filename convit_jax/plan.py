@@ -22,9 +22,10 @@ from absl import flags
 from rich import box
 from rich.table import Table
 
-from convit_jax import command_line
 from convit_jax.config import Config
-from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
+from convit_jax.console import command_line
+from convit_jax.console.screen import PipedConsole
+from convit_jax.data.images.preprocessing import IMAGENET_EXAMPLES
 from convit_jax.errors import InputError
 from convit_jax.planning import (
     Plan,
@@ -33,7 +34,6 @@ from convit_jax.planning import (
     find_topology,
     make_plan,
 )
-from convit_jax.screen import PipedConsole
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: v5e-256, or v4:4x4x4.")
 _EXAMPLES = flags.DEFINE_integer(

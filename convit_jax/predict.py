@@ -7,7 +7,7 @@ IMAGE is a file, a folder (all images below it) or a pattern such as "*.jpg". An
 be read is named on standard error, the others are classified, and the exit code is 1.
 """
 
-from convit_jax.huge_pages import restart_with_huge_pages
+from convit_jax.system.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
     restart_with_huge_pages()
@@ -22,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convit_jax import command_line
-from convit_jax.cache import keep_compiled_programs
-from convit_jax.data import imagenet
-from convit_jax.data.image_paths import find_images
-from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.console import command_line
+from convit_jax.console.screen import Screen
+from convit_jax.data.images.preprocessing import Preprocessing
+from convit_jax.data.sources import imagenet
+from convit_jax.data.sources.image_paths import find_images
 from convit_jax.errors import InputError, fitting_memory
 from convit_jax.models import VisionTransformer
-from convit_jax.screen import Screen
+from convit_jax.system.cache import keep_compiled_programs
 from convit_jax.weights import open_weights
 
 

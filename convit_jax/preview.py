@@ -16,14 +16,15 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw
 
-from convit_jax import command_line, data
-from convit_jax.devices import find_devices
+from convit_jax import data
+from convit_jax.console import command_line
 from convit_jax.errors import InputError
-from convit_jax.paths import output_file
+from convit_jax.system.devices import find_devices
+from convit_jax.system.paths import output_file
+from convit_jax.system.whole_file import write_whole
 from convit_jax.training import Experiment, make_experiment, open_training_examples
 from convit_jax.training.experiment import MOST_STEPS
 from convit_jax.training.step import augmented, step_key, step_keys
-from convit_jax.whole_file import write_whole
 
 _OUT = flags.DEFINE_string("out", "sheet.png", "Where the sheet is written: a .png or .jpg file.")
 _STEP = flags.DEFINE_integer("step", 0, "Which step's batch, from 0.")

@@ -14,7 +14,7 @@ above, configs/digits.py:convit and configs/digits.py:deit. --config.key=value c
 all (train.py --help lists them).
 """
 
-from convit_jax.huge_pages import restart_with_huge_pages
+from convit_jax.system.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
     restart_with_huge_pages()
@@ -30,12 +30,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from convit_jax import command_line
 from convit_jax.config import SEEDS, Config
-from convit_jax.config_files import Overrides, make_config, split_argument, split_overrides
+from convit_jax.config.files import Overrides, make_config, split_argument, split_overrides
+from convit_jax.console import command_line
 from convit_jax.errors import InputError, nearest
 from convit_jax.models import list_models
-from convit_jax.paths import expand_home
 from convit_jax.studies import description, report
 from convit_jax.studies.cells import Job, list_cells, make_jobs, share_of
 from convit_jax.studies.listing import list_jobs
@@ -43,6 +42,7 @@ from convit_jax.studies.progress import Pace
 from convit_jax.studies.results import Result, read_result, read_results
 from convit_jax.studies.running import run_jobs
 from convit_jax.studies.variants import TABLE_3
+from convit_jax.system.paths import expand_home
 
 T = TypeVar("T")
 
@@ -197,7 +197,7 @@ def _prepared_main() -> int:
     """`main` in a process of its own."""
     # TensorFlow, which writes the events, is to keep its remarks on the CPU to itself.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
-    from convit_jax.cache import compiled_programs_shared  # noqa: PLC0415
+    from convit_jax.system.cache import compiled_programs_shared  # noqa: PLC0415
     from convit_jax.training.checkpoints import hush_writers  # noqa: PLC0415
 
     hush_writers()

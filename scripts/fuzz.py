@@ -80,7 +80,7 @@ def read_weights(path: pathlib.Path) -> None:
 
 def read_image(path: pathlib.Path) -> None:
     """Decodes an image, to a number of channels that its size decides."""
-    from convit_jax.data.decoding import decode  # noqa: PLC0415
+    from convit_jax.data.images.decoding import decode  # noqa: PLC0415
 
     content = path.read_bytes()
     channels = 1 + len(content) % 4
@@ -323,7 +323,7 @@ class Reading:
 
     def read(self, kind: str, number: int) -> dict[str, Any]:
         """Garbles and reads a file: how that ended."""
-        from convit_jax.data.decoding import BrokenImageError  # noqa: PLC0415
+        from convit_jax.data.images.decoding import BrokenImageError  # noqa: PLC0415
         from convit_jax.errors import InputError  # noqa: PLC0415
 
         rng = random.Random(f"{self._seed} {kind} {number}")

@@ -1,4 +1,4 @@
-"""Makes convit_jax/data/imagenet_classes.txt: the 1,000 classes of ImageNet by id and name.
+"""Makes convit_jax/data/sources/imagenet_classes.txt: the 1,000 classes of ImageNet by id and name.
 
     apt-get download wordnet-base && dpkg -x wordnet-base*.deb wordnet
     python scripts/make_imagenet_names.py wordnet/usr/share/wordnet/data.noun
@@ -55,7 +55,8 @@ def main() -> None:
     ids = pathlib.Path(imagenet_common.label_names_file()).read_text().split()
     lines = (f"{wnid}\t{', '.join(names_at(nouns, int(wnid[1:])))}\n" for wnid in ids)
     repository = pathlib.Path(__file__).parent.parent
-    (repository / "convit_jax/data/imagenet_classes.txt").write_text(_HEADER + "".join(lines))
+    path = repository / "convit_jax/data/sources/imagenet_classes.txt"
+    path.write_text(_HEADER + "".join(lines))
 
 
 if __name__ == "__main__":

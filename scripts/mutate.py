@@ -38,18 +38,18 @@ SURVIVORS = ROOT / "tests" / "surviving_mutants.md"
 
 # What is mutated, and the tests that must notice, the quickest first.
 FILES: dict[str, tuple[str, ...]] = {
-    "convit_jax/data/transforms.py": ("tests/data/test_transforms.py",),
-    "convit_jax/data/randaugment.py": ("tests/data/test_randaugment.py",),
-    "convit_jax/data/image_operations.py": (
-        "tests/data/test_image_operations.py",
-        "tests/data/test_randaugment.py",
+    "convit_jax/data/images/transforms.py": ("tests/data/images/test_transforms.py",),
+    "convit_jax/data/images/randaugment.py": ("tests/data/images/test_randaugment.py",),
+    "convit_jax/data/images/image_operations.py": (
+        "tests/data/images/test_image_operations.py",
+        "tests/data/images/test_randaugment.py",
     ),
     "convit_jax/data/mixing.py": ("tests/data/test_mixing.py",),
     "convit_jax/data/order.py": ("tests/data/test_order.py",),
-    "convit_jax/data/subsets.py": ("tests/data/test_subsets.py",),
-    "convit_jax/data/resizing.py": (
-        "tests/data/test_resizing.py",
-        "tests/data/test_preprocessing.py",
+    "convit_jax/data/sources/subsets.py": ("tests/data/sources/test_subsets.py",),
+    "convit_jax/data/images/resizing.py": (
+        "tests/data/images/test_resizing.py",
+        "tests/data/images/test_preprocessing.py",
     ),
     "convit_jax/training/optimizer.py": (
         "tests/training/test_optimizer.py",

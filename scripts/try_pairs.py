@@ -323,9 +323,9 @@ def serve(folders: pathlib.Path) -> None:
 
 def prepare(config: Config) -> str:
     """Opens the data and puts the experiment together, as training begins; trains nothing."""
+    from convit_jax.distributed.mesh import create_mesh  # noqa: PLC0415
     from convit_jax.training import make_experiment  # noqa: PLC0415  (as in `train`)
     from convit_jax.training.examples import open_training_data  # noqa: PLC0415
-    from convit_jax.training.mesh import create_mesh  # noqa: PLC0415
     from convit_jax.training.placement import place  # noqa: PLC0415
 
     examples, _ = open_training_data(config)

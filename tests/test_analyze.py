@@ -15,8 +15,8 @@ from PIL import Image
 import convit_jax
 from convit_jax import analyze
 from convit_jax.analysis import locality
-from convit_jax.command_line import run
-from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.console.command_line import run
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.weights import Card, Weights, to_torch, write_weights
 
 

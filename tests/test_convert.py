@@ -13,7 +13,8 @@ import pytest
 import safetensors.numpy
 
 import convit_jax
-from convit_jax import command_line, convert
+from convit_jax import convert
+from convit_jax.console import command_line
 from convit_jax.weights import open_weights
 
 torch_only = pytest.mark.skipif(

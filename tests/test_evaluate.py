@@ -13,8 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import convit_jax
-from convit_jax import command_line, evaluate
-from convit_jax.data import imagenet
+from convit_jax import evaluate
+from convit_jax.console import command_line
+from convit_jax.data.sources import imagenet
 from convit_jax.models import architecture
 from convit_jax.weights import Card, Weights, new_path, to_torch, write_weights
 from convit_jax.weights.torch_names import parameter_shapes

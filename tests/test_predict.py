@@ -8,7 +8,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import convit_jax
-from convit_jax import command_line, predict
+from convit_jax import predict
+from convit_jax.console import command_line
 
 
 @pytest.fixture

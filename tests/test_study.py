@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from convit_jax import study
-from convit_jax.command_line import run
+from convit_jax.console.command_line import run
 from convit_jax.studies.claims import TakenError, claim
 
 TINY = """

@@ -11,7 +11,7 @@ import numpy as np
 from convit_jax import data
 from convit_jax.analysis import attention, locality
 from convit_jax.analysis.history import History
-from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.models import Architecture, VisionTransformer
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from convit_jax.errors import InputError
-from convit_jax.paths import user_path
+from convit_jax.system.paths import user_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,8 +3,8 @@
 import dataclasses
 
 from convit_jax import data
-from convit_jax.data import imagenet
-from convit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convit_jax.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convit_jax.data.sources import imagenet
 
 # What masks do, as a key: (which, number of layers); ("", 0) is none.
 NO_MASK = ("", 0)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from convit_jax.benchmarks.attention import FORMS
 from convit_jax.benchmarks.timing import timed
 from convit_jax.config import resolve
-from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
+from convit_jax.data.images.preprocessing import IMAGENET_EXAMPLES
 from convit_jax.planning import find_topology, make_plan, schedules
 
 # What the paper's recipe does on the device; the host's part of it costs a chip nothing.

@@ -11,10 +11,10 @@ from flax import nnx
 from convit_jax import models
 from convit_jax.benchmarks.timing import fastest, timed
 from convit_jax.config import resolve
-from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
-from convit_jax.paths import output_directory
+from convit_jax.data.images.preprocessing import IMAGENET_EXAMPLES
+from convit_jax.distributed import mesh as meshes
+from convit_jax.system.paths import output_directory
 from convit_jax.training import make_experiment
-from convit_jax.training import mesh as meshes
 
 _PROFILED_STEPS = 5
 

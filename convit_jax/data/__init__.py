@@ -1,4 +1,4 @@
-"""The data road: named examples → host transforms → the global batch of a step.
+"""The input pipeline: named examples → host transforms → the global batch of a step.
 
 The names are imported on first use, so that a worker process imports only what reading needs.
 """
@@ -9,24 +9,24 @@ from typing import Any
 _HOMES = {
     "Batch": "loader",
     "EpochOrder": "order",
-    "EvalTransform": "transforms",
+    "EvalTransform": "images.transforms",
     "Health": "health",
     "Reading": "loader",
-    "Source": "source",
-    "TrainTransform": "transforms",
+    "Source": "sources.source",
+    "TrainTransform": "images.transforms",
     "eval_batches": "loader",
     "num_eval_batches": "loader",
-    "open_source": "sources",
-    "align_classes": "class_maps",
-    "describe_classes": "subsets",
-    "evenly": "subsets",
-    "hold_out": "subsets",
-    "occurring_classes": "subsets",
-    "only_classes": "subsets",
-    "spread_out": "subsets",
-    "subset": "subsets",
+    "open_source": "sources.opening",
+    "align_classes": "sources.class_maps",
+    "describe_classes": "sources.subsets",
+    "evenly": "sources.subsets",
+    "hold_out": "sources.subsets",
+    "occurring_classes": "sources.subsets",
+    "only_classes": "sources.subsets",
+    "spread_out": "sources.subsets",
+    "subset": "sources.subsets",
     "train_batches": "loader",
-    "with_classes_of": "class_maps",
+    "with_classes_of": "sources.class_maps",
 }
 
 __all__ = list(_HOMES)

@@ -16,9 +16,9 @@ import grain
 import numpy as np
 
 from convit_jax.data.health import Health
+from convit_jax.data.images.transforms import EvalTransform, TrainTransform
 from convit_jax.data.order import EpochOrder
 from convit_jax.data.reading import EXIF_ROTATIONS, Images, Row, RowReader, RowsRead
-from convit_jax.data.transforms import EvalTransform, TrainTransform
 from convit_jax.data.workers import WorkerPool
 from convit_jax.errors import InputError, RunError, nearest
 

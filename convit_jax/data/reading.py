@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from convit_jax.data.decoding import decode
+from convit_jax.data.images.decoding import decode
 from convit_jax.errors import MachineError, RunError, first_line, machine_fault
 
 # Whether images are turned as their metadata say: as is usual for where they come from, or not.

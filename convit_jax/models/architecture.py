@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from convit_jax.errors import InputError
-from convit_jax.ranges import Range
+from convit_jax.values.ranges import Range
 
 DTYPES = ("float32", "bfloat16")
 # More are a slip of the keyboard, or a garbled file: merely to write the model down would take

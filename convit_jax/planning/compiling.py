@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from convit_jax.config import Config
+from convit_jax.distributed import mesh as meshes
+from convit_jax.distributed.sharding import measure_spread
 from convit_jax.kernels import Form
 from convit_jax.models import forward_flops
 from convit_jax.planning import schedules
 from convit_jax.planning.program import read_cost
 from convit_jax.planning.topologies import Topology
 from convit_jax.training import Experiment, make_experiment
-from convit_jax.training import mesh as meshes
 from convit_jax.training.placement import Placement, memory_advice, place
-from convit_jax.training.sharding import measure_spread
 from convit_jax.training.step import TrainState
 
 

@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Mapping
 
 from convit_jax.config import Config, resolve
+from convit_jax.config.typed import differences
 from convit_jax.errors import InputError, boundary
-from convit_jax.paths import output_directory
-from convit_jax.typed_config import differences
-from convit_jax.whole_file import write_whole
+from convit_jax.system.paths import output_directory
+from convit_jax.system.whole_file import write_whole
 
 _FILE = "study.json"
 _CELLS = "cells"

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
-from convit_jax.screen import Screen, duration_in_words
+from convit_jax.console.screen import Screen, duration_in_words
 from convit_jax.studies.cells import Job
 from convit_jax.studies.results import Result
 

@@ -12,7 +12,7 @@ from convit_jax.studies import summaries
 from convit_jax.studies.cells import in_a_file_name
 from convit_jax.studies.results import Mean, Result, results_csv
 from convit_jax.studies.tables import at, grid_axes, markdown
-from convit_jax.whole_file import write_whole
+from convit_jax.system.whole_file import write_whole
 
 
 def write_tables(directory: str, results: Sequence[Result], configs: Mapping[str, Config]) -> str:

@@ -10,7 +10,7 @@ from convit_jax.analysis.findings import as_csv
 from convit_jax.analysis.history import read_metrics
 from convit_jax.errors import RunError
 from convit_jax.studies.cells import Job
-from convit_jax.whole_file import write_whole
+from convit_jax.system.whole_file import write_whole
 
 _FILE = "result.json"
 

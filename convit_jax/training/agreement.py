@@ -9,14 +9,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from convit_jax import data
+from convit_jax.distributed.processes import of_all_processes
 from convit_jax.errors import InputError, boundary
 
 _TOKEN = ".token"
-
-
-def of_all_processes(value: bool) -> np.ndarray:
-    """What each process has, bool [processes]: every one must ask, and waits for the others."""
-    return multihost_utils.process_allgather(np.array(value)).reshape(-1)
 
 
 def check_same_workdir(directory: epath.Path) -> None:

@@ -12,8 +12,8 @@ from convit_jax import data
 from convit_jax.analysis import locality
 from convit_jax.analysis.history import as_scalars
 from convit_jax.data.mixing import normalise
-from convit_jax.training import mesh as meshes
-from convit_jax.training.evaluation import sum_over_examples
+from convit_jax.distributed import mesh as meshes
+from convit_jax.evaluation.sums import sum_over_examples
 from convit_jax.training.experiment import Experiment
 from convit_jax.training.placement import Placement
 

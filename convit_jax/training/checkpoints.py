@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from convit_jax.config import CheckpointConfig, Config
+from convit_jax.distributed.processes import of_all_processes
 from convit_jax.errors import (
     InputError,
     MachineError,
@@ -29,7 +30,6 @@ from convit_jax.errors import (
     machine_fault,
     some,
 )
-from convit_jax.training.agreement import of_all_processes
 from convit_jax.training.integrity import (
     CHECKSUMS,
     changed_arrays,

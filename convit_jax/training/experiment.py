@@ -20,9 +20,9 @@ from convit_jax.config import Config, architecture, duration_in_steps
 from convit_jax.data import EpochOrder, EvalTransform, TrainTransform
 from convit_jax.data.mixing import Erasing, Mixing
 from convit_jax.errors import InputError
+from convit_jax.evaluation.step import make_eval_step
 from convit_jax.kernels import Form, attention_for
 from convit_jax.training.optimizer import learning_rate, make_optimizer
-from convit_jax.training.scoring import make_eval_step
 from convit_jax.training.step import (
     Metrics,
     StepConfig,

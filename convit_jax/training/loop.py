@@ -15,20 +15,20 @@ from etils import epath
 
 from convit_jax import data
 from convit_jax.config import Config
+from convit_jax.console.screen import Screen, duration_in_words
+from convit_jax.distributed import mesh as meshes
+from convit_jax.distributed.broken_images import BrokenTogether, checked
+from convit_jax.distributed.processes import screen_of_process
 from convit_jax.errors import RunError
-from convit_jax.screen import Screen, duration_in_words
+from convit_jax.evaluation.sums import means, sum_over_examples
 from convit_jax.training import checkpoints as saving
-from convit_jax.training import mesh as meshes
 from convit_jax.training import workdir as workdirs
 from convit_jax.training.agreement import check_same_data, check_same_workdir
 from convit_jax.training.attention_log import make_attention_log
-from convit_jax.training.broken_images import BrokenTogether, checked
 from convit_jax.training.clock import Clock
-from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.examples import open_training_data
 from convit_jax.training.experiment import PROFILED_STEPS, Experiment, make_experiment
 from convit_jax.training.placement import Placement, memory_advice, place
-from convit_jax.training.processes import screen_of_process
 from convit_jax.training.reporting import Reported, make_writer
 from convit_jax.training.resumption import check_same_run
 from convit_jax.training.signals import StopRequest, stop_on_signals

@@ -8,9 +8,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from convit_jax.config import Config
-from convit_jax.training import mesh as meshes
+from convit_jax.distributed import mesh as meshes
+from convit_jax.distributed.sharding import state_sharding
 from convit_jax.training.experiment import Experiment
-from convit_jax.training.sharding import state_sharding
 from convit_jax.training.step import TrainState
 
 

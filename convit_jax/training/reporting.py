@@ -14,9 +14,9 @@ import jax
 from clu import metric_writers
 from etils import epath
 
+from convit_jax.console.screen import duration_in_words
 from convit_jax.errors import RunError, boundary, first_line, machine_fault
-from convit_jax.screen import duration_in_words
-from convit_jax.whole_file import write_whole
+from convit_jax.system.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 

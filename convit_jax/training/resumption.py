@@ -8,9 +8,9 @@ from typing import Any
 from etils import epath
 
 from convit_jax.config import Config, as_saved
-from convit_jax.data.class_names import describe_difference
+from convit_jax.config.typed import differences
+from convit_jax.data.sources.class_names import describe_difference
 from convit_jax.errors import InputError, boundary
-from convit_jax.typed_config import differences
 from convit_jax.weights import Card
 from convit_jax.weights.model_checkpoints import CARD, CONFIG
 

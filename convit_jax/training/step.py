@@ -10,8 +10,7 @@ import optax
 from flax import nnx
 
 from convit_jax.data.mixing import Erasing, Mixing, erase, mix, normalise, soft_labels
-
-Metrics = dict[str, jax.Array]
+from convit_jax.evaluation.step import Metrics
 
 
 @jax.tree_util.register_dataclass

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from convit_jax.distributed.mesh import replicated
 from convit_jax.errors import InputError
 from convit_jax.models import Architecture
-from convit_jax.training.mesh import replicated
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.training.step import TrainState
 from convit_jax.weights import Card, Weights, from_torch, to_torch

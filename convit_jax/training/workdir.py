@@ -17,13 +17,13 @@ import orbax.checkpoint as ocp
 from clu import parameter_overview
 from etils import epath
 
+from convit_jax.distributed.sharding import measure_spread
 from convit_jax.errors import InputError
-from convit_jax.paths import output_directory
+from convit_jax.system.paths import output_directory
+from convit_jax.system.whole_file import write_whole
 from convit_jax.training.experiment import Experiment
 from convit_jax.training.placement import Placement
-from convit_jax.training.sharding import measure_spread
 from convit_jax.training.step import TrainState
-from convit_jax.whole_file import write_whole
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from convit_jax.config import Config
-from convit_jax.data import imagenet
-from convit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convit_jax.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError, boundary, nearest
 from convit_jax.models import Architecture
 

@@ -13,8 +13,8 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from convit_jax.cache import cache_directory
 from convit_jax.errors import InputError, RunError, boundary, first_line
+from convit_jax.system.cache import cache_directory
 from convit_jax.weights import hub_config
 from convit_jax.weights.files import INDEX_SUFFIX, SUFFIXES, check_file, require_torch, shards_of
 

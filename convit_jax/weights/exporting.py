@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export
 
-from convit_jax.data.device_resizing import resize_and_centre_crop
+from convit_jax.data.images.device_resizing import resize_and_centre_crop
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.mixing import normalise
-from convit_jax.data.preprocessing import Preprocessing
 from convit_jax.kernels import attention_for
 from convit_jax.models import VisionTransformer
 

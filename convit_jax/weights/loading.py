@@ -13,10 +13,10 @@ from etils import epath
 from flax import nnx
 
 from convit_jax import models
-from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.errors import InputError, boundary
 from convit_jax.models import Architecture, VisionTransformer
-from convit_jax.paths import user_path
+from convit_jax.system.paths import user_path
 from convit_jax.weights.card import Card
 from convit_jax.weights.downloads import HUB_FILES, fetch, is_address
 from convit_jax.weights.files import INDEX_SUFFIX, SUFFIXES, read_weights

@@ -12,12 +12,12 @@ from etils import epath
 
 from convit_jax.errors import InputError, boundary, nearest
 from convit_jax.models import Architecture
-from convit_jax.paths import path_to_write
+from convit_jax.system.paths import path_to_write
+from convit_jax.system.whole_file import write_whole
 from convit_jax.weights.files import TORCH_SUFFIXES
 from convit_jax.weights.loading import METADATA_KEY, Weights
 from convit_jax.weights.model_checkpoints import write_checkpoint
 from convit_jax.weights.torch_names import from_torch
-from convit_jax.whole_file import write_whole
 
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 

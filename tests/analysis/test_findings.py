@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from convit_jax.analysis.findings import find_out
-from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.models import create_model
 
 

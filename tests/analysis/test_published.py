@@ -1,7 +1,7 @@
 import pytest
 
 from convit_jax.analysis import known_dataset, published
-from convit_jax.data import imagenet
+from convit_jax.data.sources import imagenet
 from convit_jax.models import list_models
 
 

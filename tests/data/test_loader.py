@@ -17,7 +17,7 @@ from convit_jax.data import (
     eval_batches,
     train_batches,
 )
-from convit_jax.data.decoding import decode
+from convit_jax.data.images.decoding import decode
 from convit_jax.errors import RunError
 
 TRANSFORM = TrainTransform((8, 8), 1, rotate=10.0, translate=0.1)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageOps
 
 import convit_jax
-from convit_jax.data.decoding import MAX_PIXELS, BrokenImageError, decode
-from convit_jax.data.resizing import resize_and_centre_crop, resize_exactly, resize_fast
+from convit_jax.data.images.decoding import MAX_PIXELS, BrokenImageError, decode
+from convit_jax.data.images.resizing import resize_and_centre_crop, resize_exactly, resize_fast
 from convit_jax.errors import InputError
 from tests.field.builders import (
     WIDE,
@@ -215,8 +215,8 @@ def of_mode(mode):
 def test_a_pillow_image_of_any_mode_looks_as_it_does(mode):
     """Every mode shows the same picture, to what the mode can hold."""
     found = convit_jax.preprocess(of_mode(mode), image_size=(16, 24), crop_fraction=1.0)
-    shown = found[0] * convit_jax.data.preprocessing.IMAGENET_STD
-    shown = 255 * (shown + convit_jax.data.preprocessing.IMAGENET_MEAN)
+    shown = found[0] * convit_jax.data.images.preprocessing.IMAGENET_STD
+    shown = 255 * (shown + convit_jax.data.images.preprocessing.IMAGENET_MEAN)
     bands = "L" if mode in ("1", "L", "LA", "La", "F") or mode.startswith("I") else "RGB"
     wanted = np.asarray(photograph().convert(bands).convert("RGB")).astype(float)
     # Black and white alone, 256 colours and CIELAB do not hold it exactly.
@@ -365,7 +365,7 @@ def test_an_image_of_196_megapixels_is_refused_before_it_is_decoded(kind, channe
 
 
 def test_a_pillow_image_that_is_too_large_is_refused_too(monkeypatch):
-    from convit_jax.data import decoding
+    from convit_jax.data.images import decoding
 
     monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
     with pytest.raises(InputError, match="24 x 16 are 384 pixels: at most 100"):
@@ -442,7 +442,7 @@ import io, sys, zlib
 
 import numpy as np
 from tests.field.builders import *
-from convit_jax.data.decoding import decode, BrokenImageError
+from convit_jax.data.images.decoding import decode, BrokenImageError
 png, jpeg = encode(photograph(), "PNG"), encode(photograph(), "JPEG")
 files = [
     with_chunks(png, chunk(b"iCCP", b"bad\\0\\0" + zlib.compress(b"x" * 50))),

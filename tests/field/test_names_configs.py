@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from convit_jax.command_line import parse
-from convit_jax.config_files import make_config, split_arguments, split_overrides
+from convit_jax.config.files import make_config, split_arguments, split_overrides
+from convit_jax.console.command_line import parse
 from convit_jax.errors import InputError, MachineError
-from convit_jax.paths import expand_home
+from convit_jax.system.paths import expand_home
 
 START = "from convit_jax.config import template\n"
 
@@ -225,7 +225,8 @@ def test_addresses_are_no_home_directories(monkeypatch):
 
 def test_every_command_takes_the_home_directory(tmp_path, monkeypatch, workdir, digits):
     """Where each writes or reads what `--flag=~/…` names."""
-    from convit_jax import analyze, cache, convert, evaluate, load_model, predict
+    from convit_jax import analyze, convert, evaluate, load_model, predict
+    from convit_jax.system import cache
     from convit_jax.training.workdir import open_workdir
 
     (tmp_path / "run").symlink_to(workdir)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from convit_jax.config_files import make_config
+from convit_jax.config.files import make_config
 from convit_jax.data import open_source
-from convit_jax.data import prepared as prepared_names
-from convit_jax.data.decoding import decode
+from convit_jax.data.images.decoding import decode
+from convit_jax.data.sources import prepared as prepared_names
 from convit_jax.errors import InputError, MachineError
 from convit_jax.training import open_training_data
 from tests.field.builders import label, pixels, prepared

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from convit_jax.config_files import make_config
+from convit_jax.config.files import make_config
 from convit_jax.data import open_source
 from convit_jax.errors import InputError
 from convit_jax.training import open_training_data

@@ -20,14 +20,14 @@ from convit_jax.data import (
     open_source,
     train_batches,
 )
-from convit_jax.data import tfrecord_index as index_module
-from convit_jax.data.image_paths import find_images
 from convit_jax.data.open_files import OpenFiles
 from convit_jax.data.reading import Broken, Row, RowReader
-from convit_jax.data.records import ArrayRecords, Span, TFExamples
-from convit_jax.data.source import Source
-from convit_jax.data.subsets import describe_classes, subset
-from convit_jax.data.tfrecord_index import keep_arrays, kept_arrays, open_tfrecords
+from convit_jax.data.sources import tfrecord_index as index_module
+from convit_jax.data.sources.image_paths import find_images
+from convit_jax.data.sources.records import ArrayRecords, Span, TFExamples
+from convit_jax.data.sources.source import Source
+from convit_jax.data.sources.subsets import describe_classes, subset
+from convit_jax.data.sources.tfrecord_index import keep_arrays, kept_arrays, open_tfrecords
 from convit_jax.errors import InputError, MachineError, RunError
 from tests.field.builders import (
     encode,
@@ -186,9 +186,9 @@ SHARDS = """
 import resource, sys, time
 import numpy as np
 from convit_jax.data import EvalTransform, Reading, eval_batches
-from convit_jax.data.records import ArrayRecords, Span, TFExamples
-from convit_jax.data.source import Source
-from convit_jax.data.tfrecord_index import open_tfrecords
+from convit_jax.data.sources.records import ArrayRecords, Span, TFExamples
+from convit_jax.data.sources.source import Source
+from convit_jax.data.sources.tfrecord_index import open_tfrecords
 soft, hard, kind, workers, root, count = *map(int, sys.argv[1:3]), sys.argv[3], int(sys.argv[4]), sys.argv[5], int(sys.argv[6])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 spans = tuple(Span(f"{root}/{i}.{kind}", 0, 2) for i in range(count))

@@ -17,7 +17,7 @@ PROGRAM = """
 import json, sys
 from convit_jax import command_line
 from convit_jax.config import resolve
-from convit_jax.training.processes import join_processes
+from convit_jax.distributed.processes import join_processes
 
 def main():
     join_processes(heartbeat_seconds=10)

@@ -14,11 +14,12 @@ import pytest
 from etils import epath
 
 from convit_jax.config import GPSA_ATTENTION
-from convit_jax.config_files import make_config as config_of
-from convit_jax.config_files import split_overrides
+from convit_jax.config.files import make_config as config_of
+from convit_jax.config.files import split_overrides
+from convit_jax.distributed import mesh
 from convit_jax.errors import InputError, MachineError, RunError
 from convit_jax.training import checkpoints as saving
-from convit_jax.training import loop, make_experiment, mesh
+from convit_jax.training import loop, make_experiment
 from convit_jax.training.optimizer import match_parameters, parameter_names
 from convit_jax.training.resumption import check_same_run
 from convit_jax.weights import Card

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from convit_jax.command_line import describe_keys
 from convit_jax.config import Config, resolve, template
+from convit_jax.config.typed import keys
+from convit_jax.console.command_line import describe_keys
 from convit_jax.errors import InputError
 from convit_jax.training import make_experiment
-from convit_jax.typed_config import keys
 
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convit_jax import command_line, convert, models
+from convit_jax import convert, models
+from convit_jax.console import command_line
 from convit_jax.errors import InputError, MachineError
 from convit_jax.weights import Card, new_path, open_weights, to_torch, write_weights
 from convit_jax.weights.torch_names import parameter_shapes
@@ -492,7 +493,7 @@ def test_a_config_that_is_none_of_timms_says_nothing(config, tensors, tmp_path):
 
 def test_another_preprocessing_than_the_published_is_not_compared():
     from convit_jax.analysis import is_published_preprocessing
-    from convit_jax.data.preprocessing import Preprocessing
+    from convit_jax.data.images.preprocessing import Preprocessing
 
     assert is_published_preprocessing("convit_tiny", Preprocessing())
     assert is_published_preprocessing("deit_tiny", Preprocessing(crop_fraction=0.9))

@@ -204,7 +204,8 @@ def test_forms_agree(one_device):
 
 
 def test_a_run_asks_for_a_form(make_config):
-    from convit_jax.training import make_experiment, mesh
+    from convit_jax.distributed import mesh
+    from convit_jax.training import make_experiment
     from convit_jax.training.placement import place
 
     for form, kernel in (("pallas", True), ("auto", False)):

@@ -6,10 +6,10 @@ import itertools
 import pytest
 
 from convit_jax.config import duration_in_steps, get
+from convit_jax.config.typed import differences
 from convit_jax.errors import InputError
 from convit_jax.studies.cells import list_cells, make_jobs, share_of
 from convit_jax.training import make_experiment, open_training_data
-from convit_jax.typed_config import differences
 
 
 def test_every_combination_is_a_cell_once_with_a_name_of_its_own(twins):

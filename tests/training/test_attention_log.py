@@ -8,7 +8,7 @@ import pytest
 import convit_jax
 from convit_jax import data
 from convit_jax.analysis import locality
-from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.training import loop
 
 

@@ -16,9 +16,10 @@ import pytest
 from etils import epath
 
 from convit_jax.config import CheckpointConfig
+from convit_jax.distributed import mesh
 from convit_jax.errors import InputError, MachineError, RunError
 from convit_jax.training import checkpoints as saving
-from convit_jax.training import integrity, make_experiment, mesh
+from convit_jax.training import integrity, make_experiment
 from convit_jax.training.resumption import check_same_run
 from convit_jax.weights import Card
 

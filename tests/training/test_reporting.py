@@ -9,8 +9,8 @@ from etils import epath
 from etils.epath import gpath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from convit_jax.console.screen import duration_in_words
 from convit_jax.errors import InputError, MachineError, RunError
-from convit_jax.screen import duration_in_words
 from convit_jax.training.clock import Clock
 from convit_jax.training.reporting import ConsoleWriter, FileWriter, Reported
 from convit_jax.training.window import MetricsWindow, NotFiniteError

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from convit_jax.config import resolve
+from convit_jax.distributed import mesh
+from convit_jax.distributed.sharding import state_sharding
 from convit_jax.errors import InputError
 from convit_jax.models import architecture
-from convit_jax.training import make_experiment, mesh
+from convit_jax.training import make_experiment
 from convit_jax.training.optimizer import parameter_names
-from convit_jax.training.sharding import state_sharding
 from convit_jax.training.warm_start import warm_start
 from convit_jax.weights import Card, Weights, open_weights, to_torch
 from convit_jax.weights.torch_names import parameter_shapes

@@ -11,7 +11,7 @@ from flax import nnx
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from convit_jax.data.preprocessing import preprocess
+from convit_jax.data.images.preprocessing import preprocess
 from convit_jax.weights.exporting import PLATFORMS, export_classifier
 
 

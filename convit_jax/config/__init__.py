@@ -1,0 +1,32 @@
+"""Every configuration key, and what makes a checked configuration of a file and of flags."""
+
+from convit_jax.config.data_keys import AugmentConfig, DataConfig
+from convit_jax.config.keys import (
+    GPSA_ATTENTION,
+    NO_DECAY,
+    SEEDS,
+    CheckpointConfig,
+    Config,
+    OptimizerConfig,
+    architecture,
+    as_saved,
+    duration_in_steps,
+    resolve,
+    template,
+)
+
+__all__ = [
+    "GPSA_ATTENTION",
+    "NO_DECAY",
+    "SEEDS",
+    "AugmentConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "OptimizerConfig",
+    "architecture",
+    "as_saved",
+    "duration_in_steps",
+    "resolve",
+    "template",
+]

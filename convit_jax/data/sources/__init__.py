@@ -1,0 +1,1 @@
+"""A name → random access to labelled bytes."""

@@ -1,0 +1,1 @@
+"""Devices and hosts: the mesh, how arrays lie on it, and several processes of one program."""
