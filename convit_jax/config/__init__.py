@@ -11,6 +11,7 @@ from convit_jax.config.keys import (
     architecture,
     as_saved,
     duration_in_steps,
+    get,
     resolve,
     template,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "architecture",
     "as_saved",
     "duration_in_steps",
+    "get",
     "resolve",
     "template",
 ]
