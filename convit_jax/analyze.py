@@ -210,7 +210,9 @@ def _with_accuracy(
     preprocessing: Preprocessing,
 ) -> Findings:
     """The findings with accuracy under the masks of the paper's Tables 5 and 6."""
-    source, among = data.align_classes(examples, weights.class_names(), weights.num_classes())
+    source, class_subset = data.align_classes(
+        examples, weights.class_names(), weights.num_classes()
+    )
     gpsa_layers = model.architecture.gpsa_layers
     # Of ten layers the first three, five and ten, as in Table 6.
     some = sorted({max(1, round(gpsa_layers * share)) for share in (0.3, 0.5, 1)})
@@ -232,9 +234,9 @@ def _with_accuracy(
             preprocessing,
             batch_size=IMAGES_A_DEVICE * jax.device_count(),
             reading=data.Reading(),
-            among=among,
+            class_subset=class_subset,
         ).top1
-    return dataclasses.replace(found, top1=top1, chance=1 / len(among or source.class_names))
+    return dataclasses.replace(found, top1=top1, chance=1 / len(class_subset or source.class_names))
 
 
 def _facts(arguments: argparse.Namespace, found: Sequence[Findings]) -> dict[str, str]:

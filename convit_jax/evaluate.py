@@ -48,13 +48,13 @@ class _Evaluation:
     Attributes:
         measured: the accuracy.
         source: the examples.
-        among: classes that were told apart, if not all.
+        class_subset: classes that were told apart, if not all.
         reference: a published model with these shapes, and its result on these data.
     """
 
     measured: Accuracy
     source: data.Source
-    among: tuple[int, ...] | None
+    class_subset: tuple[int, ...] | None
     reference: tuple[str, analysis.Published] | None
 
 
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = open_weights(arguments.weights)
         model = weights.model(**fields)
         mask = _mask(model, arguments)
-        source, among = _examples(arguments, weights)
+        source, class_subset = _examples(arguments, weights)
         preprocessing = weights.preprocessing(model.architecture)
         if arguments.crop:
             preprocessing = dataclasses.replace(preprocessing, crop_fraction=arguments.crop)
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 max_broken=arguments.max_broken,
                 exif_rotation=arguments.exif_rotation,
             ),
-            among=among,
+            class_subset=class_subset,
             confusion=bool(arguments.per_class or arguments.confusion),
             progress=screen.counting("evaluating"),
         )
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = _published_model(weights, model.architecture, preprocessing)
         reference = name and _reference(arguments, name, source, mask)
         report = _json if arguments.json else _text
-        report(arguments, _Evaluation(measured, source, among, reference))
+        report(arguments, _Evaluation(measured, source, class_subset, reference))
         if arguments.confusion:
             measured.write_confusion(arguments.confusion, source.class_names)
     return 0
@@ -199,13 +199,13 @@ def _examples(
         source = data.open_source(name)
         return data.align_classes(source, weights.class_names(), weights.num_classes())
 
-    source, among = aligned(arguments.data)
+    source, class_subset = aligned(arguments.data)
     if arguments.classes_of:
-        among = data.occurring_classes(aligned(arguments.classes_of)[0])
-        source = data.only_classes(source, among)
+        class_subset = data.occurring_classes(aligned(arguments.classes_of)[0])
+        source = data.only_classes(source, class_subset)
     elif analysis.tfds_name(arguments.data) in _OF_SOME_CLASSES:
-        among = data.occurring_classes(source)
-    return source, among
+        class_subset = data.occurring_classes(source)
+    return source, class_subset
 
 
 def _published_model(
@@ -237,7 +237,7 @@ def _text(arguments: argparse.Namespace, done: _Evaluation) -> None:
         f"{arguments.weights} on {arguments.data}: top-1 {100 * measured.top1:.2f} %, top-5 "
         f"{100 * measured.top5:.2f} %, loss {measured.loss:.4f}, {measured.examples:,} examples"
     )
-    if done.among:
+    if done.class_subset:
         print(f"told apart: {len(done.among):,} of the {len(done.source.class_names):,} classes")
     if measured.examples < len(done.source):
         print(f"{len(done.source) - measured.examples:,} examples were unreadable or have no label")
@@ -277,7 +277,7 @@ def _json(arguments: argparse.Namespace, done: _Evaluation) -> None:
     record: dict[str, Any] = {
         "weights": arguments.weights,
         "data": arguments.data,
-        "classes": len(done.among or class_names),
+        "classes": len(done.class_subset or class_names),
         **{mask: getattr(arguments, mask) for mask in _MASKS if getattr(arguments, mask)},
         **{name: getattr(measured, name) for name in ("examples", "top1", "top5", "loss")},
     }

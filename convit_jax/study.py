@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = list_cells(configs, fractions, arguments.seeds, rows, strengths, layers)
     description.open_study(out, configs, write=False)
     jobs = make_jobs(configs, cells)
-    mine = share_of(jobs, worker, workers)
+    share = share_of(jobs, worker, workers)
 
     def workdir(job: Job) -> pathlib.Path:
         return description.cell_directory(out, job.cell.name)
@@ -101,13 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     pace = Pace(results(), rate)
     if arguments.dry_run:
-        for line in list_jobs(mine, workdir, pace, as_json=arguments.json):
+        for line in list_jobs(share, workdir, pace, as_json=arguments.json):
             print(line)
         return 0
     together = description.open_study(out, configs, write=True)
 
     ending = run_jobs(
-        mine,
+        share,
         workdir,
         pace,
         finished=lambda result: report.write_tables(out, results(), together),

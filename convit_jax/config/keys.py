@@ -306,12 +306,12 @@ def architecture(config: Config, num_classes: int) -> Architecture:
     name = overrides.pop("name")
     size = config.data.image_size
     size = size * 2 if len(size) == 1 else size
-    made = models.architecture(name, num_classes=num_classes, image_size=size, **overrides)
-    check_channels(made.in_channels, "config.model.in_channels")
+    a = models.architecture(name, num_classes=num_classes, image_size=size, **overrides)
+    check_channels(a.in_channels, "config.model.in_channels")
     for name in ("mean", "std"):
-        if len(getattr(config.data, name)) != made.in_channels:
+        if len(getattr(config.data, name)) != a.in_channels:
             raise InputError(
-                f"config.data.{name}={getattr(config.data, name)}: expected {made.in_channels} "
+                f"config.data.{name}={getattr(config.data, name)}: expected {a.in_channels} "
                 "values, one for each channel of the images (config.model.in_channels)"
             )
-    return made
+    return a

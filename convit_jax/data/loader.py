@@ -91,12 +91,12 @@ def train_batches(
     Raises:
         RunError: more of the images are broken than allowed.
     """
-    mine = range(order.batch_size) if rows is None else rows
+    local_rows = range(order.batch_size) if rows is None else rows
     shape = (*transform.image_size, transform.channels)
     reader = RowReader(images, transform, shape, order.seed, reading.rotates(images))
 
     def located(step: int) -> list[Row]:
-        return [order.locate(step, row) for row in mine]
+        return [order.locate(step, row) for row in local_rows]
 
     health = health or Health(images, reading.max_broken)
     return _batches(reader, located, range(start_step, num_steps), reading, health)
@@ -124,12 +124,14 @@ def eval_batches(
     Raises:
         RunError: more of the images are broken than allowed.
     """
-    mine, count = range(batch_size) if rows is None else rows, len(images)
+    local_rows, count = range(batch_size) if rows is None else rows, len(images)
     shape = (*transform.image_size, transform.channels)
     reader = RowReader(images, transform, shape, None, reading.rotates(images))
 
     def located(step: int) -> list[Row]:
-        return [Row(i if i < count else -1) for i in (step * batch_size + row for row in mine)]
+        return [
+            Row(i if i < count else -1) for i in (step * batch_size + row for row in local_rows)
+        ]
 
     health = health or Health(images, reading.max_broken)
     return _batches(reader, located, range(num_eval_batches(count, batch_size)), reading, health)

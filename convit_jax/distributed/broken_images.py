@@ -46,10 +46,10 @@ class BrokenTogether:
 
     def _mine(self) -> np.ndarray:
         """Int32 [allowed + 1]: as many as make too many, if this process alone met so many."""
-        mine = np.full(self.health.allowed + 1, _NONE, np.int32)
-        met = list(self.health.met)[: len(mine)]
-        mine[: len(met)] = met
-        return mine
+        own = np.full(self.health.allowed + 1, _NONE, np.int32)
+        met = list(self.health.met)[: len(own)]
+        own[: len(met)] = met
+        return own
 
 
 def checked(batches: Iterator[data.Batch], broken: BrokenTogether) -> Iterator[data.Batch]:
@@ -58,11 +58,11 @@ def checked(batches: Iterator[data.Batch], broken: BrokenTogether) -> Iterator[d
     broken.check_now()
 
 
-def _everybodys(mine: np.ndarray) -> jax.Array:
+def _everybodys(own: np.ndarray) -> jax.Array:
     """[processes, ...] of the same array of each process, on every device; does not wait."""
     one_each, gather = _gathering()
-    shape = (jax.process_count(), *mine.shape)
-    return gather(jax.make_array_from_process_local_data(one_each, mine[None], shape))
+    shape = (jax.process_count(), *own.shape)
+    return gather(jax.make_array_from_process_local_data(one_each, own[None], shape))
 
 
 @functools.cache

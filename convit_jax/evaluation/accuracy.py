@@ -93,7 +93,7 @@ def measure_accuracy(
     *,
     batch_size: int,
     reading: data.Reading,
-    among: Sequence[int] | None = None,
+    class_subset: Sequence[int] | None = None,
     confusion: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
@@ -105,7 +105,7 @@ def measure_accuracy(
         preprocessing: of images.
         batch_size: images a step, over all devices.
         reading: how the reading is spread over this machine.
-        among: the classes that are told apart, or None for all that the model knows.
+        class_subset: the classes that are told apart, or None for all that the model knows.
         confusion: also count which classes are taken for which.
         progress: told how many batches of how many are done.
 
@@ -124,7 +124,7 @@ def measure_accuracy(
     batch_size = min(batch_size, -(-len(source) // mesh.size) * mesh.size)
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     graph, params = nnx.split(model.with_attention(attention_for(mesh)), nnx.Param)
-    how = (preprocessing.mean, preprocessing.std, among and tuple(among), confusion)
+    how = (preprocessing.mean, preprocessing.std, class_subset and tuple(class_subset), confusion)
     broken = BrokenTogether(source, reading.max_broken)
     batches = data.eval_batches(
         source,
@@ -162,11 +162,11 @@ def _compiled_step(
     graph: nnx.GraphDef,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    among: tuple[int, ...] | None,
+    class_subset: tuple[int, ...] | None,
     confusion: bool,
     mesh: Mesh,
 ) -> Callable[..., Any]:
     """One program for all models of one structure: a model under several masks compiles once."""
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
-    step = make_eval_step(graph, mean, std, among=among, confusion=confusion)
+    step = make_eval_step(graph, mean, std, class_subset=class_subset, confusion=confusion)
     return jax.jit(step, in_shardings=(everywhere, rows), out_shardings=everywhere)

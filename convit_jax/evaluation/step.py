@@ -17,7 +17,7 @@ def make_eval_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     *,
-    among: Sequence[int] | None = None,
+    class_subset: Sequence[int] | None = None,
     confusion: bool = False,
 ) -> Callable[[Any, dict[str, jax.Array]], Metrics]:
     """The function (params, batch) → sums over the batch's rows of mask 1.
@@ -29,7 +29,7 @@ def make_eval_step(
     Args:
         model: the model's structure.
         mean, std: of the images, for each channel, in units of full scale.
-        among: the classes that are told apart, of all that the model knows; None for all.
+        class_subset: the classes that are told apart, of all that the model knows; None for all.
         confusion: also count how often a label (row) was taken for a class (column), for data of
             one label an image.
     """
@@ -37,8 +37,8 @@ def make_eval_step(
     def eval_step(params: Any, batch: dict[str, jax.Array]) -> Metrics:
         images = normalise(batch["image"], mean, std)
         logits = nnx.merge(model, nnx.State(params))(images)
-        if among is not None:
-            told_apart = jnp.zeros(logits.shape[-1], bool).at[jnp.array(among)].set(True)
+        if class_subset is not None:
+            told_apart = jnp.zeros(logits.shape[-1], bool).at[jnp.array(class_subset)].set(True)
             logits = jnp.where(told_apart, logits, -jnp.inf)
         label = batch["label"]
         true = jax.nn.one_hot(label, logits.shape[-1]) if label.ndim == 1 else label

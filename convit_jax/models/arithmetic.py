@@ -13,20 +13,22 @@ from convit_jax.models.architecture import Architecture
 from convit_jax.models.zoo import build
 
 
-def forward_flops(made: Architecture) -> float:
+def forward_flops(architecture: Architecture) -> float:
     """Floating-point operations of one image's forward pass; a multiply-add is two.
 
     Counted in the program as traced, with attention in the form that has the fewest products, so
     that it is the model's number: no matter what computes it, or what is computed twice.
 
     Args:
-        made: the model.
+        architecture: the model.
     """
     # In float32: conversions between types would be counted, too.
-    made = dataclasses.replace(made, dtype="float32")
+    architecture = dataclasses.replace(architecture, dtype="float32")
     attend = attention_for(form=one_product)
-    graph, params = nnx.split(nnx.eval_shape(lambda: build(made, attend=attend)))
-    image = jax.ShapeDtypeStruct((1, *made.image_size, made.in_channels), jnp.float32)
+    graph, params = nnx.split(nnx.eval_shape(lambda: build(architecture, attend=attend)))
+    image = jax.ShapeDtypeStruct(
+        (1, *architecture.image_size, architecture.in_channels), jnp.float32
+    )
 
     def classify(params: Any, image: jax.Array) -> jax.Array:
         return nnx.merge(graph, params)(image)

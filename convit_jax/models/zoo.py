@@ -64,14 +64,14 @@ def architecture(name: str, **overrides: Any) -> Architecture:
             f"{name} has no GPSA layers (gpsa_layers={overrides['gpsa_layers']}): "
             f"use {name.replace('deit', 'convit')}"
         )
-    made = _replace(base, **overrides)
-    unread = [field for field in GPSA_FIELDS if field in overrides and made.gpsa_layers == 0]
-    if not made.conv_init and "locality_strength" in overrides:
+    result = _replace(base, **overrides)
+    unread = [field for field in GPSA_FIELDS if field in overrides and result.gpsa_layers == 0]
+    if not result.conv_init and "locality_strength" in overrides:
         unread.append("locality_strength")
     if unread:
-        reason = "conv_init is off" if made.gpsa_layers else "it has no GPSA layers"
+        reason = "conv_init is off" if result.gpsa_layers else "it has no GPSA layers"
         raise InputError(f"{name} would not read {', '.join(unread)}: {reason}")
-    return made
+    return result
 
 
 def build(

@@ -120,7 +120,7 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
             changed[key] = config, _possible(cell, config, fewest, classes)
         config, experiment = changed[key]
         data = dataclasses.replace(config.data, fraction=cell.fraction)
-        made = experiment.architecture
+        a = experiment.architecture
         jobs.append(
             Job(
                 cell=cell,
@@ -129,10 +129,8 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
                 steps=experiment.total_steps,
                 examples=sizes[cell.fraction][0],
                 classes=classes,
-                locality_strength=made.locality_strength
-                if made.gpsa_layers and made.conv_init
-                else None,
-                gpsa_layers=made.gpsa_layers,
+                locality_strength=a.locality_strength if a.gpsa_layers and a.conv_init else None,
+                gpsa_layers=a.gpsa_layers,
             )
         )
     return jobs

@@ -45,7 +45,7 @@ def write_figures(
     from convit_jax.analysis import figures  # noqa: PLC0415
     from convit_jax.analysis.figures.style import drawn  # noqa: PLC0415
 
-    made = {}
+    plots = {}
     curves = {model: _curve(summaries.efficiency(results, "top1", model)) for model in configs}
     curves = {model: points for model, points in curves.items() if len(points)}
     if curves:
@@ -54,7 +54,7 @@ def write_figures(
             for model, name in _published_names(configs).items()
             if name in SAMPLE_EFFICIENCY
         }
-        made["efficiency"] = figures.sample_efficiency(curves, reference)
+        plots["efficiency"] = figures.sample_efficiency(curves, reference)
     for model in configs:
         for fraction in summaries.fractions(results):
             cells = summaries.grid(results, model, fraction)
@@ -63,12 +63,12 @@ def write_figures(
                 title = f"{model}, {100 * fraction:g} % of the examples"
                 name = f"locality_{in_a_file_name(model)}_fraction{fraction:g}"
                 shares = _field(cells, strengths, layers)
-                made[name] = figures.locality_grid(shares, strengths, layers, title)
-    for name, figure in made.items():
+                plots[name] = figures.locality_grid(shares, strengths, layers, title)
+    for name, figure in plots.items():
         for kind in ("png", "svg"):
             path, image = pathlib.Path(directory) / f"{name}.{kind}", drawn(figure, kind)
             write_whole(path, lambda file, image=image: file.write_bytes(image))
-    return list(made)
+    return list(plots)
 
 
 def _published_names(configs: Mapping[str, Config]) -> dict[str, str]:

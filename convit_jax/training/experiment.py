@@ -96,7 +96,7 @@ def make_experiment(
         InputError: the config asks for something that does not fit together, or for a form of
             attention that the devices cannot have.
     """
-    made, a = architecture(config, num_classes), config.augment
+    a, augment = architecture(config, num_classes), config.augment
     order = EpochOrder(num_examples, config.batch_size, config.seed, config.augment.repeats)
 
     def steps(key: str) -> int:
@@ -109,10 +109,10 @@ def make_experiment(
 
     attend = attention_for(mesh, attention or config.attention)
     if mesh is not None:
-        attend.check(made.dtype, made.head_dim, math.prod(made.grid))
+        attend.check(a.dtype, a.head_dim, math.prod(a.grid))
 
     def make_model() -> models.VisionTransformer:
-        return models.build(made, config.seed, attend)
+        return models.build(a, config.seed, attend)
 
     graph, abstract_params = nnx.split(nnx.eval_shape(make_model))
     schedule = learning_rate(config, total_steps, warmup_steps, order.steps_per_epoch)
@@ -127,15 +127,15 @@ def make_experiment(
         label_smoothing=config.label_smoothing,
         accumulate=config.optimizer.accumulate,
         ema_decay=config.ema_decay,
-        erasing=Erasing(a.erase, a.erase_area, a.erase_ratio),
-        mixing=Mixing(a.mixup, a.cutmix, a.mix_prob, a.mix_switch_prob),
+        erasing=Erasing(augment.erase, augment.erase_area, augment.erase_ratio),
+        mixing=Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob),
     )
     return Experiment(
         config=config,
-        architecture=made,
+        architecture=a,
         order=order,
-        train_transform=_train_transform(config, made),
-        eval_transform=EvalTransform(made.image_size, made.in_channels, config.data.eval_crop),
+        train_transform=_train_transform(config, a),
+        eval_transform=EvalTransform(a.image_size, a.in_channels, config.data.eval_crop),
         step_config=step_config,
         total_steps=total_steps,
         eval_every=steps("eval_every"),
@@ -171,9 +171,9 @@ def _check_length(config: Config, total_steps: int, warmup_steps: int) -> None:
         )
 
 
-def _train_transform(config: Config, made: models.Architecture) -> TrainTransform:
+def _train_transform(config: Config, a: models.Architecture) -> TrainTransform:
     """The keys of the augment section that are the host's work; the device does the rest."""
     fields = {field.name for field in dataclasses.fields(TrainTransform)}
     augment = dataclasses.asdict(config.augment)
     host = {name: value for name, value in augment.items() if name in fields}
-    return TrainTransform(made.image_size, made.in_channels, **host)
+    return TrainTransform(a.image_size, a.in_channels, **host)

@@ -35,18 +35,18 @@ def warm_start(state: TrainState, weights: Weights, card: Card, sharding: TrainS
     Raises:
         InputError: the weights are another model's; every misfit is listed.
     """
-    made = card.architecture
+    architecture = card.architecture
     weights.say_notes()
     names = parameter_names(state.params)
     keeps_head, about_head = _compare_classes(weights, card)
-    tensors = dict(weights.tensors_for(made))
+    tensors = dict(weights.tensors_for(architecture))
     if not keeps_head:
-        tensors |= to_torch(_fresh_head(state, names, sharding), made)
+        tensors |= to_torch(_fresh_head(state, names, sharding), architecture)
     with weights.named():
-        loaded = from_torch(tensors, made)
-        _check_heads(weights, made)
+        loaded = from_torch(tensors, architecture)
+        _check_heads(weights, architecture)
     params = jax.tree.unflatten(jax.tree.structure(state.params), [loaded[name] for name in names])
-    log.info("%s", _report(weights, made, names, keeps_head, about_head))
+    log.info("%s", _report(weights, architecture, names, keeps_head, about_head))
     # Copies of their own, not views of the host's memory: the step gives the buffers away.
     place = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=sharding.params)
     ema_params = None if state.ema_params is None else place(params)
@@ -73,30 +73,36 @@ def _compare_classes(weights: Weights, card: Card) -> tuple[bool, str]:
     return there == here, "" if there == here else f"its {count} classes have other names there"
 
 
-def _check_heads(weights: Weights, made: Architecture) -> None:
+def _check_heads(weights: Weights, architecture: Architecture) -> None:
     """Plain attention of another number of heads has tensors of the same shapes."""
     heads = weights.num_heads()
-    if heads is not None and heads != made.num_heads:
+    if heads is not None and heads != architecture.num_heads:
         raise InputError(
-            f"the weights have {heads} heads a layer, config.model makes {made.num_heads}"
+            f"the weights have {heads} heads a layer, config.model makes {architecture.num_heads}"
         )
 
 
 def _report(
-    weights: Weights, made: Architecture, names: list[str], keeps_head: bool, about_head: str
+    weights: Weights,
+    architecture: Architecture,
+    names: list[str],
+    keeps_head: bool,
+    about_head: str,
 ) -> str:
     """What was loaded, resampled and left fresh."""
     fresh = [] if keeps_head else [name for name in names if name.startswith(_HEAD)]
     native = weights.native_image_size()
-    resampled = "pos_embed" in names and native not in (None, made.image_size)
+    resampled = "pos_embed" in names and native not in (None, architecture.image_size)
     loaded = len(names) - len(fresh) - resampled
     parts = [f"starting from {weights.name}: {loaded} of {len(names)} parameters loaded as is"]
     if resampled:
-        old = "x".join(str(side // made.patch_size) for side in native)
-        parts.append(f"resampled: pos_embed, {old} to {made.grid[0]}x{made.grid[1]} patches")
+        old = "x".join(str(side // architecture.patch_size) for side in native)
+        parts.append(
+            f"resampled: pos_embed, {old} to {architecture.grid[0]}x{architecture.grid[1]} patches"
+        )
     if weights.num_heads() is None:
         parts.append(
-            f"the tensors do not tell heads: {made.num_heads} a layer, as config.model has"
+            f"the tensors do not tell heads: {architecture.num_heads} a layer, as config.model has"
         )
     if fresh:
         parts.append(f"fresh: {', '.join(fresh)} ({about_head})")

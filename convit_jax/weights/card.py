@@ -38,17 +38,19 @@ class Card:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        made, names, crop = self.architecture, self.class_names, self.crop_fraction
-        if made is not None:
-            _expect(isinstance(made, Architecture), "architecture", made, "an object")
+        architecture, names, crop = self.architecture, self.class_names, self.crop_fraction
+        if architecture is not None:
+            _expect(
+                isinstance(architecture, Architecture), "architecture", architecture, "an object"
+            )
         if names is not None:
             texts = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
             _expect(texts and names != (), "class_names", names, "a name for each class")
             twice = [name for name, n in collections.Counter(names).items() if n > 1]
             _expect(not twice, "class_names", names, f"each once, and {twice[:3]} are there twice")
-        if names is not None and made is not None:
-            expected = f"{made.num_classes}, one for each class"
-            fits = len(names) == made.num_classes
+        if names is not None and architecture is not None:
+            expected = f"{architecture.num_classes}, one for each class"
+            fits = len(names) == architecture.num_classes
             _expect(fits, "class_names", f"{len(names)} names", expected)
         if crop is not None:
             _expect(_is_number(crop) and 0 < crop <= 1, "crop_fraction", crop, "above 0, up to 1")

@@ -70,18 +70,18 @@ def _usual(models: Mapping[str, Tensors], name: str) -> str:
     averages = [label for label in models if _AVERAGE.search(label)]
     if len(averages) == 1:
         return averages[0]
-    among = averages or list(models)
-    if len(among) == 1:
-        return among[0]
-    if not any(_ANCHOR in models[label] for label in among):
+    candidates = averages or list(models)
+    if len(candidates) == 1:
+        return candidates[0]
+    if not any(_ANCHOR in models[label] for label in candidates):
         # No model of ours: the largest shows best of what kind it is.
-        return max(among, key=lambda label: len(models[label]))
+        return max(candidates, key=lambda label: len(models[label]))
     for usual in _USUAL if not averages else ():
-        for label in among:
+        for label in candidates:
             if label == usual or (usual and label.endswith(f".{usual}")):
                 return label
     raise InputError(
-        f"{name} holds several models: say which, by {' or '.join(f'{name}#{m}' for m in among)}"
+        f"{name} holds several models: say which, by {' or '.join(f'{name}#{m}' for m in candidates)}"
     )
 
 

@@ -48,8 +48,8 @@ def align_classes(
             f"weights are {some(class_names)}"
         )
     aligned = _relabelled(source, class_names, label_of)
-    among = tuple(sorted(set(aligned.label_map.tolist())))
-    return aligned, None if len(among) == len(class_names) else among
+    class_subset = tuple(sorted(set(aligned.label_map.tolist())))
+    return aligned, None if len(class_subset) == len(class_names) else class_subset
 
 
 def with_classes_of(source: Source, train: Source) -> Source:
