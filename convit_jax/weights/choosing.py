@@ -80,9 +80,8 @@ def _usual(models: Mapping[str, Tensors], name: str) -> str:
         for label in candidates:
             if label == usual or (usual and label.endswith(f".{usual}")):
                 return label
-    raise InputError(
-        f"{name} holds several models: say which, by {' or '.join(f'{name}#{m}' for m in candidates)}"
-    )
+    choices = " or ".join(f"{name}#{label}" for label in candidates)
+    raise InputError(f"{name} holds several models: say which, by {choices}")
 
 
 def _notes(label: str, models: Mapping[str, Tensors], beside: int, name: str) -> Iterator[str]:
