@@ -248,7 +248,11 @@ def _measure_long_run(arguments: argparse.Namespace) -> None:
     title = f"{arguments.steps:,} steps, {arguments.workers} workers"
     headings = ["between evaluations", "at most", "growth in 1,000 steps", "flat"]
     _print_table(title, ("all processes together", *headings), rows)
-    print("In MB, or numbers. Flat: it grows by less than 1 in 1,000 steps.")
+    print(
+        "In MB, or numbers. allocated, blocks (of Python objects): of the process that trains, "
+        "without what it has freed.\n"
+        "Flat: it grows by less than 1 in 1,000 steps, blocks by less than 1,000."
+    )
 
 
 def _write_long_run(directory: pathlib.Path, samples: Sequence[Sample]) -> None:

@@ -121,8 +121,10 @@ def test_compared_forms_compute_the_same(name):
 
 def samples_of(step_of=lambda i: 5 * i, count=1000, **figures):
     """Samples of a run of 5,000 steps that takes as much at every moment, but for `figures`."""
-    constant = {"seconds": 0.0, "anonymous": 900.0, "rss": 1400.0, "pss": 1000.0, "shared": 0.05,
-                "descriptors": 50, "threads": 240, "processes": 4}  # fmt: skip
+    constant = {
+        "seconds": 0.0, "allocated": 230.0, "blocks": 10**6, "anonymous": 900.0, "rss": 1400.0,
+        "pss": 1000.0, "shared": 0.05, "descriptors": 50, "threads": 240, "processes": 4,
+    }  # fmt: skip
     rng = np.random.default_rng(0)
     return [
         long_run.Sample(
@@ -145,6 +147,8 @@ def test_what_a_run_keeps_shows_and_what_it_gives_back_does_not():
     assert set(flat(steady).values()) == {True, None}
     (rss,) = [trend for trend in long_run.trends(steady) if trend.figure == "rss"]
     assert (rss.floor, rss.peak, rss.slope) == (1400, 1500, 0)
+    # A piece of memory of every step.
+    assert flat(samples_of(blocks=lambda step: 10**6 + 2 * step))["blocks"] is False
     assert flat(samples_of(descriptors=lambda step: 50 + step // 250))["descriptors"] is False
     leaking = samples_of(rss=lambda step: 1400 + 100 * (step % 250 < 50) + 2e-3 * step)
     (rss,) = [trend for trend in long_run.trends(leaking) if trend.figure == "rss"]
@@ -158,6 +162,7 @@ def test_a_process_is_measured():
     def grown(before, after):
         return [(one - other) for one, other in zip(after, before, strict=True)]
 
+    allocated = long_run.allocated_here()
     *before, segments = long_run._taken(os.getpid())
     block, files = np.ones(2 * 10**7 // 8), [open(os.devnull) for _ in range(7)]  # noqa: PTH123, SIM115
     wait = threading.Event()
@@ -168,6 +173,7 @@ def test_a_process_is_measured():
     try:
         *after, mapped = long_run._taken(os.getpid())
         assert grown(before[0], after[0]) == pytest.approx([block.nbytes / 1e6] * 3, abs=4)
+        assert long_run.allocated_here() - allocated == pytest.approx(block.nbytes / 1e6, abs=4)
         assert grown(before[1:], after[1:])[1] == 1
         assert grown(before[1:], after[1:])[0] >= len(files)
         assert long_run._size(mapped - segments) == 4096e-6
@@ -190,9 +196,11 @@ def test_a_run_is_sampled_with_its_workers(monkeypatch, capsys, tmp_path):
     # The process, its worker, and the one that keeps count of shared memory.
     assert max(sample.processes for sample in found) >= 3
     assert max(sample.rss for sample in found) > 200
+    assert found[-1].allocated > 50
+    assert found[-1].blocks > 10**5
     monkeypatch.setattr(benchmark, "measure_long_run", lambda *arguments: samples_of())
     assert benchmark.main(["long-run", "--out", str(tmp_path), "--json"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert len(capsys.readouterr().out.splitlines()) == 9
     assert len((tmp_path / "long_run.jsonl").read_text().splitlines()) == 1000
     assert Image.open(tmp_path / "long_run.png").width > 1000
     assert benchmark.main(["long-run"]) == 0
