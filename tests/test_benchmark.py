@@ -141,21 +141,31 @@ def flat(samples):
     return {trend.figure: trend.flat for trend in long_run.trends(samples)}
 
 
+def trend(name, samples):
+    (found,) = [trend for trend in long_run.trends(samples) if trend.figure == name]
+    return found
+
+
 def test_what_a_run_keeps_shows_and_what_it_gives_back_does_not():
     # An evaluation takes a hundred megabytes for a fifth of the time.
-    steady = samples_of(rss=lambda step: 1400 + 100 * (step % 250 < 50))
+    steady = samples_of(allocated=lambda step: 200 + 100 * (step % 250 < 50))
     assert set(flat(steady).values()) == {True, None}
-    (rss,) = [trend for trend in long_run.trends(steady) if trend.figure == "rss"]
-    assert (rss.floor, rss.peak, rss.slope) == (1400, 1500, 0)
-    # A piece of memory of every step.
-    assert flat(samples_of(blocks=lambda step: 10**6 + 2 * step))["blocks"] is False
-    assert flat(samples_of(descriptors=lambda step: 50 + step // 250))["descriptors"] is False
-    leaking = samples_of(rss=lambda step: 1400 + 100 * (step % 250 < 50) + 2e-3 * step)
-    (rss,) = [trend for trend in long_run.trends(leaking) if trend.figure == "rss"]
-    assert rss.slope == pytest.approx(2)
-    assert rss.flat is False
-    # What it takes until it has settled is nothing that it goes on taking.
-    assert flat(samples_of(rss=lambda step: 1400 + 0.1 * min(step, 1000)))["rss"] is True
+    found = trend("allocated", steady)
+    assert (found.floor, found.peak, found.slope, found.late) == (200, 300, 0, 0)
+    leaking = samples_of(allocated=lambda step: 200 + 100 * (step % 250 < 50) + 2e-3 * step)
+    found = trend("allocated", leaking)
+    assert (found.slope, found.late) == pytest.approx((2, 2))
+    assert found.flat is False
+    # A piece of memory of every step, ten times; a descriptor and a thread of every evaluation.
+    assert flat(samples_of(blocks=lambda step: 10**6 + 11 * step))["blocks"] is False
+    for name in ("descriptors", "threads", "processes"):
+        assert flat(samples_of(**{name: lambda step: 50 + step // 250}))[name] is False
+    # What it takes until it has settled is nothing that it goes on taking, nor is a single jump.
+    settling = trend("allocated", samples_of(allocated=lambda step: 0.1 * min(step, 1000)))
+    assert (settling.slope, settling.flat) == (0, True)
+    jump = trend("allocated", samples_of(allocated=lambda step: 5 * (step > 3100)))
+    assert jump.slope > 1
+    assert (jump.late, jump.flat) == (0, True)
 
 
 def test_a_process_is_measured():

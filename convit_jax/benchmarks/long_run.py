@@ -8,6 +8,7 @@ was freed and is kept by the C library for the next who asks.
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -86,8 +88,10 @@ class Trend:
         peak: the most at any moment.
         slope: growth of the floor in 1,000 steps, of a straight line through all stretches.
         error: standard error of the slope.
-        flat: whether the slope is less than 1, of blocks 1,000; None where other programs have a
-            part in it.
+        late: growth in 1,000 steps in the second half of the run: the median of the slopes between
+            any two stretches, which a single jump does not change.
+        flat: whether `late` is less than `_FLAT`; None of what the C library keeps, or what other
+            programs of the machine have a part in.
     """
 
     figure: str
@@ -95,25 +99,15 @@ class Trend:
     peak: float
     slope: float
     error: float
+    late: float
     flat: bool | None
 
 
-# A megabyte, a descriptor or a thread in 1,000 steps is less than an array that is kept of every
-# step takes, or a descriptor of every evaluation. Of Python's blocks one for each step is too many.
-_FLAT = {"blocks": 1000.0}
-_FLAT_OTHERWISE = 1.0
-_FIGURES = (
-    "allocated",
-    "blocks",
-    "anonymous",
-    "rss",
-    "pss",
-    "shared",
-    "descriptors",
-    "threads",
-    "processes",
-)
-_SHARED_WITH_OTHERS = ("pss",)
+# Growth in 1,000 steps that is not seen as one: less than an array, or ten of Python's pieces of
+# memory, that are kept of every step take; or than a descriptor or a thread of every evaluation.
+_FLAT = {"allocated": 1.0, "blocks": 10_000.0, "shared": 1.0, "descriptors": 1.0, "threads": 1.0,
+         "processes": 1.0}  # fmt: skip
+_FIGURES = tuple(f.name for f in dataclasses.fields(Sample) if f.name not in ("seconds", "step"))
 
 
 def measure_long_run(steps: int, batch_size: int, workers: int) -> list[Sample]:
@@ -139,12 +133,13 @@ def measure_long_run(steps: int, batch_size: int, workers: int) -> list[Sample]:
         with said.open("w") as log:
             run = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log, text=True)
         try:
-            run.stdin.write(json.dumps(values))
-            run.stdin.close()
+            run.stdin.write(json.dumps(values) + "\n")
+            run.stdin.flush()  # and it stays open: the run ends when this process does
             samples = list(_sampled(run, said, allocated))
         finally:
             run.kill()
             run.wait()
+            run.stdin.close()
         if run.returncode:
             raise RunError(f"the run failed: {said.read_text().strip().splitlines()[-1]}")
     return samples
@@ -184,8 +179,13 @@ def _trend(name: str, stretches: Mapping[int, Sequence[Sample]], stretch: int) -
     rest = floors - floors.mean() - slope * away
     error = float(np.sqrt(rest @ rest / (len(floors) - 2) / (away @ away)))
     peak = max(getattr(s, name) for those in stretches.values() for s in those)
-    flat = None if name in _SHARED_WITH_OTHERS else slope < _FLAT.get(name, _FLAT_OTHERWISE)
-    return Trend(name, float(np.median(floors)), float(peak), slope, error, flat)
+    half = len(floors) // 2
+    late = float(np.median([
+        (floors[j] - floors[i]) / (places[j] - places[i])
+        for i, j in itertools.combinations(range(half, len(floors)), 2)
+    ]))  # fmt: skip
+    flat = late < _FLAT[name] if name in _FLAT else None
+    return Trend(name, float(np.median(floors)), float(peak), slope, error, late, flat)
 
 
 def _sampled(
@@ -294,13 +294,20 @@ class _Teller(logging.Handler):
         write_whole(self._path, lambda path: path.write_text(text))
 
 
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
 def main() -> None:
     """Trains as the values on standard input say."""
     from convit_jax.config import resolve  # noqa: PLC0415  (the process that samples does without)
     from convit_jax.training import loop  # noqa: PLC0415
 
+    values = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.getLogger("convit_jax.training.reporting").addHandler(_Teller(sys.argv[2]))
-    loop.train(resolve(json.load(sys.stdin)), sys.argv[1])
+    loop.train(resolve(values), sys.argv[1])
 
 
 if __name__ == "__main__":
