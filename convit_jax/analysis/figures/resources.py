@@ -29,7 +29,7 @@ def resources_over_steps(samples: Mapping[str, np.ndarray]) -> Figure:
         for number, (name, label) in enumerate(names.items()):
             colour = style.MODELS[number]
             axes.plot(places, samples[name], color=colour, label=label, linewidth=0.7)
-        axes.set(xlabel="step", ylabel=unit, ylim=(0, 1.45 * max(samples[n].max() for n in names)))
+        axes.set(xlabel="step", ylabel=unit, ylim=(0, 1.6 * max(samples[n].max() for n in names)))
         axes.legend(loc="upper left")
     return figure
 
