@@ -244,14 +244,18 @@ def _measure_long_run(arguments: argparse.Namespace) -> None:
         _print_json(found)
         return
     rows = [
-        (t.figure, f"{t.floor:,.1f}", f"{t.peak:,.1f}", f"{t.slope:+.2f} ± {t.error:.2f}",
-         {True: "yes", False: "no", None: ""}[t.flat])
+        (t.figure, f"{t.floor:,.1f}", f"{t.peak:,.1f}", f"{t.slope:+,.2f} ± {t.error:.2f}",
+         f"{t.late:+,.2f}", {True: "yes", False: "no", None: ""}[t.flat])
         for t in found
     ]  # fmt: skip
+    headings = ["between evaluations", "at most", "growth in 1,000 steps", "in the second half"]
     title = f"{arguments.steps:,} steps, {arguments.workers} workers"
-    headings = ["between evaluations", "at most", "growth in 1,000 steps", "flat"]
-    _print_table(title, ("all processes together", *headings), rows)
-    print("In MB, or numbers. Flat: it grows by less than 1 in 1,000 steps.")
+    _print_table(title, ("all processes together", *headings, "flat"), rows)
+    print(
+        "Memory in MB. allocated, blocks (pieces of memory of Python's objects): of the process "
+        "that trains, without\nwhat was freed, which the C library may keep. Flat: in the second "
+        "half it grows by less than 1 (blocks 10,000)."
+    )
 
 
 def _write_long_run(directory: epath.Path, samples: Sequence[Sample]) -> None:

@@ -34,7 +34,10 @@ def test_a_model_is_measured(capsys, tmp_path):
 
 def test_a_profile_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file cannot be used as a directory to write to"):
+    with pytest.raises(
+        InputError,
+        match=r"^--profile=.*file cannot be used as a directory to write to: File exists",
+    ):
         benchmark.main(["model", "convit_tiny", "--profile", str(tmp_path / "file")])
 
 
@@ -121,8 +124,10 @@ def test_compared_forms_compute_the_same(name):
 
 def samples_of(step_of=lambda i: 5 * i, count=1000, **figures):
     """Samples of a run of 5,000 steps that takes as much at every moment, but for `figures`."""
-    constant = {"seconds": 0.0, "anonymous": 900.0, "rss": 1400.0, "pss": 1000.0, "shared": 0.05,
-                "descriptors": 50, "threads": 240, "processes": 4}  # fmt: skip
+    constant = {
+        "seconds": 0.0, "allocated": 230.0, "blocks": 10**6, "anonymous": 900.0, "rss": 1400.0,
+        "pss": 1000.0, "shared": 0.05, "descriptors": 50, "threads": 240, "processes": 4,
+    }  # fmt: skip
     rng = np.random.default_rng(0)
     return [
         long_run.Sample(
@@ -139,25 +144,40 @@ def flat(samples):
     return {trend.figure: trend.flat for trend in long_run.trends(samples)}
 
 
+def trend(name, samples):
+    (found,) = [trend for trend in long_run.trends(samples) if trend.figure == name]
+    return found
+
+
 def test_what_a_run_keeps_shows_and_what_it_gives_back_does_not():
     # An evaluation takes a hundred megabytes for a fifth of the time.
-    steady = samples_of(rss=lambda step: 1400 + 100 * (step % 250 < 50))
+    steady = samples_of(allocated=lambda step: 200 + 100 * (step % 250 < 50))
     assert set(flat(steady).values()) == {True, None}
-    (rss,) = [trend for trend in long_run.trends(steady) if trend.figure == "rss"]
-    assert (rss.floor, rss.peak, rss.slope) == (1400, 1500, 0)
-    assert flat(samples_of(descriptors=lambda step: 50 + step // 250))["descriptors"] is False
-    leaking = samples_of(rss=lambda step: 1400 + 100 * (step % 250 < 50) + 2e-3 * step)
-    (rss,) = [trend for trend in long_run.trends(leaking) if trend.figure == "rss"]
-    assert rss.slope == pytest.approx(2)
-    assert rss.flat is False
-    # What it takes until it has settled is nothing that it goes on taking.
-    assert flat(samples_of(rss=lambda step: 1400 + 0.1 * min(step, 1000)))["rss"] is True
+    found = trend("allocated", steady)
+    assert (found.floor, found.peak, found.slope, found.late) == (200, 300, 0, 0)
+    leaking = samples_of(allocated=lambda step: 200 + 100 * (step % 250 < 50) + 2e-3 * step)
+    found = trend("allocated", leaking)
+    assert (found.slope, found.late) == pytest.approx((2, 2))
+    assert found.flat is False
+    # A piece of memory of every step, ten times; a descriptor and a thread of every evaluation.
+    assert flat(samples_of(blocks=lambda step: 10**6 + 11 * step))["blocks"] is False
+    for name in ("descriptors", "threads", "processes"):
+        assert flat(samples_of(**{name: lambda step: 50 + step // 250}))[name] is False
+    # What it takes until it has settled is nothing that it goes on taking, nor is a single jump.
+    settling = trend("allocated", samples_of(allocated=lambda step: 0.1 * min(step, 1000)))
+    assert (settling.slope, settling.flat) == (0, True)
+    jump = trend("allocated", samples_of(allocated=lambda step: 5 * (step > 3100)))
+    assert jump.slope > 1
+    assert (jump.late, jump.flat) == (0, True)
 
 
 def test_a_process_is_measured():
     def grown(before, after):
         return [(one - other) for one, other in zip(after, before, strict=True)]
 
+    allocated = long_run.allocated_here()
+    array = np.ones(10**7 // 8)
+    assert long_run.allocated_here() - allocated == pytest.approx(array.nbytes / 1e6, abs=4)
     *before, segments = long_run._taken(os.getpid())
     files = [open(os.devnull) for _ in range(7)]  # noqa: PTH123, SIM115
     # What NumPy allocates may be memory that was free before.
@@ -193,9 +213,11 @@ def test_a_run_is_sampled_with_its_workers(monkeypatch, capsys, tmp_path):
     # The process, its worker, and the one that keeps count of shared memory.
     assert max(sample.processes for sample in found) >= 3
     assert max(sample.rss for sample in found) > 200
+    assert found[-1].allocated > 50
+    assert found[-1].blocks > 10**5
     monkeypatch.setattr(benchmark, "measure_long_run", lambda *arguments: samples_of())
     assert benchmark.main(["long-run", "--out", str(tmp_path), "--json"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert len(capsys.readouterr().out.splitlines()) == 9
     assert len((tmp_path / "long_run.jsonl").read_text().splitlines()) == 1000
     assert Image.open(tmp_path / "long_run.png").width > 1000
     assert benchmark.main(["long-run"]) == 0

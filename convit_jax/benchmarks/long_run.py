@@ -1,23 +1,30 @@
 """What a long run takes: memory, descriptors, threads and shared memory, sampled from outside.
 
-The run is a process of its own, `python -m convit_jax.benchmarks.long_run DIRECTORY < VALUES`.
+The run is a process of its own, `python -m convit_jax.benchmarks.long_run DIRECTORY FILE < VALUES`.
+It tells itself, in the file, how much it has allocated: in what the system sees there is also what
+was freed and is kept by the C library for the next who asks.
 """
 
 import contextlib
+import ctypes
 import dataclasses
+import itertools
 import json
+import logging
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from convit_jax.errors import InputError, RunError
+from convit_jax.whole_file import write_whole
 
 SAMPLED_EVERY = 0.2  # seconds
 EVAL_EVERY = 250  # steps; a checkpoint is written as often
@@ -48,7 +55,10 @@ class Sample:
     Attributes:
         seconds: since it was started.
         step: the last one that it has told of.
-        anonymous: megabytes of all that are no file's: what they allocated.
+        allocated: megabytes that the process that trains has allocated, and not freed; 0 before it
+            has told.
+        blocks: pieces of memory that its Python objects have; likewise.
+        anonymous: megabytes of all that are no file's.
         rss: megabytes in memory of all, files of libraries too, for each of them.
         pss: likewise, but of what several processes of the machine share a part each.
         shared: megabytes of shared memory that they have mapped.
@@ -57,6 +67,8 @@ class Sample:
 
     seconds: float
     step: int
+    allocated: float
+    blocks: int
     anonymous: float
     rss: float
     pss: float
@@ -76,7 +88,10 @@ class Trend:
         peak: the most at any moment.
         slope: growth of the floor in 1,000 steps, of a straight line through all stretches.
         error: standard error of the slope.
-        flat: whether the slope is less than 1; None where other programs have a part in it.
+        late: growth in 1,000 steps in the second half of the run: the median of the slopes between
+            any two stretches, which a single jump does not change.
+        flat: whether `late` is less than `_FLAT`; None of what the C library keeps, or what other
+            programs of the machine have a part in.
     """
 
     figure: str
@@ -84,14 +99,15 @@ class Trend:
     peak: float
     slope: float
     error: float
+    late: float
     flat: bool | None
 
 
-# A megabyte, a descriptor or a thread in 1,000 steps: less than an array that is kept of every
-# step takes, or a descriptor of every evaluation.
-_FLAT = 1.0
-_FIGURES = ("anonymous", "rss", "pss", "shared", "descriptors", "threads", "processes")
-_SHARED_WITH_OTHERS = ("pss",)
+# Growth in 1,000 steps that is not seen as one: less than an array, or ten of Python's pieces of
+# memory, that are kept of every step take; or than a descriptor or a thread of every evaluation.
+_FLAT = {"allocated": 1.0, "blocks": 10_000.0, "shared": 1.0, "descriptors": 1.0, "threads": 1.0,
+         "processes": 1.0}  # fmt: skip
+_FIGURES = tuple(f.name for f in dataclasses.fields(Sample) if f.name not in ("seconds", "step"))
 
 
 def measure_long_run(steps: int, batch_size: int, workers: int) -> list[Sample]:
@@ -106,22 +122,24 @@ def measure_long_run(steps: int, batch_size: int, workers: int) -> list[Sample]:
         InputError: the system does not tell what processes take.
         RunError: the run did not end well.
     """
-    if not pathlib.Path("/proc/self/smaps_rollup").exists():
-        raise InputError("what a run takes is read in /proc, which this system has not: use Linux")
+    if not (pathlib.Path("/proc/self/smaps_rollup").exists() and _has_mallinfo()):
+        raise InputError("what a run takes is told by Linux and glibc 2.33 or newer alone")
     values = _VALUES | {"train_for": f"{steps} steps", "batch_size": batch_size}
     values["data"] = dict(_VALUES["data"]) | {"num_workers": workers}
     with tempfile.TemporaryDirectory(prefix="convit-jax-long-run-") as scratch:
-        said = pathlib.Path(scratch, "said.txt")
-        command = [sys.executable, "-m", "convit_jax.benchmarks.long_run", f"{scratch}/workdir"]
+        said, allocated = pathlib.Path(scratch, "said.txt"), pathlib.Path(scratch, "allocated.txt")
+        command = [sys.executable, "-m", "convit_jax.benchmarks.long_run"]
+        command += [f"{scratch}/workdir", str(allocated)]
         with said.open("w") as log:
             run = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log, text=True)
         try:
-            run.stdin.write(json.dumps(values))
-            run.stdin.close()
-            samples = list(_sampled(run, said))
+            run.stdin.write(json.dumps(values) + "\n")
+            run.stdin.flush()  # and it stays open: the run ends when this process does
+            samples = list(_sampled(run, said, allocated))
         finally:
             run.kill()
             run.wait()
+            run.stdin.close()
         if run.returncode:
             raise RunError(f"the run failed: {said.read_text().strip().splitlines()[-1]}")
     return samples
@@ -161,11 +179,18 @@ def _trend(name: str, stretches: Mapping[int, Sequence[Sample]], stretch: int) -
     rest = floors - floors.mean() - slope * away
     error = float(np.sqrt(rest @ rest / (len(floors) - 2) / (away @ away)))
     peak = max(getattr(s, name) for those in stretches.values() for s in those)
-    flat = None if name in _SHARED_WITH_OTHERS else slope < _FLAT
-    return Trend(name, float(np.median(floors)), float(peak), slope, error, flat)
+    half = len(floors) // 2
+    late = float(np.median([
+        (floors[j] - floors[i]) / (places[j] - places[i])
+        for i, j in itertools.combinations(range(half, len(floors)), 2)
+    ]))  # fmt: skip
+    flat = late < _FLAT[name] if name in _FLAT else None
+    return Trend(name, float(np.median(floors)), float(peak), slope, error, late, flat)
 
 
-def _sampled(run: subprocess.Popen[str], said: pathlib.Path) -> Iterator[Sample]:
+def _sampled(
+    run: subprocess.Popen[str], said: pathlib.Path, allocated: pathlib.Path
+) -> Iterator[Sample]:
     """Samples until it ends."""
     began = time.monotonic()
     while run.poll() is None:
@@ -174,9 +199,12 @@ def _sampled(run: subprocess.Popen[str], said: pathlib.Path) -> Iterator[Sample]
         if taken:
             memory, descriptors, threads, segments = zip(*taken, strict=True)
             rss, pss, anonymous = (round(sum(each), 3) for each in zip(*memory, strict=True))
+            own = allocated.read_text().split() if allocated.exists() else ("0", "0")
             yield Sample(
                 seconds=round(time.monotonic() - began, 2),
                 step=int(told[-1]) if told else 0,
+                allocated=float(own[0]),
+                blocks=int(own[1]),
                 anonymous=anonymous,
                 rss=rss,
                 pss=pss,
@@ -231,12 +259,55 @@ def _size(segments: Iterable[tuple[str, int]]) -> float:
     return sum(size for _, size in set(segments)) / _MB
 
 
+class _MallInfo(ctypes.Structure):
+    """What glibc's `mallinfo2` tells of all its arenas."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks",
+                     "uordblks", "fordblks", "keepcost")
+    )  # fmt: skip
+
+
+def _has_mallinfo() -> bool:
+    return hasattr(ctypes.CDLL(None), "mallinfo2")
+
+
+def allocated_here() -> float:
+    """Megabytes that this process has allocated and not freed, Python's small objects left out."""
+    tell = ctypes.CDLL(None).mallinfo2
+    tell.restype = _MallInfo
+    told = tell()
+    return (told.uordblks + told.hblkhd) / _MB
+
+
+class _Teller(logging.Handler):
+    """Writes at each line of metrics what the process has allocated, for the one that samples."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        del record
+        text = f"{allocated_here():.3f} {sys.getallocatedblocks()}"
+        write_whole(self._path, lambda path: path.write_text(text))
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
 def main() -> None:
     """Trains as the values on standard input say."""
     from convit_jax.config import resolve  # noqa: PLC0415  (the process that samples does without)
     from convit_jax.training import loop  # noqa: PLC0415
 
-    loop.train(resolve(json.load(sys.stdin)), sys.argv[1])
+    values = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.getLogger("convit_jax.training.reporting").addHandler(_Teller(sys.argv[2]))
+    loop.train(resolve(values), sys.argv[1])
 
 
 if __name__ == "__main__":

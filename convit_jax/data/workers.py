@@ -6,13 +6,14 @@ needs and neither JAX nor TensorFlow. Grain's own workers would: importing Grain
 
 import contextlib
 import os
+import secrets
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import parent_process
+from multiprocessing import parent_process, resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
@@ -95,7 +96,7 @@ class WorkerPool:
         shape = (len(rows), *self._shape)
         with _starting_told():
             # The workers write where this process reads: pixels do not travel through pipes.
-            memory = SharedMemory(create=True, size=int(np.prod(shape)))
+            memory = _new_memory(int(np.prod(shape)))
         try:
             with _starting_told():
                 futures = [
@@ -118,6 +119,24 @@ class WorkerPool:
             np.concatenate([part.mask for part in parts]),
             tuple(broken for part in parts for broken in part.broken),
         )
+
+
+def _new_memory(size: int) -> SharedMemory:
+    """Shared memory that is gone when this process is, however it ends.
+
+    Python has a process that removes what others leave. It is told of a segment once that is there;
+    who is killed in between would leave a batch in memory until the machine is restarted. So here
+    it is told before.
+    """
+    name = f"convit_jax_{secrets.token_hex(8)}"
+    resource_tracker.register(f"/{name}", "shared_memory")
+    try:
+        return SharedMemory(name, create=True, size=size)
+    except OSError:
+        # It may have been told so already: what is not known cannot be taken back.
+        resource_tracker.register(f"/{name}", "shared_memory")
+        resource_tracker.unregister(f"/{name}", "shared_memory")
+        raise
 
 
 @contextlib.contextmanager

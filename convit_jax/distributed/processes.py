@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -175,6 +176,7 @@ _LOOK_EVERY = 1_000  # milliseconds
 _OWN_WORDS = 3.0  # seconds; what all find at once, each says by itself
 # How JAX says that what all processes compute together failed, by the library or by the status.
 _OF_OTHERS = re.compile(r"Gloo|NCCL|^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED):")
+_LEAVES_LAST = 1.0  # seconds
 _LAST_WORDS = 10_000  # milliseconds in which all hear of a failure
 
 
@@ -240,9 +242,14 @@ def _what_of_the_others(client: Any, error: BaseException) -> str:
 
 
 def _say_farewell(client: Any) -> None:
-    """Waits until all processes have heard of the failure: the first keeps the service."""
+    """Waits until all processes have heard of the failure: the first keeps the service.
+
+    It leaves last: JAX ends, by SIGABRT, a process whose service goes away before it has left.
+    """
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # some may be gone
         client.wait_at_barrier("convit_jax/farewell", _LAST_WORDS)
+    if jax.process_index() == 0:
+        time.sleep(_LEAVES_LAST)
 
 
 def _makes_sense(told: dict[str, str]) -> bool:

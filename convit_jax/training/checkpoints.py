@@ -271,7 +271,7 @@ def _find_damage_together(
         damage = find_damage(checkpoint, abstract_state)
         if damage is None and error is not None:
             fault = machine_fault(error)
-            if fault is None:
+            if fault is None or isinstance(error, jax.errors.JaxRuntimeError):
                 raise error  # no room for it on the devices, say
             raise MachineError(f"the checkpoint of step {checkpoint.name}: {fault}") from error
     except Exception as raised:

@@ -284,3 +284,77 @@ with WorkerPool(RowReader(Images(), None, (1, 1, 1), None), 1) as pool:
     pool.read([Row(0)])
     os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+# It is killed where Python itself tells of a segment that it has just made.
+KILLED = """
+import os, pathlib, signal, sys
+from multiprocessing import resource_tracker
+from convit_jax.data.reading import Row, RowReader
+from convit_jax.data.workers import WorkerPool
+from images import Images
+
+register = resource_tracker.register
+before = set(os.listdir("/dev/shm"))
+
+def killed(name, kind):
+    if kind == "shared_memory" and name[1:] in set(os.listdir("/dev/shm")) - before:
+        pathlib.Path(sys.argv[1], "segment").write_text(name)
+        os.kill(os.getpid(), signal.SIGKILL)
+    register(name, kind)
+
+resource_tracker.register = killed
+with WorkerPool(RowReader(Images(), None, (1, 1, 1), None), 1) as pool:
+    pool.read([Row(0)])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="segments are seen in Linux's /dev/shm alone")
+def test_who_is_killed_as_it_makes_shared_memory_leaves_none(repository, tmp_path):
+    (tmp_path / "program.py").write_text(KILLED)
+    (tmp_path / "images.py").write_text(IMAGES)
+    done = subprocess.run(
+        [sys.executable, "program.py", str(tmp_path)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    segment = pathlib.Path("/dev/shm" + (tmp_path / "segment").read_text())
+    for _ in range(100):
+        if not segment.exists():
+            return
+        time.sleep(0.1)
+    segment.unlink()
+    pytest.fail(f"{segment} is left")
+
+
+# There is no room: for the segment's name, then for its content.
+NO_ROOM = """
+import errno, os
+from multiprocessing import shared_memory
+from convit_jax.data import workers
+
+def none_left(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+for place, name in (shared_memory._posixshmem, "shm_open"), (shared_memory.os, "ftruncate"):
+    whole = getattr(place, name)
+    setattr(place, name, none_left)
+    try:
+        workers._new_memory(100)
+    except OSError as error:
+        print(error.strerror)
+    setattr(place, name, whole)
+"""
+
+
+def test_no_room_for_shared_memory_is_told_and_nothing_besides(repository):
+    """Python's process that keeps count of it complains of what it was not told, or for long."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == 2 * "No space left on device\n"
+    assert done.stderr == ""

@@ -232,7 +232,7 @@ def shared_memory(leader: int) -> set[pathlib.Path]:
         # It may end meanwhile.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             maps = pathlib.Path(f"/proc/{pid}/maps").read_text()
-            found |= {pathlib.Path(name) for name in re.findall(r"/dev/shm/psm_\w+", maps)}
+            found |= {pathlib.Path(name) for name in re.findall(r"/dev/shm/convit_jax_\w+", maps)}
     return found
 
 

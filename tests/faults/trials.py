@@ -84,7 +84,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How long a run that compiles everything takes for its phases, in seconds."""
+    """How long the phases of a run that compiles everything take, in seconds."""
 
     start_up: float
     compilation: float
@@ -162,8 +162,8 @@ class Campaign:
             for until in (
                 lambda seen: seen.begins,
                 lambda seen: bool(seen.trained),
-                lambda seen: EVAL_EVERY in seen.trained,
-                lambda seen: EVAL_EVERY in seen.evaluated,
+                lambda seen: 2 * EVAL_EVERY in seen.trained,  # the first evaluation compiles
+                lambda seen: 2 * EVAL_EVERY in seen.evaluated,
                 lambda seen: LAST_STEP in seen.evaluated,
             ):
                 start.watch(until)

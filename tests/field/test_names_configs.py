@@ -218,8 +218,8 @@ def test_arguments_that_are_none(argument, told):
 
 def test_addresses_are_no_home_directories(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert [expand_home(name) for name in ("~/x", "~", "gs://b/~/x", "hf://a/b", "x/~", "/x")] == [
-        "/home/me/x", "/home/me", "gs://b/~/x", "hf://a/b", "x/~", "/x",
+    assert [expand_home(name) for name in ("~/x", "~", "gs://b/~/x", "x/~", "/x")] == [
+        "/home/me/x", "/home/me", "gs://b/~/x", "x/~", "/x",
     ]  # fmt: skip
 
 

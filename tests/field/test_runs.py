@@ -197,6 +197,22 @@ def test_a_state_of_another_shape_is_a_sentence_and_no_damage(begun):
     assert damaged(root) == []
 
 
+@pytest.fixture
+def restoring_raises(monkeypatch):
+    """A function of an error: restoring onto the run's devices raises it."""
+    restore = ocp.StandardCheckpointHandler.restore
+
+    def make(error):
+        def broken(handler, directory, args):
+            if isinstance(jax.tree.leaves(args.item)[0].sharding, jax.sharding.NamedSharding):
+                raise error
+            return restore(handler, directory, args=args)  # into memory
+
+        monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", broken)
+
+    return make
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -207,14 +223,12 @@ def test_a_state_of_another_shape_is_a_sentence_and_no_damage(begun):
         ValueError("NOT_FOUND: error reading x: [Errno 24] Too many open files"),
     ],
 )
-def test_a_fault_of_the_machine_damages_no_checkpoint(in_place, fault, monkeypatch):
+def test_a_fault_of_the_machine_damages_no_checkpoint(
+    in_place, fault, restoring_raises, monkeypatch
+):
     root, start, files = in_place
     before = files()
-
-    def faulty(*arguments, **options):
-        raise fault
-
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", faulty)
+    restoring_raises(fault)
     with pytest.raises(MachineError, match="the checkpoint of step 2: "):
         start()
     monkeypatch.undo()
@@ -223,27 +237,22 @@ def test_a_fault_of_the_machine_damages_no_checkpoint(in_place, fault, monkeypat
     assert start().step == 4
 
 
-def test_a_device_without_room_damages_no_checkpoint(in_place, monkeypatch):
+def test_a_device_without_room_damages_no_checkpoint(in_place, restoring_raises):
     root, start, _ = in_place
-
-    def full(*arguments, **options):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
-
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", full)
+    full = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
+    restoring_raises(jax.errors.JaxRuntimeError(full))
     with pytest.raises(RunError, match="does not fit the devices' memory"):
         start()
     assert damaged(root) == []
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("y"), AssertionError(), EOFError()])
-def test_whatever_else_a_library_raises_over_sound_files_is_no_damage(in_place, error, monkeypatch):
+def test_whatever_else_a_library_raises_over_sound_files_is_no_damage(
+    in_place, error, restoring_raises, monkeypatch
+):
     _, start, files = in_place
     before = files()
-
-    def broken(*arguments, **options):
-        raise error
-
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", broken)
+    restoring_raises(error)
     with pytest.raises(type(error)):
         start()
     monkeypatch.undo()
@@ -257,7 +266,7 @@ def test_metrics_of_no_use_lose_nothing(in_place, metrics):
     shutil.copytree(root / "run/checkpoints/2", root / "run/checkpoints/1")
     (root / "run/checkpoints/2/metrics/metrics").write_text(metrics)
     assert start().step == 4
-    assert damaged(root) == ["2.damaged"]
+    assert damaged(root) == ["2.metrics.damaged"]
 
 
 @pytest.mark.parametrize(("depth", "gpsa"), [(12, 10), (12, 6), (12, 12), (14, 13), (3, 1)])

@@ -252,7 +252,7 @@ def test_help_tells_ranges_and_conditions():
         "seed (int, default 0; at least 0, below 4294967296)",
         "augment.crop (str, default 'none'; 'random_resized' or 'pad' or 'none')",
         "Read where augment.crop is 'pad'.",
-        "model.depth (int, default the model's own; at least 1)",
+        "model.depth (int, default the model's own; 1 to 256)",
     ):
         assert words in told, words
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from convit_jax.analysis.figures import style
 
 _PANELS = {
-    "MB": {"rss": "RSS", "pss": "PSS", "anonymous": "anonymous"},
+    "MB": {"rss": "RSS", "pss": "PSS", "anonymous": "anonymous", "allocated": "allocated"},
     "MB of shared memory": {"shared": "mapped from /dev/shm"},
     "number": {"threads": "threads", "descriptors": "descriptors", "processes": "processes"},
 }
@@ -29,7 +29,7 @@ def resources_over_steps(samples: Mapping[str, np.ndarray]) -> Figure:
         for number, (name, label) in enumerate(names.items()):
             colour = style.MODELS[number]
             axes.plot(places, samples[name], color=colour, label=label, linewidth=0.7)
-        axes.set(xlabel="step", ylabel=unit, ylim=(0, 1.35 * max(samples[n].max() for n in names)))
+        axes.set(xlabel="step", ylabel=unit, ylim=(0, 1.6 * max(samples[n].max() for n in names)))
         axes.legend(loc="upper left")
     return figure
 
