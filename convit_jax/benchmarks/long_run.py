@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from convit_jax.errors import InputError, RunError
-from convit_jax.whole_file import write_whole
+from convit_jax.system.whole_file import write_whole
 
 SAMPLED_EVERY = 0.2  # seconds
 EVAL_EVERY = 250  # steps; a checkpoint is written as often
