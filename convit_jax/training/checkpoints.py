@@ -179,7 +179,8 @@ def _check_room(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
     free = shutil.disk_usage(checkpoints.directory).free
     if free < needed:
         finish_saving(checkpoints)  # the one before may still be on its way
-        full = OSError(errno.ENOSPC, f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
+        room = f"no space is left: {needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
+        full = OSError(errno.ENOSPC, room)
         raise _unwritten(checkpoints, full)
 
 

@@ -233,9 +233,9 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence():
         next(batches)
 
 
-def test_workers_import_neither_jax_nor_tensorflow_and_end_with_their_parent(repository, tmp_path):
-    """A parent is killed while its workers wait; the workers tell what they had imported."""
-    (tmp_path / "program.py").write_text(PARENT)
+def run_until_killed(program, repository, tmp_path):
+    """Runs a program, with IMAGES beside it, that kills itself."""
+    (tmp_path / "program.py").write_text(program)
     (tmp_path / "images.py").write_text(IMAGES)
     done = subprocess.run(
         [sys.executable, "program.py", str(tmp_path)],
@@ -246,6 +246,11 @@ def test_workers_import_neither_jax_nor_tensorflow_and_end_with_their_parent(rep
         timeout=60,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_workers_import_neither_jax_nor_tensorflow_and_end_with_their_parent(repository, tmp_path):
+    """A parent is killed while its workers wait; the workers tell what they had imported."""
+    run_until_killed(PARENT, repository, tmp_path)
     (worker,) = tmp_path.glob("worker-*")
     assert worker.read_text() == ""
     pid = int(worker.name.removeprefix("worker-"))
@@ -311,17 +316,7 @@ with WorkerPool(RowReader(Images(), None, (1, 1, 1), None), 1) as pool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="segments are seen in Linux's /dev/shm alone")
 def test_who_is_killed_as_it_makes_shared_memory_leaves_none(repository, tmp_path):
-    (tmp_path / "program.py").write_text(KILLED)
-    (tmp_path / "images.py").write_text(IMAGES)
-    done = subprocess.run(
-        [sys.executable, "program.py", str(tmp_path)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(repository)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    run_until_killed(KILLED, repository, tmp_path)
     segment = pathlib.Path("/dev/shm" + (tmp_path / "segment").read_text())
     for _ in range(100):
         if not segment.exists():

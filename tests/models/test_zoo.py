@@ -160,7 +160,7 @@ def test_parameters_are_a_function_of_the_seed():
         ("convit_tiny", {"image_size": 100}, r"nearest size that is, is \(96, 96\)"),
         ("convit_tiny", {"dtype": "float16"}, "expected 'float32' or 'bfloat16'"),
         ("convit_tiny", {"mlp_ratio": 0.001}, "mlp_ratio=0.001: expected at least 0.00521, one ch"),
-        ("convit_tiny", {"mlp_ratio": math.nan}, "mlp_ratio=nan: expected above 0"),
+        ("convit_tiny", {"mlp_ratio": math.nan}, "mlp_ratio=nan: expected a finite number"),
         ("convit_tiny", {"gpsa_layers": 13}, "expected 0 to 12"),
         ("convit_tiny", {"drop_path_rate": 1.0}, "expected at least 0, below 1"),
         ("deit_tiny", {"use_gating": False}, "would not read use_gating: it has no GPSA layers"),
