@@ -119,7 +119,7 @@ def without_unknown(
 
 def _section(root: type, section: type, values: Mapping[str, Any], path: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(section)}
-    fields = {}
+    arguments = {}
     for name, value in values.items():
         full_name = path + name
         if name not in fields:
@@ -128,10 +128,10 @@ def _section(root: type, section: type, values: Mapping[str, Any], path: str) ->
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping | ml_collections.ConfigDict):
                 raise InputError(f"config.{full_name} is a section: set a key inside it")
-            fields[name] = _section(root, kind, value, full_name + ".")
+            arguments[name] = _section(root, kind, value, full_name + ".")
         else:
-            fields[name] = _typed(value, kind, f"config.{full_name}")
-    return section(**fields)
+            arguments[name] = _typed(value, kind, f"config.{full_name}")
+    return section(**arguments)
 
 
 def _accepted_types(kind: Any) -> list[type]:
