@@ -169,18 +169,18 @@ def main(argv: Sequence[str]) -> int:
     else:
         options = {"num_examples": _EXAMPLES.value, "num_classes": _CLASSES.value}
         plans = [make_plan(config, topology, **options)]
-    plans = []
+    done = []
     for plan in plans:
-        plans.append(plan)
+        done.append(plan)
         if _JSON.value:
             print(json.dumps(dataclasses.asdict(plan) | {"estimates": _ESTIMATES}), flush=True)
         else:
             _print(plan)
     if not _JSON.value:
         if _SWEEP.value:
-            print(describe_largest(plans))
+            print(describe_largest(done))
         print(f"The estimates are {_ESTIMATES}.")
-    return 0 if any(plan.fits for plan in plans) else 1
+    return 0 if any(plan.fits for plan in done) else 1
 
 
 if __name__ == "__main__":
