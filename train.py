@@ -10,20 +10,20 @@ import sys
 
 
 def main() -> int:
-    """Trains as the flags say; returns an exit code."""
-    from absl import flags  # noqa: PLC0415
-
+    """Train as the flags say; return an exit code."""
     from convit_jax.console import command_line  # noqa: PLC0415
 
-    workdir = flags.DEFINE_string("workdir", None, "Directory of the run; made if not there.")
-    if {"--help", "-h", "-help"} & set(sys.argv):
-        print(f"{__doc__}\nFlags:\n\n--config=configs/FILE.py[:ARGUMENTS]\n--workdir=DIR\n")
-        print(command_line.describe_keys())
-        return 0
-    overrides = command_line.parse(sys.argv)
-    if not workdir.value:
+    parser = command_line.Parser(
+        prog="train.py",
+        description=__doc__,
+        epilog=f"Keys that --config.key=value sets:\n\n{command_line.describe_keys()}",
+    )
+    command_line.add_config_flag(parser)
+    parser.add_argument("--workdir", metavar="DIR", help="the run's directory; created if missing")
+    arguments, settings = command_line.parse(parser)
+    if not arguments.workdir:
         raise command_line.InputError("expected --workdir=DIR, a directory for the run")
-    config = command_line.read_config(overrides)
+    config = command_line.read_config(arguments, settings)
     # Imported once the flags are known to be right: it takes seconds, for TensorFlow, which
     # writes the events and is to keep its remarks on the CPU to itself.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
@@ -36,7 +36,7 @@ def main() -> int:
     join_processes()
     keep_compiled_programs()
     with failing_together():
-        outcome = loop.train(config, workdir.value)
+        outcome = loop.train(config, arguments.workdir)
     # Launchers restart what a signal ended: the shell's code for it.
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 

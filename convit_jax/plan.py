@@ -18,7 +18,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 
-from absl import flags
 from rich import box
 from rich.table import Table
 
@@ -35,16 +34,6 @@ from convit_jax.planning import (
     make_plan,
 )
 
-_TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: v5e-256, or v4:4x4x4.")
-_EXAMPLES = flags.DEFINE_integer(
-    "examples", IMAGENET_EXAMPLES, "Training images; ImageNet's by default."
-)
-_CLASSES = flags.DEFINE_integer("classes", 1000, "Classes; ImageNet's by default.")
-_SWEEP = flags.DEFINE_enum(
-    "sweep", None, ["batch"], "batch: find the largest that fits, to within an eighth."
-)
-_JSON = flags.DEFINE_bool("json", False, "One JSON object a line, for programs.")
-
 # Up to how many images a chip larger batches are tried.
 _MOST = 2048
 # A wrong guess costs minutes: the largest batch is known well enough by an eighth.
@@ -52,7 +41,9 @@ _NEAR = 8
 _ESTIMATES = "the TPU compiler's, nothing was run"
 
 
-def sweep(config: Config, topology: Topology, *, examples: int, classes: int) -> Iterator[Plan]:
+def sweep(
+    config: Config, topology: Topology, *, num_examples: int, num_classes: int
+) -> Iterator[Plan]:
     """Plans that narrow down the largest batch that fits.
 
     Batches twice as large each time until one does not fit, or where the config's own does not,
@@ -63,9 +54,9 @@ def sweep(config: Config, topology: Topology, *, examples: int, classes: int) ->
 
     def plan_for(size: int) -> Plan:
         resized = dataclasses.replace(config, batch_size=size, eval_batch_size=size)
-        return make_plan(resized, topology, num_examples=examples, num_classes=classes)
+        return make_plan(resized, topology, num_examples=num_examples, num_classes=num_classes)
 
-    plan = make_plan(config, topology, num_examples=examples, num_classes=classes)
+    plan = make_plan(config, topology, num_examples=num_examples, num_classes=num_classes)
     yield plan
     grow, size = plan.fits, config.batch_size
     while plan.fits == grow:
@@ -148,40 +139,53 @@ def _print(plan: Plan) -> None:
     PipedConsole().print(table)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Plans as the flags say; returns 1 if the run does not fit."""
-    if {"--help", "-h", "-help"} & set(argv):
-        print(f"{__doc__}\nFlags: --config, --config.key=value, and\n")
-        for flag in (_TOPOLOGY, _EXAMPLES, _CLASSES, _SWEEP, _JSON):
-            print(f"--{flag.name}: {flags.FLAGS[flag.name].help}")
-        print(f"\n{describe_topologies()}")
-        return 0
-    overrides = command_line.parse(argv)
-    if not _TOPOLOGY.value:
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(
+        prog="python -m convit_jax.plan", description=__doc__, epilog=describe_topologies()
+    )
+    command_line.add_config_flag(parser)
+    add = parser.add_argument
+    add("--topology", metavar="NAME", help="the slice: v5e-256, or v4:4x4x4; see below")
+    add(
+        "--examples",
+        type=int,
+        default=IMAGENET_EXAMPLES,
+        metavar="N",
+        help="training images (default %(default)s, ImageNet's)",
+    )
+    add("--classes", type=int, default=1000, metavar="N", help="classes (default 1000, ImageNet's)")
+    add("--sweep", choices=["batch"], help="batch: find the largest that fits, within an eighth")
+    add("--json", action="store_true", help="print one JSON object a line")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan as the flags say; return 1 if the run does not fit."""
+    arguments, settings = command_line.parse(_parser(), argv)
+    if not arguments.topology:
         raise InputError("expected --topology=NAME, such as v5e-256 or v4:4x4x4")
-    for flag in (_EXAMPLES, _CLASSES):
-        if flag.value < 1:
-            raise InputError(f"--{flag.name}={flag.value}: expected at least 1")
-    topology = find_topology(_TOPOLOGY.value)
-    config = command_line.read_config(overrides)
-    if _SWEEP.value:
-        plans = sweep(config, topology, examples=_EXAMPLES.value, classes=_CLASSES.value)
+    for name in ("examples", "classes"):
+        command_line.expect(arguments, name, getattr(arguments, name) >= 1, "at least 1")
+    topology = find_topology(arguments.topology)
+    config = command_line.read_config(arguments, settings)
+    sizes = {"num_examples": arguments.examples, "num_classes": arguments.classes}
+    if arguments.sweep:
+        plans = sweep(config, topology, **sizes)
     else:
-        options = {"num_examples": _EXAMPLES.value, "num_classes": _CLASSES.value}
-        plans = [make_plan(config, topology, **options)]
+        plans = iter([make_plan(config, topology, **sizes)])
     done = []
     for plan in plans:
         done.append(plan)
-        if _JSON.value:
+        if arguments.json:
             print(json.dumps(dataclasses.asdict(plan) | {"estimates": _ESTIMATES}), flush=True)
         else:
             _print(plan)
-    if not _JSON.value:
-        if _SWEEP.value:
+    if not arguments.json:
+        if arguments.sweep:
             print(describe_largest(done))
         print(f"The estimates are {_ESTIMATES}.")
     return 0 if any(plan.fits for plan in done) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.run("plan", lambda: main(sys.argv)))
+    sys.exit(command_line.run("plan", main))

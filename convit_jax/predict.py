@@ -90,7 +90,7 @@ class _Readable:
                 yield path, self._preprocessing.crop(path)
             except InputError as error:
                 self.broken += 1
-                command_line.say("predict", str(error))
+                command_line.print_message("predict", str(error))
 
 
 def classify(

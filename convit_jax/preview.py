@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from PIL import Image, ImageDraw
 
 from convit_jax import data
@@ -26,15 +25,11 @@ from convit_jax.training import Experiment, make_experiment, open_training_examp
 from convit_jax.training.experiment import MOST_STEPS
 from convit_jax.training.step import augmented, step_key, step_keys
 
-_OUT = flags.DEFINE_string("out", "sheet.png", "Where the sheet is written: a .png or .jpg file.")
-_STEP = flags.DEFINE_integer("step", 0, "Which step's batch, from 0.")
-_IMAGES = flags.DEFINE_integer("images", 24, "How many images, from the batch's first.")
-
 # Pixels between pictures and for a caption.
 _GAP, _CAPTION = 4, 12
 _COLUMNS = 6
-# What Pillow calls the kinds of files that are written.
-_KINDS = {".png": "png", ".jpg": "jpeg"}
+# Pillow's names of the file formats.
+_FORMATS = {".png": "png", ".jpg": "jpeg"}
 
 
 def contact_sheet(
@@ -110,34 +105,49 @@ def _grid(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
     return sheet
 
 
-def main(argv: Sequence[str]) -> int:
-    """Reads the config and the images, and writes the sheet."""
-    if {"--help", "-h", "-help"} & set(argv):
-        print(f"{__doc__}\nFlags: --config, --config.key=value (train.py --help lists them), and\n")
-        for flag in (_OUT, _STEP, _IMAGES):
-            print(f"--{flag.name}: {flags.FLAGS[flag.name].help} (default {flag.default})")
-        return 0
-    overrides = command_line.parse(argv)
-    config = command_line.read_config(overrides)
-    count = _IMAGES.value
-    if not 2 <= count <= config.batch_size or count % 2:
-        raise InputError(f"--images={count}: expected an even number up to {config.batch_size}")
-    if not 0 <= _STEP.value < MOST_STEPS:
-        raise InputError(f"--step={_STEP.value}: expected 0 or more, below {MOST_STEPS}")
-    if not _OUT.value.lower().endswith(tuple(_KINDS)) or _OUT.value.startswith("gs://"):
-        raise InputError(f"--out={_OUT.value}: expected a .png or .jpg file on this machine")
-    out = output_file(_OUT.value, "--out")
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(prog="python -m convit_jax.preview", description=__doc__)
+    command_line.add_config_flag(parser)
+    add = parser.add_argument
+    add(
+        "--out",
+        default="sheet.png",
+        metavar="FILE",
+        help="the sheet, a .png or .jpg file (default %(default)s)",
+    )
+    add("--step", type=int, default=0, metavar="N", help="which step's batch, from 0 (default 0)")
+    add(
+        "--images",
+        type=int,
+        default=24,
+        metavar="N",
+        help="how many images, from the batch's first (default %(default)s)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the config and the images, and write the sheet."""
+    arguments, settings = command_line.parse(_parser(), argv)
+    config = command_line.read_config(arguments, settings)
+    count, step = arguments.images, arguments.step
+    fits = 2 <= count <= config.batch_size and count % 2 == 0
+    command_line.expect(arguments, "images", fits, f"an even number up to {config.batch_size}")
+    within = 0 <= step < MOST_STEPS
+    command_line.expect(arguments, "step", within, f"0 or more, below {MOST_STEPS}")
+    if not arguments.out.lower().endswith(tuple(_FORMATS)) or arguments.out.startswith("gs://"):
+        raise InputError(f"--out={arguments.out}: expected a .png or .jpg file on this machine")
+    out = output_file(arguments.out, "--out")
     find_devices()
     source = open_training_examples(config)
     experiment = make_experiment(
         config, num_examples=len(source), num_classes=len(source.class_names)
     )
-    sheet = contact_sheet(experiment, source, step=_STEP.value, count=count)
-    kind = _KINDS[out.name.lower()[-4:]]
-    write_whole(out, lambda file: sheet.save(file, kind))
-    print(f"{out}: {count} images of step {_STEP.value}, {sheet.width}x{sheet.height} pixels")
+    sheet = contact_sheet(experiment, source, step=step, count=count)
+    write_whole(out, lambda file: sheet.save(file, _FORMATS[out.name.lower()[-4:]]))
+    print(f"{out}: {count} images of step {step}, {sheet.width}x{sheet.height} pixels")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.run("preview", lambda: main(sys.argv)))
+    sys.exit(command_line.run("preview", main))

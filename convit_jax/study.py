@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from convit_jax.config import SEEDS, Config
-from convit_jax.config.files import Overrides, make_config, split_argument, split_overrides
+from convit_jax.config.files import Overrides, make_config, split_argument
 from convit_jax.console import command_line
 from convit_jax.errors import InputError, nearest
 from convit_jax.models import list_models
@@ -67,8 +67,7 @@ def _parser() -> command_line.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the flags say; returns 1 if a cell failed, 128 + N after signal N."""
-    overrides, rest = split_overrides(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(rest)
+    arguments, overrides = command_line.parse(_parser(), argv)
     command_line.expect(arguments, "seeds", arguments.seeds >= 1, "at least 1")
     rate = arguments.images_per_second
     command_line.expect(arguments, "images_per_second", rate is None or rate > 0, "above 0")
@@ -120,13 +119,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(table)
     for name, reason in ending.failed.items():
-        command_line.say("study", f"{name} failed: {reason}")
+        command_line.print_message("study", f"{name} failed: {reason}")
     figures = "".join(f", {name}.png and .svg" for name in drawn)
-    command_line.say("study", f"{out} has results.csv, table.md{figures}")
+    command_line.print_message("study", f"{out} has results.csv, table.md{figures}")
     missing = sum(read_result(workdir(job)) is None for job in jobs)
     if missing:
         words = "cells are not finished; the same command goes on with them"
-        command_line.say("study", f"{missing} of {len(jobs)} {words}")
+        command_line.print_message("study", f"{missing} of {len(jobs)} {words}")
     if ending.stopped_by is not None:
         return 128 + ending.stopped_by
     return 1 if ending.failed else 0

@@ -188,7 +188,7 @@ def test_a_sweep_narrows_down_the_largest_batch(largest, tried, told, monkeypatc
 
     monkeypatch.setattr(command, "make_plan", judged)
     config = resolve({"batch_size": 64, "eval_batch_size": 64})
-    plans = list(command.sweep(config, find_topology("v5e-4"), examples=100, classes=10))
+    plans = list(command.sweep(config, find_topology("v5e-4"), num_examples=100, num_classes=10))
     assert [plan.batch_size for plan in plans] == tried
     assert told in command.describe_largest(plans)
 

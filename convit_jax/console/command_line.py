@@ -1,19 +1,15 @@
-"""What all commands share: how a mistake is told, and how `--config` is read."""
+"""What all commands share: exit codes, one-sentence errors, flags, and `--config`."""
 
 import argparse
 import contextlib
 import dataclasses
 import io
-import itertools
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import UnionType
 from typing import Any, NoReturn, TextIO
-
-from absl import flags
 
 from convit_jax.config import Config
 from convit_jax.config.files import Overrides, make_config, split_overrides
@@ -31,32 +27,33 @@ from convit_jax.models.architecture import as_image_size
 
 
 def run(name: str, command: Callable[[], int | None]) -> int:
-    """Runs a command and turns how it ended into an exit code.
+    """Run a command and turn the way it ends into an exit code (docs/exit_codes.md).
+
+    Errors are printed as one sentence on standard error.
 
     Args:
-        name: the command's, to begin messages with.
+        name: the command's name, with which messages begin.
         command: returns an exit code, or None for 0.
 
     Returns:
-        Its exit code; 2 for a user's mistake and 1 for a run that could not go on, each told in
-        one sentence on standard error; 130 after Ctrl-C; 141 where nobody reads the output
-        (docs/exit_codes.md).
+        The command's exit code; 2 for a user's mistake; 1 for a run that cannot continue; 130
+        after Ctrl-C; 141 where the reader of standard output is gone.
     """
     try:
-        code, words = _outcome(command)
-        if words:
-            say(name, words)
+        code, message = _outcome(command)
+        if message:
+            print_message(name, message)
         return code
     finally:
-        # At its end Python would try again to write what was not taken, and end with code 120.
-        _give_up(sys.stdout)
-        _give_up(sys.stderr)
+        # Python flushes both again at exit, and a stream that refuses changes the code to 120.
+        _discard_unwritten(sys.stdout)
+        _discard_unwritten(sys.stderr)
 
 
 def _outcome(command: Callable[[], int | None]) -> tuple[int, str]:
-    """A command's exit code, and what is to be said of it."""
+    """Return a command's exit code, and the message to print if it failed."""
     try:
-        with _output_named():
+        with _naming_standard_output():
             code = command() or 0
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -68,31 +65,31 @@ def _outcome(command: Callable[[], int | None]) -> tuple[int, str]:
     except KeyboardInterrupt:
         return 130, "ended by Ctrl-C"
     except Exception as error:
-        where = getattr(error, "filename", None)
-        if isinstance(error, BrokenPipeError) and where == _OUTPUT:
-            return 141, ""  # whoever read it has read enough
+        file = getattr(error, "filename", None)
+        if isinstance(error, BrokenPipeError) and file == _STANDARD_OUTPUT:
+            return 141, ""  # the reader, such as `head`, has read enough
         fault = machine_fault(error)
         if fault is None:
-            raise  # a defect of this program, which its traceback helps to find
-        return 1, f"{fault} ({where or first_line(error)})"
+            raise  # a defect of this program: its traceback is needed
+        return 1, f"{fault} ({file or first_line(error)})"
 
 
-_OUTPUT = "standard output"
+_STANDARD_OUTPUT = "standard output"
 
 
 class _Output:
-    """Standard output, of which an error says that it is its own."""
+    """Standard output whose errors carry the name "standard output" as their file name."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes, to a file or whatever it is."""
+        """Write a text to the stream."""
         with self._named():
             return self._stream.write(text)
 
     def flush(self) -> None:
-        """Writes what is still kept."""
+        """Flush the stream."""
         with self._named():
             self._stream.flush()
 
@@ -104,182 +101,187 @@ class _Output:
         try:
             yield
         except OSError as error:
-            error.filename = _OUTPUT
+            error.filename = _STANDARD_OUTPUT
             raise
 
 
 @contextlib.contextmanager
-def _output_named() -> Iterator[None]:
-    """Has errors of standard output say so, and names in it written whatever they are made of."""
+def _naming_standard_output() -> Iterator[None]:
+    """Let errors of standard output name it, and let it print file names of any bytes."""
     stream = sys.stdout
-    if stream is None:  # it was closed before the program began
+    if stream is None:  # closed before the program began
         yield
         return
     if isinstance(stream, io.TextIOWrapper):
-        # File names may hold what no UTF-8 is, and a terminal may know no letters but English ones.
+        # File names may hold bytes that are not UTF-8, and a terminal may be ASCII only.
         utf8 = stream.encoding.lower() == "utf-8"
         stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
-    sys.stdout = _Output(stream)
+    sys.stdout = _Output(stream)  # type: ignore[assignment]  # delegates all else to the stream
     try:
         yield
     finally:
         sys.stdout = stream
 
 
-def _give_up(stream: TextIO | None) -> None:
-    """Drops what a stream does not take."""
+def _discard_unwritten(stream: TextIO | None) -> None:
+    """Drop what a stream refuses to write."""
+    if stream is None:
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def say(name: str, words: str) -> None:
-    """Tells a sentence on standard error, on one line whatever is in the names that it quotes."""
-    # Not to be heard is no reason to end with another code.
+def print_message(name: str, message: str) -> None:
+    """Print `name: message` on standard error, on one line whatever file names it quotes."""
+    # The exit code does not change if standard error cannot be written.
     with contextlib.suppress(OSError):
         if sys.stderr is not None:
-            print(f"{name}: {in_one_line(words)}", file=sys.stderr, flush=True)
+            print(f"{name}: {in_one_line(message)}", file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
-    """A command's flags; a mistake in them is an `InputError` that names the nearest flag."""
+    """An argument parser whose errors are `InputError`s that name the nearest flag."""
 
     def __init__(self, **options: Any) -> None:
-        """Takes argparse's options; flags are written out and documentation is shown as it is."""
+        """Take argparse's options; flags must be spelt in full, documentation keeps its lines."""
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(**{"formatter_class": formatter, "allow_abbrev": False} | options)
+        super().__init__(**({"formatter_class": formatter, "allow_abbrev": False} | options))
 
-    def parse_args(  # type: ignore[override]
+    def parse_args(  # type: ignore[override]  # argparse overloads it by namespaces' types
         self, argv: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """As argparse, but a misspelt flag is told before what is missing."""
+        """Parse as argparse does, but report a misspelt flag before a missing one."""
         argv = sys.argv[1:] if argv is None else argv
-        known = self._flags()
+        known = self.known_flags()
         for argument in argv:
             flag = argument.partition("=")[0]
             if flag.startswith("--") and len(flag) > 2 and flag not in known:
-                raise InputError(f"no flag {flag}: {nearest(flag, known)} (--help tells all)")
-        return super().parse_args(argv, namespace)
+                raise InputError(f"no flag {flag}: {nearest(flag, known)} (see --help)")
+        arguments, unexpected = self.parse_known_args(argv, namespace)
+        if unexpected:
+            raise InputError(f"unexpected argument '{unexpected[0]}' (see --help)")
+        return arguments
 
     def error(self, message: str) -> NoReturn:
-        """Told like every other mistake."""
-        raise InputError(f"{message} (--help tells all flags)")
+        """Report argparse's own errors like all others."""
+        raise InputError(f"{message} (see --help)")
 
-    def _flags(self) -> set[str]:
-        """Flags of this parser and of its commands."""
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; unlike argparse's, an error of standard output is reported."""
+        print(self.format_help(), end="", file=file, flush=True)
+
+    def known_flags(self) -> set[str]:
+        """Return the flags of this parser and of its subcommands."""
         flags = {flag for flag in self._option_string_actions if flag.startswith("--")}
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                flags = flags.union(*(command._flags() for command in action.choices.values()))
+                flags = flags.union(*(p.known_flags() for p in action.choices.values()))
         return flags
 
 
 def expect(arguments: argparse.Namespace, name: str, holds: bool, expected: str) -> None:
-    """Raises InputError, naming a flag and its value, unless something `holds` of it."""
+    """Raise InputError that names a flag and its value, unless the condition `holds`."""
     if not holds:
         flag = name.replace("_", "-")
         raise InputError(f"--{flag}={getattr(arguments, name)}: expected {expected}")
 
 
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:
-    """`--weights`, and what its tensors may not tell."""
+    """Add `--weights` and `--override`."""
     parser.add_argument(
         "--weights",
         required=True,
         metavar="W",
         help="a .safetensors or .pth file, a directory with model.safetensors, a checkpoint, a "
-        "workdir, https://… or hf://ORG/NAME; where there is a running average it is taken, and "
-        "W#model, W#state_dict or W#params asks for the other",
+        "workdir, https://… or hf://ORG/NAME; a running average is preferred where there is one, "
+        "and W#model, W#state_dict or W#params selects another entry",
     )
     add_override_flag(parser)
 
 
 def add_override_flag(parser: argparse.ArgumentParser) -> None:
-    """`--override FIELD=VALUE`, read by `overrides`."""
+    """Add `--override FIELD=VALUE`, which `overrides` reads."""
     parser.add_argument(
         "--override",
         action="append",
         default=[],
         metavar="FIELD=VALUE",
         help="a field of the model: image_size=384 (positions are resampled), dtype=bfloat16, "
-        "num_heads=6 where the tensors do not tell",
+        "num_heads=6 where it cannot be inferred from the tensors",
     )
 
 
 def overrides(settings: Iterable[str]) -> dict[str, Any]:
-    """What `--override FIELD=VALUE` says, as fields of `Architecture`.
+    """Return the values of `--override FIELD=VALUE` by the fields of `Architecture`.
 
     Raises:
         InputError: an unknown field, or a value of another type.
     """
-    kinds = {field.name: field.type for field in dataclasses.fields(Architecture)}
+    types = {field.name: field.type for field in dataclasses.fields(Architecture)}
     fields: dict[str, Any] = {}
     for setting in settings:
         name, _, text = setting.partition("=")
-        if name not in kinds:
+        if name not in types:
             raise InputError(
-                f"--override {name}: models have no such field, {nearest(name, kinds)}"
+                f"--override {name}: models have no such field, {nearest(name, types)}"
             )
-        value = from_text(text, kinds[name], f"--override {name}")
+        value = from_text(text, types[name], f"--override {name}")
         if name == "image_size" and len(value) == 1:
             value = as_image_size(*value)
         fields[name] = value
     return fields
 
 
-_FLAGS = flags.FLAGS
-flags.DEFINE_string("config", None, "The experiment: configs/FILE.py or configs/FILE.py:ARGUMENTS.")
+def add_config_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`; `parse` also reads `--config.key=value`."""
+    parser.add_argument(
+        "--config",
+        metavar="configs/FILE.py[:ARGUMENTS]",
+        help="the experiment; --config.key=value changes a key of it (train.py --help lists them)",
+    )
 
 
-def parse(argv: Sequence[str]) -> Overrides:
-    """Parses a command's absl flags.
+def parse(
+    parser: Parser, argv: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, Overrides]:
+    """Parse the flags of a command that has `--config`.
+
+    Args:
+        parser: the command's flags, `--config` among them.
+        argv: the command line without the program's name; by default this process's.
 
     Returns:
-        The `--config.key=value` among them, for `read_config`.
+        The flags, and the values of `--config.key=value` for `read_config`.
 
     Raises:
         InputError: an unknown flag or key, or one without a value.
     """
-    overrides, rest = split_overrides(argv[1:])
-    for argument in rest:
-        name = argument.partition("=")[0].lstrip("-")
-        meant = re.sub(r"^\w+\.", "", name) if name not in keys(Config) else name
-        if argument.startswith("--") and name not in _FLAGS and meant in keys(Config):
-            raise InputError(f"no flag --{name}: did you mean --config.{meant}?")
-    _check_values(rest)
-    try:
-        positional = _FLAGS([*argv[:1], *rest])[1:]
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from error
-    if positional:
-        raise InputError(f"unexpected argument '{positional[0]}': flags begin with --")
-    return overrides
+    settings, others = split_overrides(sys.argv[1:] if argv is None else argv)
+    known = parser.known_flags()
+    for argument in others:
+        name = argument.partition("=")[0].removeprefix("--")
+        # --model.depth=2 lacks the word config; in --cfg.seed=1 it is misspelt.
+        key = name if name in keys(Config) else name.partition(".")[2]
+        if argument.startswith("--") and f"--{name}" not in known and key in keys(Config):
+            raise InputError(f"no flag --{name}: did you mean --config.{key}?")
+    return parser.parse_args(others), settings
 
 
-def _check_values(arguments: Sequence[str]) -> None:
-    """Refuses `--config --workdir=x`, in which absl takes the second flag for the first's value."""
-    for argument, following in itertools.pairwise(arguments):
-        name = argument.removeprefix("--")
-        known = argument.startswith("--") and name in _FLAGS and not _FLAGS[name].boolean
-        if known and following.startswith("--"):
-            raise InputError(f"{argument}: expected {argument}=VALUE")
-
-
-def read_config(overrides: Overrides) -> Config:
-    """The checked configuration that `--config` and its overrides make.
+def read_config(arguments: argparse.Namespace, settings: Overrides) -> Config:
+    """Return the checked configuration of `--config` and its overrides.
 
     Raises:
         InputError: there is none, or it is wrong.
     """
-    if not _FLAGS.config:
+    if not arguments.config:
         raise InputError("expected --config=configs/FILE.py")
-    return make_config(_FLAGS.config, overrides)
+    return make_config(arguments.config, settings)
 
 
 def describe_keys() -> str:
-    """Every config key with its type, default, range and meaning, as text for `--help`."""
+    """Return every config key with its type, default, range and meaning, for `--help`."""
     lines = []
     for name, field in keys(Config).items():
         default = "the model's own" if field.default is None else repr(field.default)
@@ -293,7 +295,7 @@ def describe_keys() -> str:
     return "\n".join(lines)
 
 
-def _type_name(kind: type | UnionType) -> str:
+def _type_name(kind: Any) -> str:
     if isinstance(kind, UnionType):
         kind = kind.__args__[0]
     return kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)

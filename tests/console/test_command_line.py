@@ -43,7 +43,7 @@ def test_help_teaches_every_key(train):
         ([CONFIG, "--config.batchsize=3"], "no config key 'batchsize': did you mean 'batch_size'"),
         ([CONFIG, "--config.seed=abc"], "--config.seed=abc: expected int"),
         ([CONFIG, "--config.optimizer.accumulate=5"], "a divisor of batch_size"),
-        ([CONFIG, "--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
+        ([CONFIG, "--wrokdir=x"], "no flag --wrokdir: did you mean '--workdir'? (see --help)"),
         ([CONFIG, "stray"], "unexpected argument 'stray'"),
         (["--config=configs/digit.py"], "get_config(); did you mean 'configs/digits.py'?"),
         (["--config=configs/imagenet.py"], "no such file that defines get_config()"),
@@ -130,8 +130,8 @@ def test_a_defect_keeps_its_traceback():
 DEFECT = """
 import runpy, sys
 import jax
-from convit_jax import command_line
-from convit_jax.training import processes
+from convit_jax.console import command_line
+from convit_jax.distributed import processes
 
 def run(name, command):
     raise ZeroDivisionError("a defect")
