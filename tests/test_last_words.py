@@ -369,9 +369,9 @@ PLAN = wrongs(
     ("--topology=v4:4x4", "--topology=v4:4x4: expected v4:"),
     ("--topology=v5e-4 --config=configs/nope.py", "configs/nope.py: no such file"),
     ("--topology=v5e-4 --examples=0", "--examples=0"),
-    ("--topology=v5e-4 --classes=x", "--classes=x"),
-    ("--topology=v5e-4 --sweep=x", "--sweep=x"),
-    ("--topology=v5e-4 --topolgy=x", "'topolgy'", "topology"),
+    ("--topology=v5e-4 --classes=x", "--classes: invalid int value: 'x'"),
+    ("--topology=v5e-4 --sweep=x", "--sweep: invalid choice: 'x'", "batch"),
+    ("--topology=v5e-4 --topolgy=x", "--topolgy", "'--topology'"),
     ("--topology=v5e-4 stray", "'stray'"),
     ("--topology=v5e-4 --config.data.image_size=100000", "at most 65,536"),
 )  # fmt: skip

@@ -241,7 +241,7 @@ def test_without_the_compiler_the_message_says_what_to_install(monkeypatch):
         ([], "expected --topology=NAME"),
         (["--topology=v5e-4", "--examples=0"], "--examples=0: expected at least 1"),
         (["--topology=v5e:3x5"], "those of v5e that are offered: 2x2, 2x4, 4x4"),
-        (["--topology=v5e-4", "--sweep=lr"], "should be one of <batch>"),
+        (["--topology=v5e-4", "--sweep=lr"], "--sweep: invalid choice: 'lr'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_code_2(repository, arguments, told):
