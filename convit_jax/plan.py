@@ -1,16 +1,16 @@
-"""Plans a run on a TPU slice without one:
+"""Plan a run on a TPU slice without having one:
 
     python -m convit_jax.plan --config configs/convit_b.py --topology v4:4x4x4
     python -m convit_jax.plan --config configs/convit_s.py --topology v5e-8 --sweep batch
 
-The TPU compiler, which runs on any Linux (pip install libtpu), compiles the very train step of
-train.py for the slice; this says what it would take. All figures are the compiler's estimates,
-nothing is run: steps take at least so long. One compilation takes minutes.
+The TPU compiler, which runs on any Linux (pip install libtpu), compiles train.py's train step for
+the slice and estimates its memory and time. Nothing is run: steps take at least as long as
+estimated. One compilation takes minutes.
 """
 
 import os
 
-# The arrays' shapes are worked out on the CPU; a TPU that is here is not needed, nor looked for.
+# Shapes are computed on the CPU; a TPU of this machine is not used.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import dataclasses
@@ -34,21 +34,20 @@ from convit_jax.planning import (
     make_plan,
 )
 
-# Up to how many images a chip larger batches are tried.
-_MOST = 2048
-# A wrong guess costs minutes: the largest batch is known well enough by an eighth.
-_NEAR = 8
+# Images a chip of the largest batch that a sweep tries.
+_MAX_BATCH_PER_CHIP = 2048
+# A sweep finds the largest batch to within an eighth, since each try costs minutes.
+_PRECISION = 8
 _ESTIMATES = "the TPU compiler's, nothing was run"
 
 
 def sweep(
     config: Config, topology: Topology, *, num_examples: int, num_classes: int
 ) -> Iterator[Plan]:
-    """Plans that narrow down the largest batch that fits.
+    """Yield plans that narrow down the largest batch that fits.
 
-    Batches twice as large each time until one does not fit, or where the config's own does not,
-    halves of it until one does; then between the two, until they are apart by an eighth of the
-    smaller or less. The last two that differ are the answer: see `describe_largest`.
+    The batch is doubled until it does not fit, or, if the config's does not fit, halved until it
+    does; then bisected until the two differ by at most an eighth. See `describe_largest`.
     """
     unit = 2 * topology.chips * config.optimizer.accumulate
 
@@ -61,39 +60,39 @@ def sweep(
     grow, size = plan.fits, config.batch_size
     while plan.fits == grow:
         last, size = size, size * 2 if grow else size // 2 // unit * unit
-        if size > _MOST * topology.chips or not size:
+        if size > _MAX_BATCH_PER_CHIP * topology.chips or not size:
             return
         plan = plan_for(size)
         yield plan
     fitting, too_large = (last, size) if grow else (size, last)
-    while too_large - fitting > max(unit, fitting // _NEAR):
-        between = (fitting + too_large) // 2 // unit * unit
-        if between == fitting:
+    while too_large - fitting > max(unit, fitting // _PRECISION):
+        middle = (fitting + too_large) // 2 // unit * unit
+        if middle == fitting:
             return
-        plan = plan_for(between)
+        plan = plan_for(middle)
         yield plan
-        fitting, too_large = (between, too_large) if plan.fits else (fitting, between)
+        fitting, too_large = (middle, too_large) if plan.fits else (fitting, middle)
 
 
 def describe_largest(plans: Sequence[Plan]) -> str:
-    """What a sweep's plans come to, in a sentence or two."""
+    """Summarise a sweep in one or two sentences."""
     fitting = max((plan.batch_size for plan in plans if plan.fits), default=0)
     too_large = min((plan.batch_size for plan in plans if not plan.fits), default=0)
     if not fitting:
         return f"No batch fits: {too_large:,}, the smallest tried, does not."
     chips = plans[0].chips
-    beyond = f"{too_large:,} does not" if too_large else "larger ones were not tried"
-    told = f"The largest batch that fits: {fitting:,}, {fitting // chips:,} a chip ({beyond})."
-    # Where memory is nearly full the compiler computes again what it could have kept.
+    limit = f"{too_large:,} does not" if too_large else "larger ones were not tried"
+    summary = f"The largest batch that fits: {fitting:,}, {fitting // chips:,} a chip ({limit})."
+    # Where memory is nearly full the compiler recomputes what it could have kept.
     fastest = max(plans, key=lambda plan: plan.images_per_second)
     if fastest.batch_size == fitting:
-        return told
-    pace = f"{fastest.images_per_second:,.0f}"
-    return f"{told} Of those tried, {fastest.batch_size:,} takes the most images/s: {pace}."
+        return summary
+    speed = f"{fastest.images_per_second:,.0f}"
+    return f"{summary} The fastest that was tried is {fastest.batch_size:,}: {speed} images/s."
 
 
 def _rows(plan: Plan) -> list[tuple[str, str]]:
-    """What is printed of a plan."""
+    """Return the rows of a plan's table."""
     gib = 2**30
     rows = [
         ("slice", f"{plan.topology}: {plan.chips} chips, {plan.hosts} host(s)"),
@@ -104,23 +103,23 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
     ]
     if not plan.fits:
         return [*rows, ("does not fit", plan.problem)]
-    moved = ", ".join(
+    collectives = ", ".join(
         f"{count} {kind} of {size / 1e6:.1f} MB" for kind, count, size in plan.collectives
     )
     rows += [
         ("activations, temporaries", f"{plan.temporary_bytes / gib:.3f} GiB a chip"),
         ("batch, program", f"{plan.other_bytes / gib:.3f} GiB a chip"),
         (
-            "memory in all",
+            "total memory",
             f"{plan.total_bytes / gib:.2f} of {plan.hbm_bytes / gib:.0f} GiB a chip "
             f"({100 * plan.total_bytes / plan.hbm_bytes:.0f} %)",
         ),
         ("arithmetic", f"{plan.gflops_per_image:.2f} GFLOP an image, forward and backward"),
         ("memory traffic", f"{plan.bytes_per_step / 1e9:.1f} GB a step and chip"),
-        ("collectives", moved or "none"),
+        ("collectives", collectives or "none"),
         ("cycles", f"{plan.cycles:,} a step"),
         ("images/s, at most", f"{plan.images_per_second:,.0f}"),
-        ("of the peak, at most", f"{100 * plan.mfu:.1f} %"),
+        ("of peak FLOP/s, at most", f"{100 * plan.mfu:.1f} %"),
         ("training, at least", f"{plan.hours:.1f} hours"),
         ("input, up to", f"{plan.images_per_second_per_host:,.0f} images/s from each host"),
     ]

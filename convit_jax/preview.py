@@ -1,10 +1,10 @@
-"""Draws a contact sheet of training images, as a config augments them:
+"""Draw a contact sheet of training images as a config augments them:
 
     python -m convit_jax.preview --config configs/convit_s.py --config.data.train=folder:MY_IMAGES
 
-The upper half is what the host makes of them, the lower the same images as the model sees them,
-with what the device adds: random erasing, mixup or CutMix. Below each stands its class, or its
-classes with their shares.
+The upper half shows the host's output, the lower half the same images as the model sees them, after
+the device's part: random erasing, mixup or CutMix. Captions give the class, or the classes with
+their shares.
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ _FORMATS = {".png": "png", ".jpg": "jpeg"}
 def contact_sheet(
     experiment: Experiment, source: data.Source, *, step: int, count: int
 ) -> Image.Image:
-    """The first images of a step's batch, before and after the device's part.
+    """Draw the first images of a step's batch, before and after the device's part.
 
     Args:
-        experiment: the config put together.
+        experiment: the experiment of the config.
         source: the training examples.
         step: which batch, from 0.
         count: images, an even number up to the batch size.
@@ -70,17 +70,28 @@ def contact_sheet(
 def _on_device(
     experiment: Experiment, images: np.ndarray, labels: np.ndarray, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels, uint8, after erasing and mixing, and the share that each class has in each."""
+    """Apply the device's part of augmentation.
+
+    Args:
+        experiment: the experiment of the config.
+        images: uint8 [N, H, W, C].
+        labels: int [N].
+        step: the step whose random keys are used.
+
+    Returns:
+        Images after erasing and mixing, uint8 [N, H, W, C], and labels, float32 [N, num_classes].
+    """
     config = dataclasses.replace(experiment.step_config, label_smoothing=0.0)
     mean, std = jnp.array(config.mean), jnp.array(config.std)
     _, *keys = step_keys(step_key(config.seed, step))
-    floats, shares = augmented({"image": images, "label": labels}, config, *keys)
+    batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
+    floats, shares = augmented(batch, config, *keys)
     pixels = jnp.clip((floats * std + mean) * 255, 0, 255).round().astype(jnp.uint8)
     return np.asarray(pixels), np.asarray(shares)
 
 
 def _shares_in_words(shares: np.ndarray, names: Sequence[str]) -> str:
-    """`cat`, or `cat 70 dog 30`."""
+    """Caption an image: `cat`, or `cat 70 dog 30`."""
     present = [label for label in np.argsort(-shares) if shares[label] > 0.005]
     if len(present) == 1:
         return names[present[0]]
@@ -89,19 +100,19 @@ def _shares_in_words(shares: np.ndarray, names: Sequence[str]) -> str:
 
 def _grid(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
     _, height, width, channels = images.shape
-    # Small images are shown larger, so that captions fit.
+    # Small images are enlarged, so that captions fit.
     zoom = max(1, 64 // width)
     cell = (width * zoom + _GAP, height * zoom + _CAPTION + _GAP)
     columns, rows = min(_COLUMNS, len(images)), -(-len(images) // _COLUMNS)
     sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        x, y = place % columns * cell[0], place // columns * cell[1]
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        x, y = index % columns * cell[0], index // columns * cell[1]
         picture = Image.fromarray(image.squeeze(-1) if channels == 1 else image)
         size = (width * zoom, height * zoom)
         sheet.paste(picture.resize(size, Image.Resampling.NEAREST), (x, y))
-        fitting = max(1, cell[0] // 6)  # letters of the default font are six pixels wide
-        draw.text((x, y + size[1]), caption[:fitting], fill="black")
+        max_length = max(1, cell[0] // 6)  # characters of the default font are six pixels wide
+        draw.text((x, y + size[1]), caption[:max_length], fill="black")
     return sheet
 
 

@@ -161,7 +161,7 @@ def test_what_is_on_already_is_not_advised(make_config):
         (
             88,
             [64, 128, 96, 80, 88],
-            "(96 does not). Of those tried, 80 takes the most images/s: 2.",
+            "(96 does not). The fastest that was tried is 80: 2 images/s.",
         ),
         (100, [64, 128, 96, 112, 104], "fits: 96, 24 a chip (104 does not)"),
         (330, [64, 128, 256, 512, 384, 320, 352], "fits: 320, 80 a chip (352 does not)"),

@@ -1,4 +1,4 @@
-"""Every configuration key, and what makes a checked configuration of a file and of flags."""
+"""Configuration: every key, config files, and the checked, frozen result."""
 
 from convit_jax.config.data_keys import AugmentConfig, DataConfig
 from convit_jax.config.keys import (

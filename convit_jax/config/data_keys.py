@@ -1,4 +1,4 @@
-"""The keys of `config.data` and `config.augment`: which images, and what happens to them."""
+"""The keys of `config.data` and `config.augment`: images and their augmentation."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from convit_jax.data.images.transforms import CROPS
 from convit_jax.data.reading import EXIF_ROTATIONS
 from convit_jax.values.ranges import when
 
-_CHANCE: dict[str, Any] = {"at_least": 0, "at_most": 1}
+_PROBABILITY: dict[str, Any] = {"at_least": 0, "at_most": 1}
 _SPAN: dict[str, Any] = {"lengths": (2,), "ascending": True, "above": 0}
 
 _RANDOM_CROP = when("augment.crop", one_of=("random_resized",))
@@ -20,14 +20,14 @@ _MIXED_UP, _CUT_AND_MIXED = when("augment.mixup", above=0), when("augment.cutmix
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they are read."""
+    """The images and how they are read."""
 
     train: str = key(
         "digits:train",
         "training examples: tfds:NAME:SPLIT[:DATA_DIR], folder:PATH or digits:train",
         fixed=True,
     )
-    eval: str = key("digits:test", "examples to evaluate on, named likewise")
+    eval: str = key("digits:test", "examples to evaluate on, named in the same way")
     fraction: float = key(
         1.0,
         "share of each class's training examples that is used (paper Table 2)",
@@ -37,33 +37,33 @@ class DataConfig:
     )
     holdout: float = key(
         0.0,
-        "share of each class's training examples that is kept from training and evaluated on, "
-        "where data.eval is ''",
+        "share of each class's training examples that is held out for evaluation, if data.eval is "
+        "''",
         fixed=True,
         at_least=0,
         below=1,
     )
     fraction_choice: str = key(
         "first",
-        "which ones: 'first' int(n f) of each class by file name, as in the paper, or 'random' "
-        "by the seed",
+        "which examples: the 'first' int(n f) of each class by file name, as in the paper, or "
+        "'random' by the seed",
         fixed=True,
         one_of=("first", "random"),
         read_if=(when("data.fraction", below=1),),
     )
     classes: int = key(
-        0, "use only the first so many classes; 0: all", fixed=True, at_least=2, also=(0,)
+        0, "number of classes to use, from the first; 0: all", fixed=True, at_least=2, also=(0,)
     )
     image_size: tuple[int, ...] = key(
         (224,),
-        "(side,) or (height, width) of the images the model sees, in pixels",
+        "(side,) or (height, width) of the model's input, in pixels",
         fixed=True,
         lengths=(1, 2),
         at_least=1,
     )
     eval_crop: float = key(
         0.875,
-        "share of the side that evaluation keeps, of the image scaled to fit: 224 of 256",
+        "side of evaluation's centre crop as a share of the scaled image's side: 224 of 256",
         above=0,
         at_most=1,
     )
@@ -75,7 +75,7 @@ class DataConfig:
         at_most=1,
     )
     std: tuple[float, ...] = key(
-        IMAGENET_STD, "then divided by, for each channel", fixed=True, above=0, at_most=1
+        IMAGENET_STD, "divisor after that, for each channel", fixed=True, above=0, at_most=1
     )
     max_broken: float = key(
         0.001,
@@ -85,13 +85,13 @@ class DataConfig:
     )
     exif_rotation: str = key(
         "auto",
-        "whether photographs are turned upright as their EXIF says: 'honour', 'ignore', or 'auto': "
-        "those of folder: are, those of tfds: are not, as published accuracies were measured",
+        "whether photographs are rotated upright by their EXIF: 'honour', 'ignore', or 'auto', "
+        "which rotates those of folder: but not those of tfds:, as for published accuracies",
         one_of=EXIF_ROTATIONS,
     )
     num_workers: int = key(
         0,
-        "processes that read and augment; 0: a thread of this one, -1: one for each core",
+        "processes that read and augment; 0: a thread of this process, -1: one for each core",
         at_least=0,
         at_most=1024,
         also=(-1,),
@@ -101,63 +101,67 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to a training image; the defaults only scale it."""
+    """Augmentation of training images; the defaults only scale them."""
 
     repeats: int = key(
         1,
-        "repeated augmentation: views of each image, while an epoch keeps its number of steps",
+        "repeated augmentation: views of each image; the number of steps in an epoch is unchanged",
         fixed=True,
         at_least=1,
         at_most=64,
     )
     crop: str = key(
         "none",
-        "'random_resized' (a random part, scaled), 'pad' (moved a little, for small images) or "
-        "'none' (scaled as a whole)",
+        "'random_resized' (a random part, scaled), 'pad' (a random shift, for small images) or "
+        "'none' (the whole image, scaled)",
         one_of=CROPS,
     )
     crop_scale: tuple[float, ...] = key(
         (0.08, 1.0),
-        "share of the area that a random part has",
+        "the random part's share of the area",
         **_SPAN,
         at_most=1,
         read_if=(_RANDOM_CROP,),
     )
     crop_ratio: tuple[float, ...] = key(
-        (3 / 4, 4 / 3), "its width over its height", **_SPAN, read_if=(_RANDOM_CROP,)
+        (3 / 4, 4 / 3), "the random part's width over its height", **_SPAN, read_if=(_RANDOM_CROP,)
     )
     crop_padding: int = key(
         4,
-        "pixels that 'pad' may move an image, each way",
+        "largest shift of 'pad' in each direction, in pixels",
         at_least=0,
         read_if=(_PADDED,),
     )
-    flip: float = key(0.0, "chance of a horizontal flip", **_CHANCE)
+    flip: float = key(0.0, "probability of a horizontal flip", **_PROBABILITY)
     randaugment: str = key(
         "", "RandAugment in timm's notation, 'rand-m9-mstd0.5-inc1'; '' for none"
     )
-    rotate: float = key(0.0, "largest rotation either way, in degrees", at_least=0, at_most=180)
+    rotate: float = key(
+        0.0, "largest rotation in either direction, in degrees", at_least=0, at_most=180
+    )
     zoom: float = key(
         0.0,
-        "largest change of scale either way, as a share: 0.1 is 0.9 to 1.1",
+        "largest relative change of scale: 0.1 is 0.9 to 1.1",
         at_least=0,
         below=1,
     )
-    shear: float = key(0.0, "largest shear either way, in degrees", at_least=0, below=90)
+    shear: float = key(0.0, "largest shear, in degrees", at_least=0, below=90)
     translate: float = key(
-        0.0, "largest shift either way and axis, as a share of the side", at_least=0, at_most=1
+        0.0, "largest shift along each axis, as a share of the side", at_least=0, at_most=1
     )
-    erase: float = key(0.0, "chance of random erasing, after normalisation, by noise", **_CHANCE)
+    erase: float = key(
+        0.0, "probability of random erasing, by noise after normalisation", **_PROBABILITY
+    )
     erase_area: tuple[float, ...] = key(
         (0.02, 1 / 3),
-        "share of the area that is erased",
+        "share of the area to erase",
         **_SPAN,
         at_most=1,
         read_if=(_ERASED,),
     )
     erase_ratio: tuple[float, ...] = key(
         (0.3, 1 / 0.3),
-        "its height over its width",
+        "height over width of the erased rectangle",
         **_SPAN,
         read_if=(_ERASED,),
     )
@@ -165,13 +169,13 @@ class AugmentConfig:
     cutmix: float = key(0.0, "α of CutMix's Beta(α, α); 0: none", at_least=0)
     mix_prob: float = key(
         1.0,
-        "chance that a batch is mixed",
-        **_CHANCE,
+        "probability that a batch is mixed",
+        **_PROBABILITY,
         read_if=(when("augment.mixup", "augment.cutmix", above=0),),
     )
     mix_switch_prob: float = key(
         0.5,
-        "chance of CutMix rather than mixup, where there are both",
-        **_CHANCE,
+        "probability of CutMix rather than mixup, if both are on",
+        **_PROBABILITY,
         read_if=(_MIXED_UP, _CUT_AND_MIXED),
     )

@@ -1,6 +1,6 @@
-"""A config file and `--config.key=value` → the checked configuration.
+"""Config files and `--config.key=value` → the checked configuration.
 
-A config file is a program of the user's: whatever goes wrong in it is told with its line.
+A config file is the user's program: any error in it is reported with its line.
 """
 
 import contextlib
@@ -29,20 +29,23 @@ _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]+)(?P<set>=(?P<value>
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Divides a command line into its `--config.key=value` and everything else.
+    """Split a command line into its `--config.key=value` and all other arguments.
 
-    As of any flag, the value may also be the next argument, and of a key that is true or false
-    `--config.key` and `--noconfig.key` are enough.
+    The value may also be the next argument, and for a boolean key `--config.key` and
+    `--noconfig.key` are enough.
+
+    Returns:
+        The overrides, and the other arguments.
 
     Raises:
         InputError: an unknown key, or one without a value.
     """
-    known, overrides, rest = keys(Config), [], []
+    known, overrides, others = keys(Config), [], []
     arguments = iter(argv)
     for argument in arguments:
         match = _OVERRIDE.fullmatch(argument)
         if not match:
-            rest.append(argument)
+            others.append(argument)
             continue
         key, value = match["key"], match["value"]
         if key not in known:
@@ -57,19 +60,19 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
         if value is None or (not match["set"] and value.startswith("--")):
             raise InputError(f"{argument}: expected {argument}=VALUE")
         overrides.append((key, value))
-    return overrides, rest
+    return overrides, others
 
 
 def make_config(name: str, overrides: Overrides = (), undecided: Collection[str] = ()) -> Config:
-    """The checked configuration of a file, with what the command line changes in it.
+    """Return the checked configuration of a file and the command line's changes to it.
 
     Args:
         name: configs/FILE.py or configs/FILE.py:ARGUMENTS.
-        overrides: as of `split_overrides`; of a key that is there twice the last counts.
-        undecided: keys that are still to be set, as `resolve` has it.
+        overrides: see `split_overrides`; if a key is given twice, the last value counts.
+        undecided: keys that will be set later; see `resolve`.
 
     Raises:
-        InputError: the file is not there, does not work or is wrong, or a value is.
+        InputError: the file does not exist, raises an error or is wrong, or a value is wrong.
     """
     values = _read(name)
     for key, text in overrides:
@@ -82,9 +85,9 @@ def make_config(name: str, overrides: Overrides = (), undecided: Collection[str]
 
 
 def split_argument(name: str) -> tuple[str, str | None]:
-    """The file and its argument: a path may have colons of its own, before `.py:`."""
-    file, ending, argument = name.partition(".py:")
-    if ending:
+    """Split FILE.py:ARGUMENT; a path may contain colons too, before `.py:`."""
+    file, suffix, argument = name.partition(".py:")
+    if suffix:
         return f"{file}.py", argument
     if name.endswith(".py"):
         return name, None
@@ -98,45 +101,49 @@ def split_arguments(
     switches: Collection[str] = (),
     paths: Collection[str] = (),
 ) -> dict[str, str]:
-    """A config's arguments, `name=value` with commas between them, by name.
+    """Parse the arguments of a config file, `name=value` separated by commas.
 
     Args:
-        argument: what stands after the file's colon.
-        names: of the arguments that take a value.
-        switches: of those that take none.
-        paths: of those whose value may have commas in it: what is no argument goes on with it.
+        argument: the text after the file's colon.
+        names: the arguments that take a value.
+        switches: the arguments that take none.
+        paths: the arguments whose value may contain commas: a part that is not an argument
+            continues the value.
+
+    Returns:
+        The values by name.
 
     Raises:
-        InputError: an unknown name, a name that is there twice, or a value too few or too many.
+        InputError: an unknown name, a name given twice, or a missing or unexpected value.
     """
-    given: dict[str, str] = {}
+    values: dict[str, str] = {}
     known, name = (*names, *switches), ""
     for part in filter(None, argument.split(",")):
         word, equals, value = part.partition("=")
         if word in known:
-            if word in given:
-                raise InputError(f"config argument '{part}': {word} is there twice")
+            if word in values:
+                raise InputError(f"config argument '{part}': {word} is given twice")
             if bool(value) == (word in switches):
                 expected = f"{word}, which takes no value" if word in switches else f"{word}=VALUE"
                 raise InputError(f"config argument '{part}': expected {expected}")
-            name, given[word] = word, value
+            name, values[word] = word, value
         elif name in paths and not difflib.get_close_matches(word, names if equals else switches):
-            given[name] += f",{part}"
+            values[name] += f",{part}"
         else:
             raise InputError(f"config argument '{part}': {nearest(word, known)}")
-    return given
+    return values
 
 
 def _read(name: str) -> dict[str, Any]:
-    """What a config file's `get_config` returns."""
+    """Run a config file and return the result of its `get_config`."""
     file, argument = split_argument(name)
     path = _find(file)
     with boundary(f"--config={path}"):
         source = path.read_bytes()
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
-    with _blamed(path), _importing_beside(path):
-        exec(compile(source, str(path), "exec"), vars(module))  # as any program that is run
+    with _reporting_line(path), _importing_beside(path):
+        exec(compile(source, str(path), "exec"), vars(module))  # it is the user's program
         get_config = getattr(module, _FUNCTION, None)
         if not callable(get_config):
             raise InputError(f"--config={path} defines no {_FUNCTION}()")
@@ -152,31 +159,31 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _arguments(get_config: Any, argument: str | None, path: pathlib.Path) -> tuple[str, ...]:
-    """What to call `get_config` with."""
-    takes = inspect.signature(get_config).parameters.values()
+    """Return the arguments to call `get_config` with."""
+    parameters = inspect.signature(get_config).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    accepted = [p for p in takes if p.kind in (*positional, inspect.Parameter.VAR_POSITIONAL)]
-    needed = [p for p in accepted if p.kind in positional and p.default is p.empty]
+    accepted = [p for p in parameters if p.kind in (*positional, inspect.Parameter.VAR_POSITIONAL)]
+    required = [p for p in accepted if p.kind in positional and p.default is p.empty]
     if argument and not accepted:
         raise InputError(f"--config={path}:{argument}: this config takes no argument")
-    if (needed and argument is None) or len(needed) > 1:
-        words = ", ".join(p.name for p in needed)
+    if (required and argument is None) or len(required) > 1:
+        names = ", ".join(p.name for p in required)
         raise InputError(
-            f"--config={path}: its {_FUNCTION}({words}) takes {len(needed)} argument(s), expected "
-            f"{path}:ARGUMENT for one"
+            f"--config={path}: its {_FUNCTION}({names}) takes {len(required)} argument(s), "
+            f"expected {path}:ARGUMENT for one"
         )
-    return (argument,) if argument else ("",) * len(needed)
+    return (argument,) if argument else ("",) * len(required)
 
 
 def _find(file: str) -> pathlib.Path:
-    """The file that is meant: as it stands, or one of the configs here or beside the package.
+    """Find a config file by its path or name, in the working directory or the repository.
 
     Raises:
         InputError: there is none.
     """
     path = pathlib.Path(expand_home(file, "--config"))
-    beside = pathlib.Path(__file__).parent.parent
-    roots = [pathlib.Path(), *([] if pathlib.Path().resolve() == beside else [beside])]
+    repository = pathlib.Path(__file__).parents[2]
+    roots = [pathlib.Path(), *([] if pathlib.Path().resolve() == repository else [repository])]
     names = [file, f"configs/{file}", f"configs/{file}.py"]
     candidates = [path] if path.is_absolute() else [root / n for root in roots for n in names]
     for candidate in candidates:
@@ -184,16 +191,16 @@ def _find(file: str) -> pathlib.Path:
             if candidate.is_file() and _defines(candidate):
                 return candidate
     problem = f"no such file that defines {_FUNCTION}()"
-    known = [known for root in roots for known in root.glob("configs/*.py") if _defines(known)]
-    if not known:
-        looked = " and ".join(str(root.resolve() / "configs") for root in roots)
+    configs = [path for root in roots for path in root.glob("configs/*.py") if _defines(path)]
+    if not configs:
+        directories = " and ".join(str(root.resolve() / "configs") for root in roots)
         raise InputError(
-            f"--config={file}: {problem}; nor has {looked} any: expected the path of one of the "
-            "repository's configs, or of your own"
+            f"--config={file}: {problem}; there is none in {directories} either: expected the path "
+            "of one of the repository's configs, or of your own"
         )
-    # All of them are found by these names, wherever the program was started.
-    named = {path.stem if file.isidentifier() else f"configs/{path.name}" for path in known}
-    raise InputError(f"--config={file}: {problem}; {nearest(file, named)}")
+    # These names work from every directory.
+    known = {path.stem if file.isidentifier() else f"configs/{path.name}" for path in configs}
+    raise InputError(f"--config={file}: {problem}; {nearest(file, known)}")
 
 
 def _defines(path: pathlib.Path) -> bool:
@@ -202,7 +209,7 @@ def _defines(path: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def _importing_beside(path: pathlib.Path) -> Iterator[None]:
-    """Lets a file in configs/ import from `configs`, wherever the program was started."""
+    """Let a file in configs/ import from `configs`, whatever the working directory is."""
     root = str(path.resolve().parent.parent)
     sys.path.append(root)
     try:
@@ -212,8 +219,8 @@ def _importing_beside(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _blamed(path: pathlib.Path) -> Iterator[None]:
-    """Tells whatever a config file raises with the line that did; sentences of ours pass."""
+def _reporting_line(path: pathlib.Path) -> Iterator[None]:
+    """Report any error of a config file with its line; InputError and RunError pass unchanged."""
     try:
         yield
     except (InputError, RunError):
@@ -224,21 +231,21 @@ def _blamed(path: pathlib.Path) -> Iterator[None]:
                 raise
         line = _line_in(path, error)
         where = f"{path}, line {line}" if line else f"{path}"
-        raise InputError(f"--config={where}: {_in_words(error)}") from error
+        raise InputError(f"--config={where}: {_describe(error)}") from error
 
 
-def _in_words(error: BaseException) -> str:
-    """`NameError: name 'x' is not defined`, or for a key that there is not, the nearest."""
+def _describe(error: BaseException) -> str:
+    """Return `NameError: name 'x' is not defined`, or the nearest key for an unknown one."""
     missing = re.match(r"""['"]?Key "(\w+)" does not exist""", str(error))
     if missing:
         return unknown_key(Config, missing[1])
-    kind, words = type(error).__name__, getattr(error, "msg", None) or first_line(error)
+    message = getattr(error, "msg", None) or first_line(error)
     file = getattr(error, "filename", None) if isinstance(error, OSError) else None
-    return ": ".join(dict.fromkeys(filter(None, (kind, words, file))))
+    return ": ".join(dict.fromkeys(filter(None, (type(error).__name__, message, file))))
 
 
 def _line_in(path: pathlib.Path, error: BaseException) -> int | None:
-    """The number of the file's last line that took part in an error."""
+    """Return the number of the file's innermost line in an error's traceback."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)

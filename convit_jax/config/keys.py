@@ -1,17 +1,15 @@
 """The typed configuration: every key, its type, default and meaning, in one place.
 
 A file in `configs/` starts from `template()`, an ml_collections `ConfigDict` with these keys, and
-changes what its experiment needs; `--config.key=value` changes more. `resolve` turns the result
-into the frozen `Config` that everything else reads, or says in one sentence what is wrong.
+changes what its experiment needs; `--config.key=value` changes more. `resolve` checks the result
+and returns the frozen `Config` that everything else reads.
 
 Durations are strings, "300 epochs" or "1500 steps", so that each is given in exactly one unit.
 """
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
-
-import ml_collections
+from typing import TYPE_CHECKING, Any
 
 from convit_jax import kernels, models
 from convit_jax.config.data_keys import AugmentConfig, DataConfig
@@ -32,30 +30,30 @@ from convit_jax.models import Architecture
 from convit_jax.values.durations import in_steps, parse_duration
 from convit_jax.values.ranges import when
 
-# Matrices decay; biases, norms, gates, the class token and absolute positions do not: 70 tensors
-# of a ConViT decay, 110 do not, as in the released recipe on one device.
+# Weight decay applies to matrices, not to biases, norms, gates, the class token and absolute
+# positions: 70 tensors of a ConViT decay, 110 do not, as in the released recipe on one device.
 NO_DECAY = (r".*\.(bias|scale|gating)", r"cls_token|pos_embed")
-# What "frozen GPSA" freezes (paper Table 3, f and g): the attention of GPSA layers, whole.
+# The parameters frozen in rows f and g of paper Table 3: all of the GPSA layers' attention.
 GPSA_ATTENTION = r"blocks\.{gpsa}\.attention\..*"
-# A seed is 32 bits on the device: more would be those again.
+# Seeds have 32 bits on the device; larger ones would repeat them.
 SEEDS = 2**32
 _SOME_IMAGES: dict[str, Any] = {"at_least": 1, "at_most": 2**20}
 _SOME_TIME: dict[str, Any] = {"duration": True, "above": 0}
 
 
 def _model_section() -> type:
-    """A key for the model's name and one for each field of `Architecture`, with its range.
+    """Return a section with the model's name and a key for each field of `Architecture`.
 
-    They default to None, "as the named model has it". Image size and classes are left out: the
-    data decide them.
+    The default None means "as the named model". Image size and number of classes are left out,
+    since they depend on the data.
     """
     decided_by_data = ("image_size", "num_classes")
-    # Weights to start from have these parameters already.
+    # Pretrained weights replace the parameters that these keys initialise.
     fresh = dict.fromkeys(("conv_init", "locality_strength"), (when("init_from", one_of=("",)),))
     overrides = [
         (
             f.name,
-            f.type | None,
+            _or_none(f.type),
             key(
                 None,
                 f.metadata["help"],
@@ -71,19 +69,34 @@ def _model_section() -> type:
     return dataclasses.make_dataclass("ModelConfig", [name, *overrides], frozen=True)
 
 
-ModelConfig = _model_section()
+def _or_none(kind: Any) -> Any:
+    return kind | None
+
+
+if TYPE_CHECKING:
+
+    @dataclasses.dataclass(frozen=True)
+    class ModelConfig:
+        """The fields of `Architecture`, None where the named model decides."""
+
+        name: str = ""
+
+        def __getattr__(self, field: str) -> Any: ...
+
+else:
+    ModelConfig = _model_section()
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, its learning rate and what surrounds it."""
+    """AdamW, its learning rate schedule, frozen parameters, clipping and accumulation."""
 
     learning_rate: float = key(
         5e-4,
         "peak learning rate for `learning_rate_batch` images; scales with the batch size",
         above=0,
     )
-    learning_rate_batch: int = key(512, "batch size that `learning_rate` is meant for", at_least=1)
+    learning_rate_batch: int = key(512, "batch size that `learning_rate` refers to", at_least=1)
     warmup: str = key("5 epochs", "duration of the linear warm-up", duration=True)
     warmup_learning_rate: float = key(
         1e-6,
@@ -92,9 +105,9 @@ class OptimizerConfig:
         read_if=(when("optimizer.warmup", duration=True, above=0),),
     )
     min_learning_rate: float = key(1e-5, "where the cosine ends; does not scale", at_least=0)
-    b1: float = key(0.9, "decay of AdamW's first moment", at_least=0, below=1)
-    b2: float = key(0.999, "decay of AdamW's second moment", at_least=0, below=1)
-    eps: float = key(1e-8, "added to the root of AdamW's second moment", above=0)
+    b1: float = key(0.9, "decay rate of AdamW's first moment", at_least=0, below=1)
+    b2: float = key(0.999, "decay rate of AdamW's second moment", at_least=0, below=1)
+    eps: float = key(1e-8, "added to the square root of AdamW's second moment", above=0)
     weight_decay: float = key(0.05, "decoupled weight decay", at_least=0)
     no_decay: tuple[str, ...] = key(
         NO_DECAY,
@@ -109,7 +122,7 @@ class OptimizerConfig:
     )
     layer_decay: float = key(
         1.0,
-        "learning rate of a layer over that of the layer above it, for fine-tuning; 1: all alike",
+        "factor of the learning rate from a layer to the one below it, for fine-tuning; 1: none",
         fixed=True,
         above=0,
         at_most=1,
@@ -121,32 +134,32 @@ class OptimizerConfig:
     )
     schedule_lag: int = key(
         0,
-        "epochs that the learning rate is late: 1 in the released code, which starts with two "
+        "epochs by which the learning rate lags: 1 in the released code, which starts with two "
         "epochs of the smallest",
         at_least=0,
     )
     clip_norm: float = key(0.0, "largest global norm of the gradient; 0: no clipping", at_least=0)
-    accumulate: int = key(1, "parts that a batch is computed in, to save memory", at_least=1)
+    accumulate: int = key(1, "parts in which a batch is computed, to save memory", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How the devices share the work; the result is the same."""
+    """How the work is divided among devices; the result does not depend on it."""
 
     fsdp: int = key(
         1,
-        "devices that parameters and optimizer state are spread over, to save memory; the batch is "
-        "spread over all devices in any case",
+        "devices over which parameters and optimizer state are sharded, to save memory; the batch "
+        "is always sharded over all devices",
         at_least=1,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When the state is saved and which saves are kept."""
+    """When the state is saved and which checkpoints are kept."""
 
     every: str = key(
-        "1 epochs", "interval between checkpoints, besides the last step's", **_SOME_TIME
+        "1 epochs", "interval between checkpoints; the last step is always saved", **_SOME_TIME
     )
     keep_latest: int = key(2, "most recent checkpoints kept", at_least=1)
     keep_best: int = key(1, "checkpoints kept for the best evaluation accuracy", at_least=0)
@@ -154,11 +167,11 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole experiment."""
+    """An experiment."""
 
     seed: int = key(
         0,
-        "decides parameters, data order, augmentation and stochastic depth",
+        "seed of parameters, data order, augmentation and stochastic depth",
         fixed=True,
         at_least=0,
         below=SEEDS,
@@ -166,7 +179,7 @@ class Config:
     init_from: str = key(
         "",
         "weights to start from, anything that convit_jax.load_model takes; the head is replaced "
-        "where the classes differ, absolute positions resampled where the grid does",
+        "if the classes differ, absolute positions are resampled if the grid differs",
         fixed=True,
     )
     train_for: str = key("300 epochs", "duration of the training", **_SOME_TIME)
@@ -177,32 +190,32 @@ class Config:
     )
     batch_size: int = key(1024, "images a step, over all devices", fixed=True, **_SOME_IMAGES)
     eval_every: str = key(
-        "1 epochs", "interval between evaluations, besides the last step's", **_SOME_TIME
+        "1 epochs", "interval between evaluations; the last step is always evaluated", **_SOME_TIME
     )
     eval_batch_size: int = key(1024, "images an evaluation step, over all devices", **_SOME_IMAGES)
     attention_images: int = key(
         1024,
-        "evaluation images that each evaluation measures gates and non-locality on (paper Fig. 5, "
+        "evaluation images on which each evaluation measures gates and non-locality (paper Fig. 5, "
         "6); 0: none",
         at_least=0,
     )
-    log_every: str = key("50 steps", "interval between lines of training metrics", **_SOME_TIME)
+    log_every: str = key("50 steps", "interval between training metrics in the log", **_SOME_TIME)
     profile_at: int = key(0, "first of five steps to profile for TensorBoard; 0: none", at_least=0)
     label_smoothing: float = key(
-        0.1, "share of the label spread over all classes", at_least=0, below=1
+        0.1, "share of a label spread over all classes", at_least=0, below=1
     )
     ema_decay: float = key(
         0.0,
-        "decay, a step, of the parameters' running average, then also what is evaluated; 0: off",
+        "decay per step of the parameters' running average, which is then evaluated; 0: off",
         fixed=True,
         at_least=0,
         below=1,
     )
     attention: str = key(
         "auto",
-        "form of the attention's arithmetic: 'xla', 'pallas' (the fused TPU kernel; slow "
-        "elsewhere), 'cudnn' (on NVIDIA's GPUs, in bfloat16) or 'auto' (the kernel on TPUs, cuDNN "
-        "on GPUs since Hopper)",
+        "implementation of attention: 'xla', 'pallas' (the fused TPU kernel; slow elsewhere), "
+        "'cudnn' (NVIDIA GPUs, in bfloat16) or 'auto' (the kernel on TPUs, cuDNN on GPUs since "
+        "Hopper)",
         one_of=kernels.FORMS,
     )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -214,36 +227,41 @@ class Config:
 
 
 def duration_in_steps(config: Config, name: str, steps_per_epoch: float) -> int:
-    """The duration that a key gives, in steps.
+    """Return the duration of a key in steps.
 
     Raises:
-        InputError: the key's value is no duration, or less than half a step where it takes one.
+        InputError: the value is not a duration, or less than half a step where 0 is not allowed.
     """
     duration = get(config, name)
     steps = in_steps(duration, f"config.{name}", steps_per_epoch)
     if not steps and keys(Config)[name].metadata["range"].above == 0:
         raise InputError(
-            f"config.{name}='{duration}' is less than half a step, an epoch being "
+            f"config.{name}='{duration}' is less than half a step, as an epoch has "
             f"{steps_per_epoch:g}: expected '1 steps' or more"
         )
     return steps
 
 
-def template() -> ml_collections.ConfigDict:
-    """Every key at its default, for a config file to change. Unknown keys are errors."""
+def template() -> Any:
+    """Return every key at its default, for a config file to change.
+
+    Returns:
+        A locked `ml_collections.ConfigDict`: unknown keys are errors. Its attributes have the types
+        of `Config`'s, which a type checker cannot see.
+    """
     return as_config_dict(Config())
 
 
 def resolve(values: Mapping[str, Any], undecided: Collection[str] = ()) -> Config:
-    """Checks names, types and ranges, and freezes the configuration.
+    """Check names, types and ranges, and freeze the configuration.
 
     Args:
-        values: a nested mapping or ConfigDict; keys that it leaves out have their defaults.
-        undecided: keys that are still to be set, so that others may depend on them already.
+        values: a nested mapping or ConfigDict; missing keys have their defaults.
+        undecided: keys that will be set later, on which others may depend already.
 
     Raises:
-        InputError: an unknown key, a value of a wrong type, a value that makes no sense, or one
-            that would not be read.
+        InputError: an unknown key, a value of a wrong type or out of range, or one that would not
+            be read.
     """
     config = from_mapping(Config, values)
     check_ranges(config)
@@ -254,10 +272,10 @@ def resolve(values: Mapping[str, Any], undecided: Collection[str] = ()) -> Confi
 
 
 def as_saved(values: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """A configuration that a run left, of this version or another: its types alone count.
+    """Read the configuration that a run saved, by this version or another; only types are checked.
 
     Returns:
-        The configuration, and the keys that this version does not have.
+        The configuration, and the keys that are unknown to this version.
 
     Raises:
         InputError: a value of a wrong type.
@@ -267,37 +285,42 @@ def as_saved(values: Mapping[str, Any]) -> tuple[Config, list[str]]:
 
 
 def _check_together(config: Config) -> None:
-    """What several keys must be together; what each must be stands with it."""
-    d, a, o = config.data, config.augment, config.optimizer
-    height, width = d.image_size * 2 if len(d.image_size) == 1 else d.image_size
+    """Check conditions on several keys; those on one key stand with its declaration."""
+    data, augment, optimizer = config.data, config.augment, config.optimizer
+    side = min(data.image_size)
     for holds, name, expected in (
         (
-            bool(d.eval) != bool(d.holdout),
+            bool(data.eval) != bool(data.holdout),
             "data.holdout",
-            "a share such as 0.1 where data.eval is '', and 0 where it names examples",
+            "a share such as 0.1 if data.eval is '', and 0 if it names examples",
         ),
-        (config.batch_size % o.accumulate == 0, "optimizer.accumulate", "a divisor of batch_size"),
         (
-            a.crop != "pad" or a.crop_padding < min(height, width),
+            config.batch_size % optimizer.accumulate == 0,
+            "optimizer.accumulate",
+            "a divisor of batch_size",
+        ),
+        (
+            augment.crop != "pad" or augment.crop_padding < side,
             "augment.crop_padding",
-            f"less than the image's side, {min(height, width)}",
+            f"less than the image's side, {side}",
         ),
     ):
         if not holds:
             raise InputError(f"config.{name}={get(config, name)!r}: expected {expected}")
-    if a.randaugment:
-        parse_randaugment(a.randaugment)
-    # A default is no wish, and a run of a few steps to try something out is: that is only logged.
-    warmup, length = parse_duration(o.warmup), parse_duration(config.train_for)
-    if o.warmup != OptimizerConfig.warmup and warmup[1] == length[1] and warmup > length:
+    if augment.randaugment:
+        parse_randaugment(augment.randaugment)
+    # With the default warm-up a short run is allowed, to try something out; a warning is logged.
+    warmup, length = parse_duration(optimizer.warmup), parse_duration(config.train_for)
+    is_default = optimizer.warmup == OptimizerConfig.warmup
+    if warmup and length and warmup[1] == length[1] and warmup > length and not is_default:
         raise InputError(
-            f"config.optimizer.warmup='{o.warmup}' is longer than the run, "
+            f"config.optimizer.warmup='{optimizer.warmup}' is longer than the run, "
             f"config.train_for='{config.train_for}'"
         )
 
 
 def architecture(config: Config, num_classes: int) -> Architecture:
-    """The model that a config describes, for data of `num_classes` classes.
+    """Return the model that a config describes, for data of `num_classes` classes.
 
     Raises:
         InputError: an unknown model, or a field that is out of range or that it would not read.

@@ -1,6 +1,6 @@
-"""A tree of frozen dataclasses as a configuration: its keys, types, ranges and meanings.
+"""Configurations as trees of frozen dataclasses, of any keys: types, ranges, text, differences.
 
-`config.py` says which keys there are; here is what can be done with any such tree.
+`config/keys.py` declares the keys of this package.
 """
 
 import ast
@@ -9,7 +9,7 @@ import difflib
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import ml_collections
 from ml_collections import config_dict
@@ -19,46 +19,50 @@ from convit_jax.values.ranges import Range, When
 
 Section = TypeVar("Section")
 
-_TRUTHS = dict.fromkeys(("true", "t", "yes", "1"), True)
-_TRUTHS |= dict.fromkeys(("false", "f", "no", "0"), False)
+_BOOLEANS = dict.fromkeys(("true", "t", "yes", "1"), True)
+_BOOLEANS |= dict.fromkeys(("false", "f", "no", "0"), False)
 
 
 def key(
     default: Any, meaning: str, *, fixed: bool = False, read_if: Sequence[When] = (), **bounds: Any
 ) -> Any:
-    """A key of a section.
+    """Declare a key of a section.
 
     Args:
-        default: its value where nothing else is said.
+        default: its default value.
         meaning: for `--help`.
-        fixed: it cannot change between the start of a run and its resumption.
-        read_if: conditions under which it is read; it may be set only where all of them hold.
-        **bounds: what its value may be: the arguments of `Range`.
+        fixed: whether it must not change between the start of a run and its resumption.
+        read_if: conditions under which it is read; it may be set only if all of them hold.
+        **bounds: its allowed values, the arguments of `Range`.
     """
     metadata = {"help": meaning, "fixed": fixed, "range": Range(**bounds), "read_if": read_if}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def keys(section: type, path: str = "") -> dict[str, dataclasses.Field]:
-    """Every key by its dotted name, in order, with its type, default and meaning."""
-    found: dict[str, dataclasses.Field] = {}
+    """Return every key by its dotted name, in order, with its type, default and meaning."""
+    fields: dict[str, dataclasses.Field] = {}
     for field in dataclasses.fields(section):
-        if dataclasses.is_dataclass(field.type):
-            found |= keys(field.type, f"{path}{field.name}.")
+        if _is_section(field.type):
+            fields |= keys(field.type, f"{path}{field.name}.")
         else:
-            found[path + field.name] = field
-    return found
+            fields[path + field.name] = field
+    return fields
+
+
+def _is_section(kind: Any) -> TypeGuard[type]:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def get(config: Any, name: str) -> Any:
-    """The value of a dotted key."""
+    """Return the value of a dotted key."""
     for part in name.split("."):
         config = getattr(config, part)
     return config
 
 
 def differences(old: Section, new: Section) -> Iterator[tuple[str, Any, Any, bool]]:
-    """(key, old value, new value, whether it is fixed) of every key whose values differ."""
+    """Yield (key, old value, new value, whether it is fixed) for every key that differs."""
     for name, field in keys(type(new)).items():
         before, after = get(old, name), get(new, name)
         if before != after:
@@ -66,11 +70,11 @@ def differences(old: Section, new: Section) -> Iterator[tuple[str, Any, Any, boo
 
 
 def unknown_key(root: type, name: str) -> str:
-    """The message for a name that is no key, naming the nearest that is."""
+    """Return the message for a name that is not a key, with the nearest key."""
     inside = [key for key in keys(root) if key.startswith(f"{name}.")]
     if inside:
         return f"config.{name} is a section: set a key inside it, such as {inside[0]}"
-    # A key that was looked for in the wrong section is found by its last part.
+    # A key in the wrong section is recognised by its last part.
     names = {key.rpartition(".")[2]: key for key in keys(root)}
     names |= {field.name: field.name for field in dataclasses.fields(root)}
     close = difflib.get_close_matches(name.rpartition(".")[2], names, n=1)
@@ -79,7 +83,7 @@ def unknown_key(root: type, name: str) -> str:
 
 
 def as_config_dict(section: Any) -> ml_collections.ConfigDict:
-    """The tree as a locked `ConfigDict`, in which unknown keys and wrong types are errors."""
+    """Return the tree as a locked `ConfigDict`: unknown keys and wrong types are errors."""
     values = ml_collections.ConfigDict()
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
@@ -92,7 +96,7 @@ def as_config_dict(section: Any) -> ml_collections.ConfigDict:
 
 
 def from_mapping(root: type[Section], values: Mapping[str, Any]) -> Section:
-    """The tree that a nested mapping or ConfigDict describes; what it leaves out is default.
+    """Return the tree that a nested mapping or ConfigDict describes; missing keys are default.
 
     Raises:
         InputError: an unknown key, or a value of a wrong type.
@@ -103,16 +107,17 @@ def from_mapping(root: type[Section], values: Mapping[str, Any]) -> Section:
 def without_unknown(
     section: type, values: Mapping[str, Any], path: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
-    """The part of a nested mapping that is made of keys, and the names of the rest."""
+    """Return the part of a nested mapping whose names are keys, and all other names."""
     fields = {field.name: field.type for field in dataclasses.fields(section)}
     known, unknown = {}, []
     for name, value in values.items():
         if name not in fields:
             unknown.append(path + name)
             continue
-        if dataclasses.is_dataclass(fields[name]) and isinstance(value, Mapping):
-            value, more = without_unknown(fields[name], value, f"{path}{name}.")
-            unknown += more
+        kind = fields[name]
+        if _is_section(kind) and isinstance(value, Mapping):
+            value, unknown_inside = without_unknown(kind, value, f"{path}{name}.")
+            unknown += unknown_inside
         known[name] = value
     return known, unknown
 
@@ -125,7 +130,7 @@ def _section(root: type, section: type, values: Mapping[str, Any], path: str) ->
         if name not in fields:
             raise InputError(unknown_key(root, full_name))
         kind = fields[name].type
-        if dataclasses.is_dataclass(kind):
+        if _is_section(kind):
             if not isinstance(value, Mapping | ml_collections.ConfigDict):
                 raise InputError(f"config.{full_name} is a section: set a key inside it")
             arguments[name] = _section(root, kind, value, full_name + ".")
@@ -135,7 +140,7 @@ def _section(root: type, section: type, values: Mapping[str, Any], path: str) ->
 
 
 def _accepted_types(kind: Any) -> list[type]:
-    """The plain types of an annotation: `float | None` → [float, NoneType]."""
+    """Return the plain types of an annotation: `float | None` → [float, NoneType]."""
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else [kind]
     return [typing.get_origin(option) or option for option in options]
 
@@ -150,7 +155,7 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
         value = tuple(value)  # JSON has no tuples
     if float in accepted and type(value) is int:
         value = float(value)
-    # bool is a subclass of int, but True is no number of layers.
+    # bool is a subclass of int, but True is not a number of layers.
     if type(value) not in accepted:
         raise InputError(f"{name}={value!r}: expected {_in_words(accepted)}")
     if type(value) is tuple:
@@ -160,46 +165,46 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
 
 
 def check_ranges(config: Any) -> None:
-    """Raises InputError for the first value that its key's range does not hold."""
+    """Raise InputError for the first value outside its key's range."""
     for name, field in keys(type(config)).items():
         field.metadata["range"].check(get(config, name), f"config.{name}")
 
 
 def check_read(config: Any, undecided: Collection[str] = ()) -> None:
-    """Refuses a key that is set, to something other than its default, and would not be read.
+    """Check that every key with another value than its default will be read.
 
     Args:
         config: the whole configuration.
-        undecided: keys that are still to be set; conditions on them are taken to hold.
+        undecided: keys that will be set later; conditions on them are assumed to hold.
 
     Raises:
-        InputError: there is such a key.
+        InputError: a key would not be read.
     """
     for name, field in keys(type(config)).items():
         value = get(config, name)
         if value == field.default:
             continue
         for condition in field.metadata["read_if"]:
-            others = condition.keys
-            if any(key in undecided or condition.within.holds(get(config, key)) for key in others):
+            others, allowed = condition.keys, condition.within
+            if any(key in undecided or allowed.holds(get(config, key)) for key in others):
                 continue
-            there = " and ".join(f"config.{key} is {get(config, key)!r}" for key in others)
+            reason = " and ".join(f"config.{key} is {get(config, key)!r}" for key in others)
             raise InputError(
-                f"config.{name}={value!r} would not be read, as {there}: leave it at "
-                f"{field.default!r}, or set {' or '.join(others)} to {condition.within}"
+                f"config.{name}={value!r} would not be read, as {reason}: leave it at "
+                f"{field.default!r}, or set {' or '.join(others)} to {allowed}"
             )
 
 
 def from_text(text: str, kind: Any, name: str) -> Any:
-    """The value of a key that a text on a command line stands for.
+    """Parse a value given as text on a command line.
 
-    A tuple may be written as in Python or as its elements with commas between them; commas inside
-    brackets, as regular expressions have them, belong to an element.
+    A tuple may be written as in Python or as its elements separated by commas; commas inside
+    brackets, as in regular expressions, belong to an element.
 
     Args:
-        text: what stands there.
+        text: the value.
         kind: the key's type.
-        name: what it is called, for messages.
+        name: the key's name, for messages.
 
     Raises:
         InputError: it is a value of another type.
@@ -209,7 +214,7 @@ def from_text(text: str, kind: Any, name: str) -> Any:
         return None
     if str in accepted:
         return text
-    value = _TRUTHS.get(text.lower()) if bool in accepted else _literal(text)
+    value = _BOOLEANS.get(text.lower()) if bool in accepted else _literal(text)
     if tuple in accepted and not isinstance(value, tuple | list):
         element = typing.get_args(kind)[0]
         parts = [value] if isinstance(value, str) else _split(text)
@@ -220,7 +225,7 @@ def from_text(text: str, kind: Any, name: str) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """The number or tuple that a text is in Python; None where it is neither."""
+    """Evaluate a Python literal, such as a number or tuple; None if it is not one."""
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -228,11 +233,11 @@ def _literal(text: str) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """The parts of a text between commas that are in no brackets."""
+    """Split a text at the commas outside brackets."""
     parts, depth, start = [], 0, 0
-    for place, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth <= 0:
-            parts.append(text[start:place])
-            start = place + 1
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth <= 0:
+            parts.append(text[start:position])
+            start = position + 1
     return [part.strip() for part in (*parts, text[start:]) if part.strip()]

@@ -116,7 +116,7 @@ def _naming_standard_output() -> Iterator[None]:
         # File names may hold bytes that are not UTF-8, and a terminal may be ASCII only.
         utf8 = stream.encoding.lower() == "utf-8"
         stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
-    sys.stdout = _Output(stream)  # type: ignore[assignment]  # delegates all else to the stream
+    sys.stdout = _Output(stream)
     try:
         yield
     finally:
@@ -146,8 +146,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         """Take argparse's options; flags must be spelt in full, documentation keeps its lines."""
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(**({"formatter_class": formatter, "allow_abbrev": False} | options))
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
 
     def parse_args(  # type: ignore[override]  # argparse overloads it by namespaces' types
         self, argv: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -1,4 +1,4 @@
-"""What a command shows while it works: log lines, and a live line for the person who watches."""
+"""What a command shows while it works: log lines, and a live progress line on a terminal."""
 
 import contextlib
 import logging
@@ -8,32 +8,32 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-# Between the lines of progress in a log that nobody watches.
+# Between progress lines where standard error is not a terminal.
 SECONDS_BETWEEN_LINES = 30.0
 
 log = logging.getLogger(__name__)
 
 
 def duration_in_words(seconds: float) -> str:
-    """3725 → "1h02m", 65 → "1m05s"."""
+    """Format a duration: 3725 → "1h02m", 65 → "1m05s"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
 
 
 class PipedConsole(Console):
-    """A console whose reader may go away: that is an error like any other's, told by the command.
+    """A console whose broken pipe is an error for the command to report.
 
-    Rich itself would end the program, with code 1.
+    Rich would exit with code 1 instead.
     """
 
     def on_broken_pipe(self) -> None:
-        """Called where the error was caught."""
+        """Raise the BrokenPipeError again; Rich calls this while it handles it."""
         raise
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints log records above the live line."""
+    """Prints log records above the progress line."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -41,28 +41,28 @@ class _ConsoleHandler(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        # A log that nobody reads any more, or whose disk is full, is no reason to end a run.
+        # A log that cannot be written, for a closed pipe or a full disk, does not end a run.
         with contextlib.suppress(OSError):
             self._console.print(self.format(record), markup=False)
 
 
 class Screen:
-    """Standard error: log lines, and below them a live line where a person is watching."""
+    """Standard error: log lines, and below them a progress line on a terminal."""
 
     def __init__(
         self, only: str = "", other_levels: int = logging.WARNING, is_watched: bool = True
     ) -> None:
-        """Shows log lines, and the live line if standard error is a terminal.
+        """Create a screen that shows log lines once it is entered.
 
         Args:
-            only: the part of the package whose lines are shown; all by default.
-            other_levels: from which level those of the other parts are shown, too.
-            is_watched: whether somebody may be watching a live line.
+            only: the module or package whose lines are all shown; by default everything.
+            other_levels: the lowest level of the lines shown from other modules.
+            is_watched: whether to show a progress line if standard error is a terminal.
         """
         console = PipedConsole(stderr=True, highlight=False, soft_wrap=True)
         self._handler = _ConsoleHandler(console)
         self._handler.addFilter(
-            lambda line: line.name.startswith(only) or line.levelno >= other_levels
+            lambda record: record.name.startswith(only) or record.levelno >= other_levels
         )
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -77,7 +77,7 @@ class Screen:
 
     @property
     def is_watched(self) -> bool:
-        """Whether there is a live line."""
+        """Whether there is a progress line."""
         return not self._progress.disable
 
     def __enter__(self) -> "Screen":
@@ -97,25 +97,25 @@ class Screen:
         package.propagate = True
 
     def counting(self, description: str) -> Callable[[int, int], None]:
-        """A function of (done, total) that shows how far something is, and the time left.
+        """Return a function of (done, total) that shows the progress and the time left.
 
-        Where nobody watches a live line, it logs one from time to time.
+        Without a progress line it logs one every `SECONDS_BETWEEN_LINES`.
         """
-        began = told = time.monotonic()
+        start = last_logged = time.monotonic()
 
         def progress(done: int, total: int) -> None:
-            nonlocal told
+            nonlocal last_logged
             now = time.monotonic()
-            left = duration_in_words((now - began) / done * (total - done))
+            left = duration_in_words((now - start) / done * (total - done))
             self.show(description, done, total, f"{left} left")
-            if not self.is_watched and done < total and now - told > SECONDS_BETWEEN_LINES:
-                told = now
+            if not self.is_watched and done < total and now - last_logged > SECONDS_BETWEEN_LINES:
+                last_logged = now
                 log.info("%s: %d of %d batches, %s left", description, done, total, left)
 
         return progress
 
     def show(self, description: str, completed: int, total: int, note: str = "") -> None:
-        """Sets the live line: what is going on, how far it is, and a remark."""
+        """Set the progress line: what is running, how far it is, and a note."""
         if self._task is None:
             self._task = self._progress.add_task(description, total=total, note=note)
         self._progress.update(

@@ -1,1 +1,1 @@
-"""The machine under the program: files, caches, memory pages."""
+"""The operating system: paths, files, the cache, memory pages, devices."""

@@ -1,4 +1,4 @@
-"""Paths as people type them."""
+"""Paths as users type them: checked, with `~` expanded, and tried before something is written."""
 
 import os
 import platform
@@ -7,19 +7,19 @@ from etils import epath
 
 from convit_jax.errors import InputError, boundary
 
-# What Linux and macOS have room for: longer names are no file's anywhere.
+# Limits of Linux and macOS, in bytes.
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096
 _ADDRESS = "gs://"
 
 
 def expand_home(name: str | os.PathLike[str], flag: str = "") -> str:
-    """A path with `~` and `~USER` at its beginning as the home directory that they stand for.
+    """Expand `~` and `~USER` at the beginning of a path.
 
-    The shell does that only where they begin a word: not in `--workdir=~/runs`, and not in
-    `folder:~/images`. Addresses such as gs://BUCKET stay as they are.
+    The shell expands them only at the beginning of a word: not in `--workdir=~/runs` or
+    `folder:~/images`. gs:// addresses stay unchanged.
 
     Args:
-        name: as it was typed.
+        name: the path as typed.
         flag: what it was typed for, such as `--out`, for messages.
 
     Raises:
@@ -28,12 +28,12 @@ def expand_home(name: str | os.PathLike[str], flag: str = "") -> str:
     named = f"{flag}={name}" if flag else f"'{name}'"
     path = os.path.expanduser(name)  # noqa: PTH111  (a path object would fold the // of gs://)
     if not path:
-        raise InputError(f"{named}: expected a path, and nothing is there")
+        raise InputError(f"{named}: expected a path, got an empty one")
     if "\0" in path:
-        raise InputError(f"{named}: no path has a NUL character in it")
-    scheme, mark, rest = path.partition("://")
-    if mark and "/" not in scheme:
-        if scheme != "gs" or not rest.strip("/"):
+        raise InputError(f"{named}: a path cannot contain a NUL character")
+    scheme, separator, address = path.partition("://")
+    if separator and "/" not in scheme:
+        if scheme != "gs" or not address.strip("/"):
             raise InputError(f"{named}: expected a path on this machine or {_ADDRESS}BUCKET/PATH")
         return path
     longest = max(len(os.fsencode(part)) for part in path.split("/"))
@@ -46,7 +46,7 @@ def expand_home(name: str | os.PathLike[str], flag: str = "") -> str:
 
 
 def user_path(name: str | os.PathLike[str], flag: str = "") -> epath.Path:
-    """The path that a person named, local or gs://; see `expand_home`.
+    """Return the path that a user named, local or gs://; see `expand_home`.
 
     Raises:
         InputError: no file can have that name.
@@ -55,10 +55,10 @@ def user_path(name: str | os.PathLike[str], flag: str = "") -> epath.Path:
 
 
 def path_to_write(name: str, flag: str = "") -> epath.Path:
-    """A path to write to; see `user_path`. Libraries that write take names in UTF-8 alone.
+    """Return a path to write to; see `user_path`. Libraries that write accept only UTF-8 names.
 
     Raises:
-        InputError: no file can have that name, or it is no UTF-8.
+        InputError: no file can have that name, or it is not UTF-8.
     """
     try:
         os.fspath(name).encode()
@@ -69,23 +69,23 @@ def path_to_write(name: str, flag: str = "") -> epath.Path:
 
 
 def is_directory(path: epath.Path) -> bool:
-    """Whether there is such a directory; an error where its storage does not say.
+    """Return whether a directory exists; raise where its storage cannot be reached.
 
-    `is_dir` alone says no of a gs:// that cannot be reached.
+    `is_dir` alone returns False for a gs:// bucket that cannot be reached.
     """
     return path.exists() and path.is_dir()
 
 
 def output_directory(name: str, flag: str) -> epath.Path:
-    """A directory to write to, made now: better a mistake told before the work than after.
+    """Create a directory to write to, and try it, so that a mistake shows before the work.
 
     Args:
-        name: as a person named it.
-        flag: what for, such as `--out`.
+        name: the path as typed.
+        flag: what it was typed for, such as `--out`.
 
     Raises:
-        InputError: it cannot be made or written to.
-        MachineError: the machine is to blame for that.
+        InputError: it cannot be created or written to.
+        MachineError: the same, by a fault of the machine.
     """
     path = path_to_write(name, flag)
     with boundary(f"{flag}={name}", "cannot be used as a directory to write to", chosen=True):
@@ -97,17 +97,17 @@ def output_directory(name: str, flag: str) -> epath.Path:
 
 
 def output_file(name: str, flag: str) -> epath.Path:
-    """A file to write to, tried now: better a mistake told before the work than after.
+    """Return a file to write to, and try it, so that a mistake shows before the work.
 
-    What is there already stays as it is.
+    An existing file stays unchanged.
 
     Args:
-        name: as a person named it.
-        flag: what for, such as `--out`.
+        name: the path as typed.
+        flag: what it was typed for, such as `--out`.
 
     Raises:
         InputError: it cannot be written to.
-        MachineError: the machine is to blame for that.
+        MachineError: the same, by a fault of the machine.
     """
     path = path_to_write(name, flag)
     with boundary(f"{flag}={name}", "cannot be written to", chosen=True):
@@ -115,7 +115,7 @@ def output_file(name: str, flag: str) -> epath.Path:
             raise InputError(f"{flag}={name} is a directory: expected a file to write to")
         if not path.exists():
             path.write_bytes(b"")
-            path.unlink(missing_ok=True)  # of several processes another may have been first
+            path.unlink(missing_ok=True)  # another process may have removed it already
         elif not name.startswith(_ADDRESS):
             path.open("ab").close()
     return path

@@ -1,4 +1,4 @@
-"""Writing a file so that whoever reads it sees a whole one, or none."""
+"""Writing a file atomically: readers see all of it, or none."""
 
 import os
 import pathlib
@@ -12,15 +12,15 @@ from convit_jax.errors import boundary
 
 
 def write_whole(path: epath.PathLike, write: Callable[[pathlib.Path], object]) -> None:
-    """Writes a file that is there whole or not at all, several writers at a time too.
+    """Write a file atomically, also with several writers at a time.
 
     Args:
-        path: where to, `gs://` too; what was there is replaced. Directories above it are made.
-        write: writes to the path it is given.
+        path: the file, local or gs://; it is replaced if it exists. Parent directories are created.
+        write: called with a local path to write to.
 
     Raises:
         InputError: the place cannot be written to.
-        MachineError: the machine is to blame for that: no space is left, or no memory.
+        MachineError: the same, by a fault of the machine: no space or memory is left.
     """
     path = epath.Path(path)
     with boundary(str(path), "cannot be written", chosen=True):

@@ -1,1 +1,1 @@
-"""What a value may be: ranges, and durations as people write them."""
+"""Values of configuration keys: ranges and durations."""

@@ -1,4 +1,4 @@
-"""Durations as text: "1500 steps" or "0.5 epochs", so that each is given in exactly one unit."""
+"""Durations as text, "1500 steps" or "0.5 epochs": each in exactly one unit."""
 
 import re
 
@@ -8,9 +8,11 @@ _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?)\s*")
 
 
 def parse_duration(duration: str) -> tuple[float, str] | None:
-    """Its number and its unit, `steps` or `epochs`; None for what is no duration.
+    """Parse a duration.
 
-    A broken number of steps is none.
+    Returns:
+        Its number and its unit, `steps` or `epochs`; None if it is not a duration, or a fractional
+        number of steps.
     """
     match = _DURATION.fullmatch(duration)
     if not match:
@@ -20,15 +22,15 @@ def parse_duration(duration: str) -> tuple[float, str] | None:
 
 
 def in_steps(duration: str, name: str, steps_per_epoch: float) -> int:
-    """A duration in steps: "1500 steps" as it is, "0.5 epochs" by the length of an epoch.
+    """Convert a duration to steps.
 
     Args:
         duration: the text.
-        name: what it is called, for messages.
+        name: the key's name, for messages.
         steps_per_epoch: the length of an epoch.
 
     Raises:
-        InputError: it is neither of the two, or a broken number of steps.
+        InputError: it is not a duration, or a fractional number of steps.
     """
     parsed = parse_duration(duration)
     if parsed is None:

@@ -1,4 +1,4 @@
-"""What a value may be, besides its type: a range that stands with the key it is for."""
+"""Ranges: which values of its type a configuration key allows, and when a key is read."""
 
 import dataclasses
 import math
@@ -10,15 +10,15 @@ from convit_jax.values.durations import parse_duration
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What a number, a text or each element of a tuple may be; NaN and infinity never are.
+    """The allowed values of a number, a text or each element of a tuple; never NaN or infinity.
 
     Attributes:
-        above, at_least, below, at_most: bounds of a number, or of a duration's.
-        one_of: the texts that are allowed.
-        also: values outside the bounds that are allowed as well (-1 for "one for each core").
+        above, at_least, below, at_most: bounds of a number, or of the number in a duration.
+        one_of: the allowed texts.
+        also: allowed values outside the bounds (-1 for "one for each core").
         duration: the text is a duration, "300 epochs" or "1500 steps".
-        lengths: how many elements a tuple has; () for any number.
-        ascending: a tuple's elements do not get smaller: (smallest, largest).
+        lengths: allowed numbers of elements of a tuple; () for any.
+        ascending: the elements of a tuple must not decrease: (smallest, largest).
     """
 
     above: float | None = None
@@ -32,7 +32,7 @@ class Range:
     ascending: bool = False
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is allowed; None, where it stands for "not set", always is."""
+        """Return whether a value is allowed; None, which stands for "not set", always is."""
         if value is None:
             return True
         if isinstance(value, tuple):
@@ -48,7 +48,7 @@ class Range:
         return value in self.also or self._within(value)
 
     def check(self, value: Any, name: str) -> None:
-        """Raises InputError, naming what the value is for, where it is not allowed."""
+        """Raise InputError, with the key's name, unless the value is allowed."""
         if not self.holds(value):
             finite = not isinstance(value, float) or math.isfinite(value)
             expected = self if finite else f"a finite number, {_bounds(self)}".removesuffix(", ")
@@ -58,20 +58,20 @@ class Range:
         return self != Range()
 
     def __str__(self) -> str:
-        """The range in words: `above 0, up to 1`, `'step' or 'epoch'`."""
+        """Describe the range: `above 0, up to 1`, `'step' or 'epoch'`."""
         if self.one_of:
             return " or ".join(map(repr, self.one_of))
-        words = _bounds(self)
+        text = _bounds(self)
         if self.duration:
             form = "'<number> steps' (a whole one) or '<number> epochs'"
-            return f"{form}, {words}" if words else form
+            return f"{form}, {text}" if text else form
         if self.also:
-            words += f", or {' or '.join(map(str, self.also))}"
+            text += f", or {' or '.join(map(str, self.also))}"
         if self.ascending:
-            words = f"(smallest, largest), each {words}"
+            text = f"(smallest, largest), each {text}"
         elif self.lengths:
-            words = f"{' or '.join(map(str, self.lengths))} numbers, each {words}"
-        return words or "a finite number"
+            text = f"{' or '.join(map(str, self.lengths))} numbers, each {text}"
+        return text or "a finite number"
 
     def _within(self, number: float) -> bool:
         return (
@@ -98,7 +98,7 @@ def _bounds(span: Range) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class When:
-    """When a key is read at all: one of some other keys has a value in a range.
+    """A condition for a key to be read: the value of one of some other keys is in a range.
 
     Attributes:
         keys: dotted names of the other keys.
@@ -109,10 +109,10 @@ class When:
     within: Range
 
     def __str__(self) -> str:
-        """The condition in words: `augment.crop is 'pad'`, `data.fraction is below 1`."""
+        """Describe the condition: `augment.crop is 'pad'`, `data.fraction is below 1`."""
         return f"{' or '.join(self.keys)} is {self.within}"
 
 
 def when(*keys: str, **bounds: Any) -> When:
-    """The condition that one of some keys has a value in a range (the arguments of `Range`)."""
+    """Return the condition that one of some keys is in a range (the arguments of `Range`)."""
     return When(keys, Range(**bounds))

@@ -86,16 +86,16 @@ def test_a_step_of_every_variant(name, argument, repository):
     assert int(after.step) == 1
     assert np.isfinite(float(metrics["loss"]))
     frozen = match_parameters(before.params, config.optimizer.frozen, "optimizer.frozen")
-    still = jax.tree.map(lambda x, y: np.array_equal(x, y), before.params, after.params)
+    unchanged = jax.tree.map(lambda x, y: np.array_equal(x, y), before.params, after.params)
     names = parameter_names(before.params)
     for name, is_frozen, same in zip(
-        names, jax.tree.leaves(frozen), jax.tree.leaves(still), strict=True
+        names, jax.tree.leaves(frozen), jax.tree.leaves(unchanged), strict=True
     ):
         assert same or not is_frozen, name
-    assert not all(jax.tree.leaves(still))
+    assert not all(jax.tree.leaves(unchanged))
 
 
-def test_the_twins_of_the_demo_differ_in_attention_alone(repository):
+def test_the_two_models_of_the_demo_differ_in_attention_only(repository):
     module = load(repository, "digits")
     convit, deit = (resolve(module.get_config(name)) for name in ("convit", "deit"))
     differing = {
@@ -108,12 +108,12 @@ def test_the_twins_of_the_demo_differ_in_attention_alone(repository):
 
 
 def test_the_demo_runs_on_eight_devices_in_two_parts(repository):
-    """As docs/tpu.md has it, and the recipe's mixing in pairs besides."""
+    """As in docs/tpu.md, and with the recipe's mixing in pairs."""
     config = load(repository, "digits").get_config()
     assert config.batch_size % (8 * 2 * 2) == config.eval_batch_size % 8 == 0
 
 
-def test_an_unknown_variant_is_told_in_a_sentence(repository):
+def test_an_unknown_variant_is_one_sentence(repository):
     with pytest.raises(InputError, match=r"digits.py:dei: did you mean 'deit'"):
         load(repository, "digits").get_config("dei")
 
@@ -162,7 +162,7 @@ def test_an_unknown_variant_is_told_in_a_sentence(repository):
         ),
     ],
 )
-def test_an_argument_changes_what_it_says_and_no_more(argument, changes, repository):
+def test_an_argument_changes_only_its_own_keys(argument, changes, repository):
     module = load(repository, "convit_s")
     plain, changed = (resolve(module.get_config(a)) for a in ("", argument))
     assert {name: after for name, _, after, _ in differences(plain, changed)} == changes
@@ -171,8 +171,8 @@ def test_an_argument_changes_what_it_says_and_no_more(argument, changes, reposit
 def test_the_papers_runs_have_the_papers_lengths(repository):
     def steps(name, argument, num_examples):
         config = resolve(load(repository, name).get_config(argument))
-        made = make_experiment(config, num_examples=num_examples, num_classes=1000)
-        return made.order.steps_per_epoch, made.total_steps
+        experiment = make_experiment(config, num_examples=num_examples, num_classes=1000)
+        return experiment.order.steps_per_epoch, experiment.total_steps
 
     assert steps("convit_s", "", 1_281_167) == (1251, 300 * 1251)
     per_epoch, total = steps("convit_s", "fraction=0.05", 64_000)
@@ -184,7 +184,7 @@ def test_the_papers_runs_have_the_papers_lengths(repository):
     ("name", "argument", "message"),
     [
         ("convit_s", "fraction=0.1,foo=3", "'foo=3': expected one of ablation, cifar100, fract"),
-        ("convit_s", "fraction=0.1,fraction=0.2", "fraction is there twice"),
+        ("convit_s", "fraction=0.1,fraction=0.2", "fraction is given twice"),
         ("convit_s", "fractoin=0.1", "'fractoin=0.1': did you mean 'fraction'"),
         ("convit_s", "fraction=two", "'fraction=two': expected a share"),
         ("convit_s", "ablation=h", "expected a row of Table 3, a to g"),
@@ -192,7 +192,7 @@ def test_the_papers_runs_have_the_papers_lengths(repository):
         ("convit_s", "cifar100=yes", "expected cifar100, which takes no value"),
     ],
 )
-def test_a_wrong_argument_is_told_in_a_sentence(name, argument, message, repository):
+def test_a_wrong_argument_is_one_sentence(name, argument, message, repository):
     with pytest.raises(InputError, match=message):
         load(repository, name).get_config(argument)
 
@@ -208,9 +208,9 @@ def test_fine_tuning_takes_the_weights_own_model_and_preprocessing(
     finetune, workdir, reference_data
 ):
     config = finetune(f"data=digits:train,eval=digits:test,weights={workdir}")
-    made = make_experiment(config, num_examples=100, num_classes=10).architecture
-    there = open_weights(workdir).architecture()
-    assert made == dataclasses.replace(there, drop_path_rate=0.1)
+    architecture = make_experiment(config, num_examples=100, num_classes=10).architecture
+    original = open_weights(workdir).architecture()
+    assert architecture == dataclasses.replace(original, drop_path_rate=0.1)
     assert (config.data.mean, config.data.std) == ((0.3,), (0.4,))
     assert (config.data.eval, config.data.holdout) == ("digits:test", 0.0)
     assert config.augment.crop == "none"  # digits may not be mirrored
@@ -222,7 +222,7 @@ def test_fine_tuning_takes_the_weights_own_model_and_preprocessing(
     assert config.augment.crop == "random_resized"
 
 
-def test_a_probe_trains_the_head_alone(finetune, workdir):
+def test_a_probe_trains_only_the_head(finetune, workdir):
     config = finetune(f"data=digits:train,weights={workdir},probe")
     experiment = make_experiment(config, num_examples=100, num_classes=10)
     params = experiment.abstract_state().params
@@ -231,7 +231,7 @@ def test_a_probe_trains_the_head_alone(finetune, workdir):
     assert {name for name, is_frozen in named if not is_frozen} == {"head.kernel", "head.bias"}
 
 
-def test_a_folder_of_parts_is_used_as_they_say(finetune, workdir, tmp_path):
+def test_the_parts_of_a_folder_are_used_by_their_names(finetune, workdir, tmp_path):
     for part in ("train", "validation"):
         (tmp_path / part).mkdir()
     config = finetune(f"data=folder:{tmp_path},weights={workdir}")
@@ -240,7 +240,7 @@ def test_a_folder_of_parts_is_used_as_they_say(finetune, workdir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("data=digits:train", "weights= is missing, expected configs/finetune.py:data="),
         ("", "data= is missing"),
@@ -250,6 +250,6 @@ def test_a_folder_of_parts_is_used_as_they_say(finetune, workdir, tmp_path):
         ("data=x,weights=W,epochs=many", "'epochs=many': expected a whole number above 0"),
     ],
 )
-def test_fine_tunings_mistakes_are_told_in_a_sentence(finetune, workdir, argument, told):
-    with pytest.raises(InputError, match=told):
+def test_mistakes_in_fine_tuning_are_one_sentence(finetune, workdir, argument, message):
+    with pytest.raises(InputError, match=message):
         finetune(argument.replace("W", str(workdir)))

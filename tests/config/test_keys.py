@@ -13,7 +13,7 @@ def test_the_template_is_the_defaults():
     assert resolve({}) == Config()
 
 
-def test_every_key_has_a_meaning_of_its_own():
+def test_every_key_has_its_own_meaning():
     meanings = [field.metadata["help"] for field in keys(Config).values()]
     assert all(len(meaning) > 5 for meaning in meanings)
     assert len(set(meanings)) == len(meanings)
@@ -52,7 +52,7 @@ def test_a_saved_config_is_read_back_the_same():
         ({"data": {"image_size": (1, 2, 3)}}, "expected 1 or 2 numbers, each at least 1"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(values, message):
+def test_mistakes_are_one_sentence(values, message):
     with pytest.raises(InputError, match=message):
         resolve(values)
 
@@ -66,11 +66,11 @@ def test_durations_are_in_steps_or_epochs():
     ]  # fmt: skip
 
 
-def test_differences_tell_what_is_fixed_for_a_run():
+def test_differences_include_what_is_fixed_for_a_run():
     old = resolve({})
     new = resolve({"seed": 1, "log_every": "5 steps", "model": {"depth": 3, "gpsa_layers": 2}})
-    found = {key: (before, after, fixed) for key, before, after, fixed in differences(old, new)}
-    assert found == {
+    changes = {key: (before, after, fixed) for key, before, after, fixed in differences(old, new)}
+    assert changes == {
         "seed": (0, 1, True),
         "log_every": ("50 steps", "5 steps", False),
         "model.depth": (None, 3, True),
@@ -79,7 +79,7 @@ def test_differences_tell_what_is_fixed_for_a_run():
 
 
 def test_every_key_is_read(make_config, monkeypatch, tmp_path):
-    """A key that nothing reads would be a setting that does nothing."""
+    """A key that is not read would be a setting without effect."""
     from convit_jax.training import loop
 
     read = set()
@@ -90,15 +90,15 @@ def test_every_key_is_read(make_config, monkeypatch, tmp_path):
             if dataclasses.is_dataclass(kind):
                 note_reads(kind, f"{path}{name}.")
 
-        def look(self, name):
+        def read_attribute(self, name):
             if not name.startswith("_"):
                 read.add(path + name)
             return object.__getattribute__(self, name)
 
-        monkeypatch.setattr(section, "__getattribute__", look)
+        monkeypatch.setattr(section, "__getattribute__", read_attribute)
 
     config = make_config(train_for="2 steps")
-    # Checks, comparisons and the record in config.json read everything; the run must, too.
+    # Checks, comparisons and config.json read every key, so they do not count.
     for module, name in (
         (loop.workdirs, "write_config"),
         (loop, "check_same_run"),
@@ -108,7 +108,7 @@ def test_every_key_is_read(make_config, monkeypatch, tmp_path):
         monkeypatch.setattr(module, name, lambda *arguments: None)
     note_reads(Config)
     loop.train(config, str(tmp_path))
-    # These go to the model and the transforms as whole sections, whose own tests cover each key.
+    # The model and the transforms take these as whole sections; their tests cover each key.
     by_section = {key for key in keys(Config) if key.startswith(("model.", "augment."))}
     assert set(keys(Config)) - by_section <= read
 

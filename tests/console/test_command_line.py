@@ -1,4 +1,4 @@
-"""train.py as a user types it, with what a user types wrong."""
+"""Command lines of train.py, right and wrong ones."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ CONFIG = "--config=configs/digits.py"
 
 @pytest.fixture
 def train(repository, tmp_path):
-    """A function of arguments: train.py's exit code and what it said."""
+    """A function of arguments: train.py's exit code and output."""
 
     def run(*arguments, workdir=True):
         command = [sys.executable, "train.py", *arguments]
@@ -26,15 +26,15 @@ def train(repository, tmp_path):
     return run
 
 
-def test_help_teaches_every_key(train):
+def test_help_documents_every_key(train):
     from convit_jax.config import Config
     from convit_jax.config.typed import keys
 
-    done = train("--help", workdir=False)
-    assert done.returncode == 0
-    assert "configs/digits.py --workdir" in done.stdout
+    completed = train("--help", workdir=False)
+    assert completed.returncode == 0
+    assert "configs/digits.py --workdir" in completed.stdout
     for key in keys(Config):
-        assert f"--config.{key}  (" in done.stdout
+        assert f"--config.{key}  (" in completed.stdout
 
 
 @pytest.mark.parametrize(
@@ -54,38 +54,38 @@ def test_help_teaches_every_key(train):
     ],
 )
 def test_a_mistake_is_one_sentence_and_code_2(train, arguments, message, digits):
-    done = train(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("train: ")
-    assert len(done.stderr.splitlines()) == 1
+    completed = train(*arguments)
+    assert completed.returncode == 2, completed.stderr
+    assert message in completed.stderr
+    assert "Traceback" not in completed.stderr
+    assert completed.stderr.startswith("train: ")
+    assert len(completed.stderr.splitlines()) == 1
 
 
 def test_no_workdir_is_a_mistake(train):
-    done = train(CONFIG, workdir=False)
-    assert (done.returncode, done.stderr) == (
+    completed = train(CONFIG, workdir=False)
+    assert (completed.returncode, completed.stderr) == (
         2,
         "train: expected --workdir=DIR, a directory for the run\n",
     )
 
 
-def test_a_config_file_with_a_misspelt_key_is_told_in_a_sentence(train, tmp_path):
+def test_a_misspelt_key_in_a_config_file_is_one_sentence(train, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "from convit_jax.config import template\n"
         "def get_config():\n    c = template()\n    c.optimizer.wieght_decay = 1.0\n    return c\n"
     )
-    done = train(f"--config={path}")
-    assert done.returncode == 2
-    assert "weight_decay" in done.stderr
-    assert "Traceback" not in done.stderr
+    completed = train(f"--config={path}")
+    assert completed.returncode == 2
+    assert "weight_decay" in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_sentence(
     repository, tmp_path, digits
 ):
-    """A limit on the size of a file stands for the full disk: the write itself fails."""
+    """A limit on the size of files simulates a full disk: the write itself fails."""
     import os
 
     command = [
@@ -94,20 +94,20 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_sentence(
         "--config.checkpoint.every=2 steps", "--config.eval_every=2 steps",
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    done = subprocess.run(
+    completed = subprocess.run(
         command, cwd=repository, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
+    assert completed.returncode == 1, completed.stderr
+    assert "Traceback" not in completed.stderr
+    last = completed.stderr.splitlines()[-1]
     assert last.startswith("train: a checkpoint could not be written to ")
     assert "kept: none. When that is mended, start again with the same --workdir" in last
 
 
-def test_of_a_key_that_is_given_twice_the_last_counts(repository):
+def test_the_last_value_of_a_key_given_twice_counts(repository):
     twice = ["--config.data.mean=(0.1,)", "--config.seed=1", "--config.data.mean=(0.2,)"]
-    overrides, rest = split_overrides(["--out=x", *twice, "--config.seed=2"])
-    assert rest == ["--out=x"]
+    overrides, others = split_overrides(["--out=x", *twice, "--config.seed=2"])
+    assert others == ["--out=x"]
     config = make_config(str(repository / "configs/digits.py"), overrides)
     assert (config.data.mean, config.seed) == ((0.2,), 2)
 
@@ -117,9 +117,9 @@ def test_a_fault_of_the_machine_is_one_sentence(capsys):
         raise OSError(errno.EMFILE, "Too many open files", "metrics.jsonl")
 
     assert command_line.run("train", command) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("train: too many open files: raise the limit (ulimit -n) (")
-    assert "metrics.jsonl" in said
+    message = capsys.readouterr().err
+    assert message.startswith("train: too many open files: raise the limit (ulimit -n) (")
+    assert "metrics.jsonl" in message
 
 
 def test_a_defect_keeps_its_traceback():
@@ -145,12 +145,12 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-def test_a_defect_leaves_as_every_failure_does(repository):
-    """Otherwise JAX waits at its exit for the other processes, and ends with SIGABRT."""
-    done = subprocess.run(
+def test_a_defect_ends_the_process_like_every_failure(repository):
+    """Otherwise JAX waits for the other processes at exit and ends with SIGABRT."""
+    completed = subprocess.run(
         [sys.executable, "-c", DEFECT], cwd=repository, env=os.environ | {"GLIBC_TUNABLES": ""},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (1, "left with 1\n"), done.stderr
-    assert "Traceback (most recent call last)" in done.stderr
-    assert "ZeroDivisionError: a defect" in done.stderr
+    assert (completed.returncode, completed.stdout) == (1, "left with 1\n"), completed.stderr
+    assert "Traceback (most recent call last)" in completed.stderr
+    assert "ZeroDivisionError: a defect" in completed.stderr

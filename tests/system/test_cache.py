@@ -21,7 +21,7 @@ def test_programs_of_an_accelerator_are_kept(unset, monkeypatch):
     assert jax.config.jax_compilation_cache_dir == str(unset)
 
 
-def test_the_user_s_directory_holds(unset, monkeypatch):
+def test_the_users_directory_is_used(unset, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     jax.config.update("jax_compilation_cache_dir", "gs://bucket/compiled")
     keep_compiled_programs()
@@ -33,7 +33,7 @@ def test_programs_of_a_cpu_are_not_kept(unset):
     assert jax.config.jax_compilation_cache_dir is None
 
 
-def test_programs_of_a_cpu_can_be_shared_for_a_while(unset):
+def test_programs_of_a_cpu_can_be_shared_within_a_context(unset):
     with compiled_programs_shared():
         directory = pathlib.Path(jax.config.jax_compilation_cache_dir)
         assert directory.is_dir()

@@ -1,4 +1,4 @@
-"""Names that people type, and places that they have something written to."""
+"""Paths that users type, and paths to write to."""
 
 import errno
 import os
@@ -29,26 +29,26 @@ from convit_jax.system.paths import (
         ("gs://", "gs://BUCKET/PATH"),
     ],
 )
-def test_what_no_file_is_called_is_told_with_what_it_was_typed_for(name, problem):
+def test_an_impossible_path_is_reported_with_its_flag(name, problem):
     for flag, named in (("--out", f"--out={name}: "), ("", f"'{name}': ")):
-        with pytest.raises(InputError) as told:
+        with pytest.raises(InputError) as error:
             expand_home(name, flag)
-        assert str(told.value).startswith(named)
-        assert problem in str(told.value)
+        assert str(error.value).startswith(named)
+        assert problem in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["a", "é" * 127, "a" * 255, "a/b://c", "caf\udce9", "gs://a/b c"])
-def test_other_names_stay_as_they_are(name):
+def test_other_paths_are_unchanged(name):
     assert expand_home(name) == name
 
 
-def test_what_libraries_write_to_is_utf8():
+def test_paths_to_write_to_must_be_utf8():
     with pytest.raises(InputError, match=r"^--out=caf.: expected a name in UTF-8"):
         path_to_write("caf\udce9", "--out")
     assert path_to_write("café").name == "café"
 
 
-def test_places_to_write_to_are_tried_and_left_as_they_were(tmp_path):
+def test_paths_to_write_to_are_tried_and_left_unchanged(tmp_path):
     assert output_directory(f"{tmp_path}/new/one", "--out").is_dir()
     assert list((tmp_path / "new" / "one").iterdir()) == []
     (tmp_path / "old").write_text("old")
@@ -61,9 +61,7 @@ def test_places_to_write_to_are_tried_and_left_as_they_were(tmp_path):
     assert not is_directory(user_path(tmp_path / "old"))
 
 
-def test_of_a_place_permissions_are_the_choices_fault_and_a_full_disk_the_machines(
-    tmp_path, monkeypatch
-):
+def test_missing_permissions_are_a_mistake_and_a_full_disk_is_a_fault(tmp_path, monkeypatch):
     def refuse(code):
         def mkdir(*arguments, **options):
             raise OSError(code, os.strerror(code))

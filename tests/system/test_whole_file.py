@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written atomically."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from convit_jax.errors import InputError
 from convit_jax.system.whole_file import write_whole
 
 
-def test_a_file_is_replaced_at_once_and_directories_are_made(tmp_path):
+def test_a_file_is_replaced_at_once_and_directories_are_created(tmp_path):
     path = tmp_path / "new" / "file.txt"
     for text in ("first", "second"):
         write_whole(path, lambda draft, text=text: draft.write_text(text))
@@ -14,7 +14,7 @@ def test_a_file_is_replaced_at_once_and_directories_are_made(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_fails_half_way_leaves_what_was_there(tmp_path):
+def test_a_write_that_fails_half_way_keeps_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
 
@@ -28,7 +28,7 @@ def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_cannot_be_written_to_is_told(tmp_path):
+def test_a_path_that_cannot_be_written_to_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/inside.txt cannot be written: "):
         write_whole(tmp_path / "file" / "inside.txt", lambda draft: draft.write_text(""))
