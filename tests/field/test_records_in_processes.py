@@ -15,7 +15,7 @@ from tests.field.builders import folder
 
 PROGRAM = """
 import json, sys
-from convit_jax import command_line
+from convit_jax.console import command_line
 from convit_jax.config import resolve
 from convit_jax.distributed.processes import join_processes
 

@@ -12,7 +12,7 @@ TRAIN_IMAGES = 1400
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """1,797 handwritten digits of 8x8 pixels, split into 1,400 for training and 397 for testing."""
+    """1,797 handwritten digits of 8x8 pixels, 1,400 to train on and 397 to test."""
 
     VERSION = tfds.core.Version("1.0.0")
 
