@@ -23,7 +23,7 @@ import ml_collections
 
 from convit_jax.config import template
 from convit_jax.config.files import split_arguments
-from convit_jax.data.sources.folders import parts_of_folder
+from convit_jax.data.sources.folders import folder_splits
 from convit_jax.errors import InputError
 from convit_jax.weights import model_keys, open_weights
 
@@ -86,7 +86,7 @@ def _parts(given: dict[str, str]) -> tuple[str, str]:
     data = given["data"]
     if "eval" in given:
         return data, given["eval"]
-    parts = parts_of_folder(data)
+    parts = folder_splits(data)
     if parts is None or parts.train is None:
         return data, ""
     return parts.train, parts.eval or ""

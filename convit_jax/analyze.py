@@ -180,9 +180,9 @@ class _Examples:
         if names[0].partition(":")[0] in KINDS:
             if len(names) > 1:
                 raise InputError(f"--images {' '.join(names)}: expected one name of examples")
-            return cls((), data.spread_out(data.open_source(names[0]), count))
+            return cls((), data.evenly_spaced_subset(data.open_source(names[0]), count))
         paths = find_images(names)
-        return cls([paths[i] for i in data.evenly(len(paths), count)], None)
+        return cls([paths[i] for i in data.evenly_spaced(len(paths), count)], None)
 
     def pixels(self, preprocessing: Preprocessing) -> np.ndarray:
         """What a model sees of them: uint8 [B, height, width, channels].

@@ -202,7 +202,7 @@ def _examples(
     source, class_subset = aligned(arguments.data)
     if arguments.classes_of:
         class_subset = data.occurring_classes(aligned(arguments.classes_of)[0])
-        source = data.only_classes(source, class_subset)
+        source = data.restrict_to_classes(source, class_subset)
     elif analysis.tfds_name(arguments.data) in _OF_SOME_CLASSES:
         class_subset = data.occurring_classes(source)
     return source, class_subset

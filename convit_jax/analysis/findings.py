@@ -94,7 +94,7 @@ def find_out(
     a = model.architecture
     query = attention.centre_of(a.grid) if query is None else query
     attention.check_query(query, a.grid)
-    shown = pixels[data.evenly(len(pixels), pictures)]
+    shown = pixels[data.evenly_spaced(len(pixels), pictures)]
     return Findings(
         name=name,
         architecture=a,

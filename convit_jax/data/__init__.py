@@ -19,14 +19,14 @@ _HOMES = {
     "open_source": "sources.opening",
     "align_classes": "sources.class_maps",
     "describe_classes": "sources.subsets",
-    "evenly": "sources.subsets",
+    "evenly_spaced": "sources.subsets",
     "hold_out": "sources.subsets",
     "occurring_classes": "sources.subsets",
-    "only_classes": "sources.subsets",
-    "spread_out": "sources.subsets",
+    "restrict_to_classes": "sources.subsets",
+    "evenly_spaced_subset": "sources.subsets",
     "subset": "sources.subsets",
     "train_batches": "loader",
-    "with_classes_of": "sources.class_maps",
+    "align_to_training_classes": "sources.class_maps",
 }
 
 __all__ = list(_HOMES)

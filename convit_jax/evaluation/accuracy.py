@@ -52,7 +52,7 @@ class Accuracy:
         Each has `class`, `name` (for people), `examples`, `accuracy` and `mistaken_for`, the class
         that it is most often taken for by mistake, or None.
         """
-        names = imagenet.readable(class_names)
+        names = imagenet.readable_names(class_names)
         rows = []
         for label in np.flatnonzero(self.confusion.sum(axis=1)):
             counts = self.confusion[label]

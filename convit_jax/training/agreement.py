@@ -58,7 +58,7 @@ def check_same_data(source: data.Source, key: str) -> None:
     if jax.process_count() == 1:
         return
     counts = np.array([len(source), len(source.class_names)], np.int32)
-    chosen = b"" if source.chosen is None else source.chosen.tobytes()
+    chosen = b"" if source.indices is None else source.indices.tobytes()
     contents = ("\0".join(source.class_names), source.examples.identity(), chosen)
     digests = [_sha256(content) for content in contents]
     counts, digests = multihost_utils.process_allgather((counts, np.stack(digests)))

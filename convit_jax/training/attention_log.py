@@ -28,7 +28,7 @@ def make_attention_log(
     then costs one forward pass of each, and only the attention maps of one layer are held at once.
     """
     config, a = experiment.config, experiment.architecture
-    some = data.spread_out(eval_examples, config.attention_images)
+    some = data.evenly_spaced_subset(eval_examples, config.attention_images)
     # Evaluations count the broken ones: a few images' share of them would say little.
     reading = dataclasses.replace(reading, max_broken=1.0)
     devices = placed.mesh.size

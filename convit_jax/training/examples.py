@@ -18,7 +18,7 @@ def open_training_data(config: Config) -> tuple[data.Source, data.Source]:
     d = config.data
     whole, whole_eval = _open_whole(config)
     if whole_eval is None:
-        whole_eval = data.with_classes_of(_open_labelled(d.eval), whole)
+        whole_eval = data.align_to_training_classes(_open_labelled(d.eval), whole)
     eval_examples = data.subset(
         whole_eval, fraction=1.0, choice="first", classes=d.classes, seed=config.seed
     )

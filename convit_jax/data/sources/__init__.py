@@ -1,1 +1,1 @@
-"""A name → random access to labelled bytes."""
+"""Named data sources: random access to encoded images and their labels."""

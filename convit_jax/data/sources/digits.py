@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a TFDS dataset: real images that need no download."""
+"""scikit-learn's handwritten digits as a TFDS dataset: real images without a download."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-# The images are in the order in which their writers were asked, so the first 1,400 and the last
-# 397 are mostly by different hands: an honest test.
+# The images are ordered by writer, so the first 1,400 and the last 397 are mostly by different
+# writers: the test split measures generalisation to unseen handwriting.
 TRAIN_IMAGES = 1400
 
 
@@ -31,17 +31,16 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        del dl_manager  # scikit-learn carries the images
-        # Imported here because scikit-learn is needed once, when the dataset is first written.
+        del dl_manager  # scikit-learn includes the images
+        # scikit-learn is slow to import and only needed when the dataset is first written.
         from sklearn.datasets import load_digits  # noqa: PLC0415
 
         digits = load_digits()
-        # Intensities are 0 to 16.
+        # Intensities range from 0 to 16.
         images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-        first, last = slice(0, TRAIN_IMAGES), slice(TRAIN_IMAGES, None)
         return {
-            "train": self._generate_examples(images[first], digits.target[first]),
-            "test": self._generate_examples(images[last], digits.target[last]),
+            "train": self._generate_examples(images[:TRAIN_IMAGES], digits.target[:TRAIN_IMAGES]),
+            "test": self._generate_examples(images[TRAIN_IMAGES:], digits.target[TRAIN_IMAGES:]),
         }
 
     def _generate_examples(

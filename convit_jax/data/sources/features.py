@@ -1,7 +1,7 @@
-"""Which features of a TFDS dataset are the image and its label."""
+"""Selection of the image and label features of a TFDS dataset."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -11,85 +11,95 @@ from convit_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class ChosenFeatures:
-    """The features that are read, by the names that they have in a record (`input/image`).
+    """The features to read, by their keys in a record (`input/image` if nested).
 
     Attributes:
-        image, label: the two.
-        file_name: the feature that holds an example's file name, or None.
+        image: key of the image.
+        label: key of the label, or of the sequence of labels.
+        file_name: key of the example's file name, or None if there is none.
         class_names: the name of each label.
-        several: whether an image may have several labels, or none.
+        multi_label: whether an image has any number of labels rather than exactly one.
     """
 
     image: str
     label: str
     file_name: str | None
     class_names: tuple[str, ...]
-    several: bool
+    multi_label: bool
 
 
 def choose_features(info: tfds.core.DatasetInfo, name: str) -> ChosenFeatures:
-    """The image and the label of a dataset.
+    """Choose the image and label features of a dataset.
 
-    The dataset's own `supervised_keys` decide; where it has none, or they leave it open, the only
-    feature of the kind is taken.
+    The dataset's `supervised_keys` decide. Without them, or if they are ambiguous, the only
+    feature of the required type is used.
 
     Args:
-        info: what TFDS knows of the dataset.
-        name: the data's, for messages.
+        info: the dataset's TFDS description.
+        name: name of the data, for messages.
 
     Raises:
-        InputError: there is no image or no label, or several and nothing tells which.
+        InputError: there is no image or label feature, or several and `supervised_keys` does not
+            select one.
     """
-    features = dict(_flat(info.features))
-    inputs, targets, *_ = (*(info.supervised_keys or ()), (), ())
-    image = _one(features, inputs, _is_image, "Image", name)
-    # Datasets such as ReaL give an image several labels, or none, beside the one it had.
-    several = {key: feature for key, feature in features.items() if _is_labels(feature)}
-    targeted = _named_by(features, targets)
-    if not any(_is_label(features[key]) for key in targeted) and several:
-        label = _one(features, targets, _is_labels, "Sequence(ClassLabel)", name)
+    features = dict(_flatten(info.features))
+    # (inputs, targets) or (inputs, targets, weights), each a key or a nest of keys.
+    input_keys, target_keys = (info.supervised_keys or ((), ()))[:2]
+    image = _choose_one(features, input_keys, _is_image, "Image", name)
+    # Datasets such as ReaL have a sequence of labels besides the original single label.
+    targets = [features[key] for key in _matching_keys(features, target_keys)]
+    multi_label = any(map(_is_label_sequence, features.values())) and not any(
+        map(_is_label, targets)
+    )
+    if multi_label:
+        label = _choose_one(features, target_keys, _is_label_sequence, "Sequence(ClassLabel)", name)
     else:
-        label = _one(features, targets, _is_label, "ClassLabel", name)
-    feature = features[label]
-    names = feature.feature.names if _is_labels(feature) else feature.names
+        label = _choose_one(features, target_keys, _is_label, "ClassLabel", name)
+    class_label = features[label].feature if multi_label else features[label]
     return ChosenFeatures(
         image=image,
         label=label,
         file_name="file_name" if "file_name" in features else None,
-        class_names=tuple(names),
-        several=_is_labels(feature),
+        class_names=tuple(class_label.names),
+        multi_label=multi_label,
     )
 
 
-def _one(features: Mapping[str, Any], keys: Any, is_right: Any, kind: str, name: str) -> str:
-    """The feature of a kind among those that the dataset names, or among all."""
-    right = [key for key in features if is_right(features[key])]
-    named = [key for key in _named_by(features, keys) if key in right]
-    chosen = named or right
-    if len(chosen) != 1:
-        told = f" ({', '.join(chosen)})" if chosen else ""
+def _choose_one(
+    features: Mapping[str, Any],
+    supervised: Any,
+    has_type: Callable[[Any], bool],
+    type_name: str,
+    name: str,
+) -> str:
+    """Return the key of the feature of a type, preferring those in `supervised_keys`."""
+    candidates = [key for key in features if has_type(features[key])]
+    preferred = [key for key in _matching_keys(features, supervised) if key in candidates]
+    candidates = preferred or candidates
+    if len(candidates) != 1:
+        listed = f" ({', '.join(candidates)})" if candidates else ""
         raise InputError(
-            f"data '{name}': expected one {kind} feature, found {len(chosen)}{told} among "
-            f"{', '.join(features)}, and its supervised_keys do not tell which"
+            f"data '{name}': expected one {type_name} feature, found {len(candidates)}{listed} "
+            f"among {', '.join(features)}, and its supervised_keys do not select one"
         )
-    return chosen[0]
+    return candidates[0]
 
 
-def _named_by(features: Mapping[str, Any], keys: Any) -> list[str]:
-    """The features that a part of `supervised_keys` names: a key, or any nest of keys."""
-    if isinstance(keys, str):
-        return [key for key in features if key == keys or key.startswith(f"{keys}/")]
-    nested = keys.values() if isinstance(keys, Mapping) else keys or ()
-    return list(dict.fromkeys(key for part in nested for key in _named_by(features, part)))
+def _matching_keys(features: Mapping[str, Any], supervised: Any) -> list[str]:
+    """Return the features named by a part of `supervised_keys`: a key, or a nest of keys."""
+    if isinstance(supervised, str):
+        return [key for key in features if f"{key}/".startswith(f"{supervised}/")]
+    nested = supervised.values() if isinstance(supervised, Mapping) else supervised or ()
+    return list(dict.fromkeys(key for part in nested for key in _matching_keys(features, part)))
 
 
-def _flat(features: tfds.features.FeaturesDict, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(name in a record, feature) of everything in nested dictionaries of features."""
+def _flatten(features: tfds.features.FeaturesDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (key in a record, feature) for every leaf of nested feature dictionaries."""
     for key, feature in features.items():
         if isinstance(feature, tfds.features.FeaturesDict):
-            yield from _flat(feature, f"{path}{key}/")
+            yield from _flatten(feature, f"{prefix}{key}/")
         else:
-            yield path + key, feature
+            yield prefix + key, feature
 
 
 def _is_image(feature: Any) -> bool:
@@ -100,5 +110,5 @@ def _is_label(feature: Any) -> bool:
     return isinstance(feature, tfds.features.ClassLabel)
 
 
-def _is_labels(feature: Any) -> bool:
+def _is_label_sequence(feature: Any) -> bool:
     return isinstance(feature, tfds.features.Sequence) and _is_label(feature.feature)

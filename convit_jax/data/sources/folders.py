@@ -1,4 +1,4 @@
-"""Directories of images: `folder:PATH` with a directory for each class."""
+"""Directories of images: `folder:PATH`, with one directory per class."""
 
 import collections
 import dataclasses
@@ -9,26 +9,27 @@ import numpy as np
 from etils import epath
 
 from convit_jax.data.sources.class_names import normal_form
-from convit_jax.data.sources.image_paths import USUAL, images_below, log_left_out
+from convit_jax.data.sources.image_paths import COMMON_SUFFIXES, iter_images, log_skipped
 from convit_jax.data.sources.records import ImageFiles
 from convit_jax.data.sources.source import Source
 from convit_jax.errors import InputError
 from convit_jax.system.paths import is_directory, user_path
 
 PREFIX = "folder:"
-# What the parts of a dataset are called, in whatever capitals; of those to evaluate on, the one
-# that is taken first of all stands first.
+# Directory names of splits, compared case-insensitively. The first evaluation name that exists is
+# used.
 _TRAIN = ("train", "training")
 _EVAL = ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """The parts of a dataset in a directory.
+class FolderSplits:
+    """The splits of a dataset in a directory.
 
     Attributes:
-        names: of all, as the directories are called.
-        train, eval: what to train and to evaluate on, as `folder:PATH/train`, or None.
+        names: the directory names of all splits.
+        train: the training split as `folder:PATH/train`, or None if there is none.
+        eval: the preferred evaluation split, likewise.
     """
 
     names: tuple[str, ...]
@@ -37,62 +38,62 @@ class Parts:
 
 
 def open_folder(name: str) -> Source:
-    """Opens `folder:PATH`; files deeper inside a class directory belong to that class.
+    """Open `folder:PATH`; files in subdirectories of a class directory belong to that class.
 
-    The classes are in the alphabetical order of their names, which are in Unicode's composed form
-    (NFC) whatever form the file system has.
+    The classes are in the alphabetical order of their names. Names are in Unicode's composed form
+    (NFC), whatever form the file system uses.
 
     Raises:
-        InputError: there is no such directory, or what is in it are no classes of images.
+        InputError: there is no such directory, or it does not hold class directories of images.
     """
-    root, directories = _directories(name)
+    root, directories = _list_folder(name)
     if not directories:
         raise InputError(
             f"data '{name}': no class directories in it, expected PATH/CLASS/IMAGE"
-            f" with images {USUAL}"
+            f" with images {COMMON_SUFFIXES}"
         )
-    parts = _parts(root, directories)
-    if parts:
-        raise InputError(f"data '{name}': {_which(parts)}")
+    splits = _detect_splits(root, directories)
+    if splits:
+        raise InputError(f"data '{name}': {_splits_message(splits)}")
     classes = sorted(map(normal_form, directories))
-    twice = [one for one, other in itertools.pairwise(classes) if one == other]
-    if twice:
+    duplicates = [one for one, other in itertools.pairwise(classes) if one == other]
+    if duplicates:
         raise InputError(
-            f"data '{name}': two directories are called '{twice[0]}', in different forms of "
-            "Unicode: expected one for each class"
+            f"data '{name}': two directories are called '{duplicates[0]}', in different Unicode "
+            "forms: expected one directory per class"
         )
-    names, labels, empty = [], [], []
-    left_out: collections.Counter[str] = collections.Counter()
+    paths, labels, empty = [], [], []
+    skipped: collections.Counter[str] = collections.Counter()
     for label, directory in enumerate(sorted(directories, key=normal_form)):
-        files = sorted(images_below(root / directory, directory, left_out))
-        names += files
-        labels += [label] * len(files)
-        if not files:
+        class_paths = sorted(iter_images(root / directory, directory, skipped))
+        paths += class_paths
+        labels += [label] * len(class_paths)
+        if not class_paths:
             empty.append(directory)
-    log_left_out(left_out, name)
+    log_skipped(skipped, name)
     if empty:
         raise InputError(
-            f"data '{name}': no images ({USUAL}) in the class "
+            f"data '{name}': no images ({COMMON_SUFFIXES}) in the class "
             f"director{'y' if len(empty) == 1 else 'ies'} {', '.join(empty[:5])}"
         )
-    files = ImageFiles(str(root).rstrip("/"), tuple(names), np.asarray(labels, np.int32))
-    return Source(name, files, tuple(classes))
+    images = ImageFiles(str(root).rstrip("/"), tuple(paths), np.asarray(labels, np.int32))
+    return Source(name, images, tuple(classes))
 
 
-def parts_of_folder(name: str) -> Parts | None:
-    """The parts that a folder holds instead of classes; None where it does not, or is no folder.
+def folder_splits(name: str) -> FolderSplits | None:
+    """Return the splits in a folder, or None if it has classes instead or is not a folder.
 
     Args:
-        name: `folder:PATH`, or any other name of examples.
+        name: `folder:PATH`, or any other name of a data source.
     """
     path = name.removeprefix(PREFIX)
     if not name.startswith(PREFIX) or not path or not is_directory(user_path(path)):
         return None
-    return _parts(*_directories(name))
+    return _detect_splits(*_list_folder(name))
 
 
-def _directories(name: str) -> tuple[epath.Path, list[str]]:
-    """The folder, and the directories in it that are not hidden."""
+def _list_folder(name: str) -> tuple[epath.Path, list[str]]:
+    """Return the folder and the names of its directories, without hidden ones."""
     path = name.removeprefix(PREFIX)
     root = user_path(path) if path else None
     if root is None or not is_directory(root):
@@ -100,32 +101,32 @@ def _directories(name: str) -> tuple[epath.Path, list[str]]:
     return root, sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _parts(root: epath.Path, directories: Sequence[str]) -> Parts | None:
-    """The parts of a dataset, where these directories are those and not its classes.
+def _detect_splits(root: epath.Path, directories: Sequence[str]) -> FolderSplits | None:
+    """Return the splits of a dataset, or None if the directories are classes.
 
-    They are where all that have images are called like parts: one class may well be called "test".
+    They are splits if every directory with images has the name of a split: a single class among
+    others may well be called "test".
     """
-    called_so = [name for name in directories if name.lower() in (*_TRAIN, *_EVAL)]
-    others = [name for name in directories if name not in called_so]
-    # Classes are looked into only where there is a doubt: there may be thousands, far away.
-    if not called_so or any(next(images_below(root / other, other), None) for other in others):
+    splits = [name for name in directories if name.lower() in (*_TRAIN, *_EVAL)]
+    others = [name for name in directories if name not in splits]
+    # List other directories only in case of doubt: there may be thousands, on remote storage.
+    if not splits or any(next(iter_images(root / other, other), None) for other in others):
         return None
-    train, evaluation = (_first_called(names, called_so) for names in (_TRAIN, _EVAL))
-    named = [f"{PREFIX}{root / part}" if part else None for part in (train, evaluation)]
-    return Parts(tuple(called_so), *named)
+    train, evaluation = (_first_match(names, splits) for names in (_TRAIN, _EVAL))
+    paths = [f"{PREFIX}{root / split}" if split else None for split in (train, evaluation)]
+    return FolderSplits(tuple(splits), *paths)
 
 
-def _first_called(names: Iterable[str], directories: Iterable[str]) -> str | None:
+def _first_match(names: Iterable[str], directories: Iterable[str]) -> str | None:
     by_name = {directory.lower(): directory for directory in directories}
     return next((by_name[name] for name in names if name in by_name), None)
 
 
-def _which(parts: Parts) -> str:
-    """That parts are no classes, and how each is named."""
-    flags = [("config.data.train", parts.train), ("config.data.eval", parts.eval)]
-    one = parts.eval or parts.train
+def _splits_message(splits: FolderSplits) -> str:
+    """Say that the directories are splits, and how to name each."""
+    flags = [("config.data.train", splits.train), ("config.data.eval", splits.eval)]
     return (
-        f"its directories ({', '.join(parts.names)}) are parts of a dataset, not classes: to "
-        f"train, {' '.join(f'--{flag}={part}' for flag, part in flags if part)}; to look at "
-        f"one, {one}"
+        f"its directories ({', '.join(splits.names)}) are splits of a dataset, not classes: to "
+        f"train, pass {' '.join(f'--{flag}={split}' for flag, split in flags if split)}; to use "
+        f"one of them, name it: {splits.eval or splits.train}"
     )

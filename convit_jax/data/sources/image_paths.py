@@ -1,4 +1,4 @@
-"""Which files are images, and where they lie."""
+"""Search for image files."""
 
 import collections
 import glob
@@ -16,63 +16,68 @@ from convit_jax.system.paths import expand_home
 
 log = logging.getLogger(__name__)
 
-# Image files that a folder is searched for, by what Pillow calls them. An MPO is a JPEG that more
-# pictures follow.
+# Suffixes of the image files to look for in folders, by Pillow's format names. An MPO is a JPEG
+# followed by further pictures.
 SUFFIXES = frozenset(
-    suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")
+    suffix
+    for suffix, image_format in Image.registered_extensions().items()
+    if image_format in (*FORMATS, "MPO")
 )
-USUAL = ".jpg, .png, .webp, .tif and others"
+COMMON_SUFFIXES = ".jpg, .png, .webp, .tif and others"
 
-# What systems leave beside a user's files.
-_LITTER = ("thumbs.db", "desktop.ini")
+# Files that operating systems create in folders; they are not reported as skipped.
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
-def images_below(
-    directory: epath.Path, name: str, left_out: collections.Counter[str] | None = None
+def iter_images(
+    directory: epath.Path, name: str, skipped: collections.Counter[str] | None = None
 ) -> Iterator[str]:
-    """Paths of the images in a directory and in those inside it, each beginning with `name`.
+    """Yield the paths of the images in a directory, recursively, each beginning with `name`.
 
-    Hidden files and directories are passed over.
+    Hidden files and directories are ignored.
 
     Args:
         directory: where to look.
-        name: what to call it.
-        left_out: counts the files that are no images, by suffix.
+        name: the name of the directory in the returned paths.
+        skipped: incremented, by suffix, for each file that is not an image.
 
     Raises:
         InputError: a directory cannot be listed.
-        MachineError: the machine does not let it be.
+        MachineError: it cannot be listed through a fault of the machine.
     """
-    yield from _below(directory, name, left_out, ())
+    yield from _iter_images(directory, name, skipped, ())
 
 
-def _below(
+def _iter_images(
     directory: epath.Path,
     name: str,
-    left_out: collections.Counter[str] | None,
-    above: tuple[str, ...],
+    skipped: collections.Counter[str] | None,
+    ancestors: tuple[str, ...],
 ) -> Iterator[str]:
     with boundary(str(directory), "cannot be listed"):
-        entries = list(_entries(directory))
-        here = str(directory) if "://" in str(directory) else os.path.realpath(directory)
-    if here in above:
-        return  # a link to a directory above it
+        entries = list(_list_entries(directory))
+        real_path = str(directory) if "://" in str(directory) else os.path.realpath(directory)
+    if real_path in ancestors:
+        return  # a symbolic link to a parent directory
     for entry, is_directory in entries:
         if entry.startswith("."):
             continue
         suffix = pathlib.PurePath(entry).suffix.lower()
         if is_directory:
-            yield from _below(directory / entry, f"{name}/{entry}", left_out, (*above, here))
+            yield from _iter_images(
+                directory / entry, f"{name}/{entry}", skipped, (*ancestors, real_path)
+            )
         elif suffix in SUFFIXES:
             yield f"{name}/{entry}"
-        elif left_out is not None and entry.lower() not in _LITTER:
-            left_out[suffix or "without a suffix"] += 1
+        elif skipped is not None and entry.lower() not in _SYSTEM_FILES:
+            skipped[suffix or "without a suffix"] += 1
 
 
-def _entries(directory: epath.Path) -> Iterator[tuple[str, bool]]:
-    """Each entry's name, and whether it is a directory."""
+def _list_entries(directory: epath.Path) -> Iterator[tuple[str, bool]]:
+    """Yield each entry's name and whether it is a directory."""
     if "://" in str(directory):
         for path in directory.iterdir():
+            # Asking a remote storage about every image would take a request each.
             yield path.name, path.suffix.lower() not in SUFFIXES and path.is_dir()
         return
     with os.scandir(directory) as entries:
@@ -80,42 +85,42 @@ def _entries(directory: epath.Path) -> Iterator[tuple[str, bool]]:
             yield entry.name, entry.is_dir()
 
 
-def log_left_out(left_out: collections.Counter[str], name: str) -> None:
-    """Says in one line how many files of which kinds were no images, if there were any."""
-    if left_out:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common(8))
-        more = f" and {len(left_out) - 8} other kinds" if len(left_out) > 8 else ""
-        log.warning("%s: left out, as no images that are read: %s%s", name, kinds, more)
+def log_skipped(skipped: collections.Counter[str], name: str) -> None:
+    """Log in one line how many files of which types were skipped, if any."""
+    if skipped:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common(8))
+        others = f" and {len(skipped) - 8} other types" if len(skipped) > 8 else ""
+        log.warning("%s: skipped files that are not supported images: %s%s", name, counts, others)
 
 
 def find_images(names: Sequence[str]) -> list[str]:
-    """The image files that names stand for, each once, in order.
+    """Return the paths of the images that names stand for, in order, without duplicates.
 
     Args:
-        names: files, folders (all images below them, sorted) and patterns such as `a/*.jpg`, `**`
-            for folders at any depth. `~` is the home directory.
+        names: files, folders (all images in them, recursively, sorted) and patterns such as
+            `a/*.jpg`, with `**` for directories at any depth. `~` is the home directory.
 
     Raises:
-        InputError: a folder without images, or a pattern that matches nothing.
-        MachineError: the machine does not let a folder be listed.
+        InputError: a folder has no images, or a pattern matches nothing.
+        MachineError: a folder cannot be listed through a fault of the machine.
     """
-    found: dict[str, None] = {}
-    for given in names:
-        with boundary(given):
-            name = expand_home(given)
+    paths: dict[str, None] = {}
+    for typed_name in names:
+        with boundary(typed_name):
+            name = expand_home(typed_name)
             path = epath.Path(name)
             is_folder, exists = path.is_dir(), path.exists()
         if is_folder:
-            left_out: collections.Counter[str] = collections.Counter()
-            inside = sorted(images_below(path, name.rstrip("/"), left_out))
-            log_left_out(left_out, name)
-            if not inside:
-                raise InputError(f"no images ({USUAL}) in the folder {name}")
+            skipped: collections.Counter[str] = collections.Counter()
+            matches = sorted(iter_images(path, name.rstrip("/"), skipped))
+            log_skipped(skipped, name)
+            if not matches:
+                raise InputError(f"no images ({COMMON_SUFFIXES}) in the folder {name}")
         elif not exists and glob.has_magic(name):
-            inside = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  (absolute ones, too)
-            if not inside:
+            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  (absolute ones, too)
+            if not matches:
                 raise InputError(f"no file matches {name}")
         else:
-            inside = [name]
-        found |= dict.fromkeys(inside)
-    return list(found)
+            matches = [name]
+        paths |= dict.fromkeys(matches)
+    return list(paths)

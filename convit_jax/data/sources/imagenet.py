@@ -1,4 +1,4 @@
-"""ImageNet's 1,000 classes: their ids in the order of the labels, and what they are called."""
+"""ImageNet's 1,000 classes: WordNet ids in label order, and readable names."""
 
 import collections
 import functools
@@ -8,36 +8,32 @@ from collections.abc import Sequence
 
 @functools.cache
 def _names_by_id() -> dict[str, str]:
-    """WordNet id → the class's names, separated by commas; in the order of the labels."""
-    text = (
-        importlib.resources.files("convit_jax.data.sources")
-        .joinpath("imagenet_classes.txt")
-        .read_text()
-    )
-    lines = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
-    return dict(lines)
+    """Map each WordNet id to the class's comma-separated names, in label order."""
+    file = importlib.resources.files("convit_jax.data.sources") / "imagenet_classes.txt"
+    lines = file.read_text().splitlines()
+    return dict(line.split("\t") for line in lines if not line.startswith("#"))
 
 
 def class_ids() -> tuple[str, ...]:
-    """WordNet ids, `n01440764` first, in the order of the labels."""
+    """Return the WordNet ids in label order, from `n01440764`."""
     return tuple(_names_by_id())
 
 
 def is_imagenet(class_names: Sequence[str]) -> bool:
-    """Whether these are the 1,000 classes, in their order."""
+    """Return whether these are the ids of all 1,000 classes, in label order."""
     return tuple(class_names) == class_ids()
 
 
-def readable(class_names: Sequence[str]) -> list[str]:
-    """Class names for people: ImageNet's ids become words, other names stay as they are.
+def readable_names(class_names: Sequence[str]) -> list[str]:
+    """Replace ImageNet's ids by readable names; other names are returned unchanged.
 
-    A class is called by the first of its names; where two classes share that ("crane", the bird
-    and the machine), the id stands beside it.
+    A class gets the first of its names. Where two classes share it ("crane", the bird and the
+    machine), the id is appended.
     """
-    known = _names_by_id()
-    words = [known[name].partition(",")[0] if name in known else name for name in class_names]
-    often = collections.Counter(words)
+    names = _names_by_id()
+    readable = [names[name].partition(",")[0] if name in names else name for name in class_names]
+    occurrences = collections.Counter(readable)
     return [
-        f"{word} ({name})" if often[word] > 1 and word != name else word
-        for word, name in zip(words, class_names, strict=True)
+        f"{first} ({name})" if occurrences[first] > 1 and first != name else first
+        for first, name in zip(readable, class_names, strict=True)
     ]

@@ -1,7 +1,7 @@
-"""TFDS datasets that lie prepared on a disk: by their name, whatever version or code there is.
+"""Lookup of prepared TFDS datasets on disk by name.
 
-They are opened from what lies there. TFDS's code for a dataset, where it has any, is only asked
-which of several versions or configs is meant, and what else there would be.
+Datasets are opened from their files alone. TFDS's code for a dataset, if there is any, only decides
+between several prepared versions or configs, and supplies names for error messages.
 """
 
 import dataclasses
@@ -19,18 +19,15 @@ from convit_jax.system.paths import is_directory, user_path
 
 log = logging.getLogger(__name__)
 
-FORM = "tfds:NAME[/CONFIG][:VERSION]:SPLIT[:DATA_DIR]"
-_SPLIT = re.compile(r"((?:\[[^\]]*\]|\([^)]*\)|[^:])*)(?::(.*))?", re.DOTALL)
+NAME_FORMAT = "tfds:NAME[/CONFIG][:VERSION]:SPLIT[:DATA_DIR]"
+# Colons inside the brackets of a slice belong to the split.
+_SPLIT = re.compile(r"(?:\[[^\]]*\]|\([^)]*\)|[^:])*")
 _VERSION = re.compile(r"\d+\.(\d+|\*)\.(\d+|\*)")
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedName:
-    """What `tfds:NAME[/CONFIG][:VERSION]:SPLIT[:DATA_DIR]` says.
-
-    Attributes:
-        dataset, config, version, split, data_dir: its parts; "" where one is not named.
-    """
+    """The parts of `tfds:NAME[/CONFIG][:VERSION]:SPLIT[:DATA_DIR]`; "" for each that is omitted."""
 
     dataset: str
     config: str
@@ -40,92 +37,92 @@ class PreparedName:
 
     @classmethod
     def parse(cls, text: str) -> "PreparedName":
-        """The name that stands after `tfds:`."""
-        first, _, rest = text.partition(":")
+        """Parse the part of a name after `tfds:`."""
+        first, _, remainder = text.partition(":")
         dataset, _, config = first.partition("/")
-        version, _, after = rest.partition(":")
+        version, _, after_version = remainder.partition(":")
         if _VERSION.fullmatch(version):
-            rest = after
+            remainder = after_version
         else:
             version = ""
-        split, data_dir = cut_split(rest)
+        split, data_dir = parse_split(remainder)
         return cls(dataset, config, version, split, data_dir)
 
     def __str__(self) -> str:
-        """The dataset and its config."""
+        """Return NAME or NAME/CONFIG."""
         return "/".join(filter(None, (self.dataset, self.config)))
 
 
-def cut_split(text: str) -> tuple[str, str]:
-    """A split and what stands after its colon: slices, `train[10:20]`, have colons of their own."""
-    split, data_dir = _SPLIT.fullmatch(text).groups(default="")
-    return split, data_dir
+def parse_split(text: str) -> tuple[str, str]:
+    """Separate `SPLIT[:DATA_DIR]`; the split may be a slice with colons, as in `train[10:20]`."""
+    match = _SPLIT.match(text)
+    assert match is not None  # the pattern matches the empty string
+    return match[0], text[match.end() :].removeprefix(":")
 
 
 def prepared_builder(name: PreparedName) -> tfds.core.DatasetBuilder:
-    """The dataset as it lies there.
+    """Return a read-only builder for the prepared dataset.
 
     Raises:
-        InputError: nothing of that name is prepared, or several things are that it may mean.
+        InputError: nothing of that name is prepared, or the name is ambiguous.
     """
-    roots = _roots(name.data_dir)
-    there = [variant for root in roots for variant in _variants(root, name.dataset)]
-    if not there:
-        raise InputError(_nothing_prepared(name, roots))
-    code = _code(name.dataset)
-    config = _choose_config(name, there, code)
-    there = [variant for variant in there if variant.config == config]
-    chosen = _choose_version(name, there, code)
-    return tfds.builder_from_directory(chosen.path)
+    data_dirs = _data_dirs(name.data_dir)
+    variants = [variant for root in data_dirs for variant in _find_variants(root, name.dataset)]
+    if not variants:
+        raise InputError(_not_prepared_message(name, data_dirs))
+    builder_class = _builder_class(name.dataset)
+    config = _choose_config(name, variants, builder_class)
+    variants = [variant for variant in variants if variant.config == config]
+    return tfds.builder_from_directory(_choose_version(name, variants, builder_class).path)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Variant:
-    """A prepared version of a dataset, or of one of its configs ("" where it has none)."""
+    """A prepared version of a dataset, or of one of its configs ("" if it has none)."""
 
     config: str
     version: str
     path: epath.Path
 
     @property
-    def age(self) -> tuple[int, ...]:
+    def version_numbers(self) -> tuple[int, ...]:
         return tuple(map(int, self.version.split(".")))
 
 
-def _roots(data_dir: str) -> list[epath.Path]:
-    """Where datasets are looked for: the directory that is named, or TFDS's own.
+def _data_dirs(data_dir: str) -> list[epath.Path]:
+    """Return the directories to search: the one that is given, or TFDS's defaults.
 
     Raises:
-        InputError: the directory that is named is not there.
+        InputError: the given directory does not exist.
     """
     if not data_dir:
         return [user_path(root) for root in file_utils.list_data_dirs()]
     root = user_path(data_dir)
     if not is_directory(root):
-        raise InputError(f"no directory '{data_dir}', expected {FORM}")
+        raise InputError(f"no directory '{data_dir}', expected {NAME_FORMAT}")
     return [root]
 
 
-def _variants(root: epath.Path, dataset: str) -> list[_Variant]:
-    """What is prepared of a dataset: NAME/VERSION, or NAME/CONFIG/VERSION."""
+def _find_variants(root: epath.Path, dataset: str) -> list[_Variant]:
+    """Return the prepared variants of a dataset: NAME/VERSION or NAME/CONFIG/VERSION."""
     if not dataset or not (root / dataset).is_dir():
         return []
-    found = []
+    variants = []
     for path in (root / dataset).iterdir():
         if _is_version(path):
-            found.append(_Variant("", path.name, path))
+            variants.append(_Variant("", path.name, path))
         elif path.is_dir():
-            found += [_Variant(path.name, p.name, p) for p in path.iterdir() if _is_version(p)]
-    return found
+            variants += [_Variant(path.name, p.name, p) for p in path.iterdir() if _is_version(p)]
+    return variants
 
 
 def _is_version(path: epath.Path) -> bool:
-    is_named_so = re.fullmatch(r"\d+\.\d+\.\d+", path.name)
-    return bool(is_named_so) and (path / "dataset_info.json").exists()
+    has_version_name = re.fullmatch(r"\d+\.\d+\.\d+", path.name)
+    return bool(has_version_name) and (path / "dataset_info.json").exists()
 
 
-def _code(dataset: str) -> type[tfds.core.DatasetBuilder] | None:
-    """TFDS's code for a dataset, or None: what is prepared can be read without."""
+def _builder_class(dataset: str) -> type[tfds.core.DatasetBuilder] | None:
+    """Return TFDS's code for a dataset, or None: prepared data can be read without it."""
     try:
         return tfds.builder_cls(dataset)
     except (tfds.core.DatasetNotFoundError, ImportError):
@@ -133,93 +130,99 @@ def _code(dataset: str) -> type[tfds.core.DatasetBuilder] | None:
 
 
 def _choose_config(
-    name: PreparedName, there: Sequence[_Variant], code: type[tfds.core.DatasetBuilder] | None
+    name: PreparedName,
+    variants: Sequence[_Variant],
+    builder_class: type[tfds.core.DatasetBuilder] | None,
 ) -> str:
-    """The config that is named, or where none is, the one that TFDS means or the only one.
+    """Return the config that is named, or else TFDS's default or the only one prepared.
 
     Raises:
-        InputError: it is not there, or there are several.
+        InputError: the named config is not prepared, or none is named and there are several.
     """
-    configs = sorted({variant.config for variant in there})
+    configs = sorted({variant.config for variant in variants})
     if name.config in configs:
         return name.config
-    own = list(code.builder_configs) if code else []
-    if name.config in own:
+    known_configs: list[str] = []
+    default = None
+    if builder_class is not None and builder_class.builder_configs:
+        known_configs = list(builder_class.builder_configs)
+        default = builder_class.DEFAULT_BUILDER_CONFIG_NAME or known_configs[0]
+    if name.config in known_configs:
         raise InputError(
-            f"of {name.dataset} the config '{name.config}' is not prepared, only "
-            f"{_list(configs)}; run `tfds build {name.dataset}/{name.config}`"
+            f"config '{name.config}' of {name.dataset} is not prepared, only "
+            f"{_join(configs)}; run `tfds build {name.dataset}/{name.config}`"
         )
     if name.config:
-        raise InputError(_no_config(name, {*configs, *own}))
-    default = (code.DEFAULT_BUILDER_CONFIG_NAME or own[0]) if own else None
+        raise InputError(_unknown_config_message(name, {*configs, *known_configs}))
     if default in configs:
         return default
     if len(configs) > 1:
         raise InputError(
-            f"of {name.dataset} several configs are prepared: name one of "
-            f"{_list(f'tfds:{name.dataset}/{config}:SPLIT' for config in configs)}"
+            f"several configs of {name.dataset} are prepared: name one of "
+            f"{_join(f'tfds:{name.dataset}/{config}:SPLIT' for config in configs)}"
         )
-    log.info("%s: the config '%s' is the one that is prepared", name.dataset, configs[0])
+    log.info("%s: using the only prepared config, '%s'", name.dataset, configs[0])
     return configs[0]
 
 
-def _no_config(name: PreparedName, configs: Iterable[str]) -> str:
-    named = list(filter(None, configs))
-    hint = nearest(name.config, named) if named else f"expected tfds:{name.dataset}:SPLIT"
+def _unknown_config_message(name: PreparedName, configs: Iterable[str]) -> str:
+    configs = list(filter(None, configs))
+    hint = nearest(name.config, configs) if configs else f"expected tfds:{name.dataset}:SPLIT"
     return f"{name.dataset} has no config '{name.config}': {hint}"
 
 
 def _choose_version(
-    name: PreparedName, there: Sequence[_Variant], code: type[tfds.core.DatasetBuilder] | None
+    name: PreparedName,
+    variants: Sequence[_Variant],
+    builder_class: type[tfds.core.DatasetBuilder] | None,
 ) -> _Variant:
-    """The version that is named, or where none is, that of TFDS's code or else the newest.
+    """Return the version that is named, or else that of TFDS's code, or else the newest.
 
     Raises:
-        InputError: the version that is named is not there.
+        InputError: the named version is not prepared.
     """
-    newest_first = sorted(there, key=lambda variant: variant.age, reverse=True)
+    newest_first = sorted(variants, key=lambda variant: variant.version_numbers, reverse=True)
     versions = [variant.version for variant in newest_first]
     if name.version:
         pattern = re.compile(re.escape(name.version).replace(r"\*", r"\d+"))
         chosen = next((v for v in newest_first if pattern.fullmatch(v.version)), None)
         if chosen is None:
             raise InputError(
-                f"of {name} version {name.version} is not prepared, only {_list(versions)}"
+                f"version {name.version} of {name} is not prepared, only {_join(versions)}"
             )
         return chosen
-    own = str(code.VERSION) if code and code.VERSION else None
-    chosen = next((v for v in newest_first if v.version == own), newest_first[0])
+    default = str(builder_class.VERSION) if builder_class and builder_class.VERSION else None
+    chosen = next((v for v in newest_first if v.version == default), newest_first[0])
     others = [version for version in versions if version != chosen.version]
-    if own and chosen.version != own:
-        log.info("%s: version %s is prepared and read, TFDS's own is %s", name, chosen.version, own)
+    if default and chosen.version != default:
+        log.info("%s: using version %s; TFDS's default is %s", name, chosen.version, default)
     elif others:
-        log.info("%s: version %s; also prepared: %s", name, chosen.version, _list(others))
+        log.info("%s: using version %s; also prepared: %s", name, chosen.version, _join(others))
     return chosen
 
 
-def _nothing_prepared(name: PreparedName, roots: Sequence[epath.Path]) -> str:
-    """Why there is nothing of a dataset: it is unknown, or known and not prepared."""
+def _not_prepared_message(name: PreparedName, data_dirs: Sequence[epath.Path]) -> str:
+    """Say why a dataset is not available: it is unknown to TFDS, or known but not prepared."""
     known = set(tfds.list_builders(with_community_datasets=False))
-    where = " and ".join(map(str, roots))
     if name.dataset in known:
-        where = " and ".join(str(root / name.dataset) for root in roots)
-        own = tfds.builder_cls(name.dataset).builder_configs
-        if name.config and name.config not in own:
-            return _no_config(name, own)
-        config = f"/{name.config}" if name.config else ""
+        configs = tfds.builder_cls(name.dataset).builder_configs
+        if name.config and name.config not in configs:
+            return _unknown_config_message(name, configs)
+        directories = " and ".join(str(root / name.dataset) for root in data_dirs)
         return (
-            f"nothing is prepared in {where}; run "
-            f"`tfds build {name.dataset}{config} --file_format=array_record` or name its DATA_DIR"
+            f"nothing is prepared in {directories}; run "
+            f"`tfds build {name} --file_format=array_record` or name its DATA_DIR"
         )
-    there = {p.name for root in roots if root.is_dir() for p in root.iterdir() if p.is_dir()}
-    there -= {"downloads"}
-    close = difflib.get_close_matches(name.dataset.lower(), {*known, *there}, n=1, cutoff=0.6)
+    prepared = {p.name for root in data_dirs if root.is_dir() for p in root.iterdir() if p.is_dir()}
+    prepared -= {"downloads"}
+    close = difflib.get_close_matches(name.dataset.lower(), {*known, *prepared}, n=1, cutoff=0.6)
     if close:
         return f"TFDS knows no dataset '{name.dataset}', did you mean '{close[0]}'?"
-    prepared = f"; prepared in {where}: {_list(there)}" if there else ""
-    return f"TFDS knows no dataset '{name.dataset}', and none of that name is prepared{prepared}"
+    directories = " and ".join(map(str, data_dirs))
+    hint = f"; prepared in {directories}: {_join(prepared)}" if prepared else ""
+    return f"TFDS knows no dataset '{name.dataset}', and none of that name is prepared{hint}"
 
 
-def _list(names: Iterable[str]) -> str:
-    """A few names of many."""
+def _join(names: Iterable[str]) -> str:
+    """Join the first few names, in alphabetical order."""
     return some(sorted(names), 8)

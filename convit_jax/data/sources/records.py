@@ -1,15 +1,16 @@
-"""Where the bytes lie: random access to records in ArrayRecord, TFRecord and image files.
+"""Random access to records in ArrayRecord and TFRecord files, and to image files.
 
-Everything here is light to import and to pickle: worker processes are handed these objects and
-read by themselves.
+These classes are cheap to import and to pickle: worker processes receive them and open the files
+themselves.
 """
 
+import abc
 import dataclasses
 import functools
 import os
 import struct
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
@@ -18,24 +19,12 @@ from etils import epath
 from convit_jax.data.open_files import OpenFiles, open_at_once
 from convit_jax.data.sources import tf_example
 
-# A TFRecord is its length (8 bytes), a checksum (4), the payload and a checksum (4).
+# A TFRecord consists of its length (8 bytes), a checksum (4), the payload and a checksum (4).
 TFRECORD_HEADER, TFRECORD_FOOTER = struct.Struct("<QI"), 4
 
 
-# Of a record whose label is missing; test splits of some datasets have it, too.
+# The label of a record without one, as in the test splits of some TFDS datasets.
 NO_LABEL = -1
-
-
-class Records(Protocol):
-    """Serialised examples by their index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> bytes: ...
-
-    def describe(self, index: int) -> str:
-        """Where a record lies, for messages."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +37,14 @@ class Span:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Spans:
-    """Records that lie in spans of files, one after another."""
+class Records(abc.ABC):
+    """Serialised examples in spans of files, indexed consecutively."""
 
     spans: tuple[Span, ...]
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> bytes:
+        """Read a record."""
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
@@ -61,19 +54,23 @@ class _Spans:
         return int(self._ends[-1])
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Number of the span that holds a record, and the record's number in its file."""
+        """Return the number of the span that holds a record, and the record's index in its file."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         span = self.spans[number]
         return number, span.stop - (int(self._ends[number]) - index)
 
     def describe(self, index: int) -> str:
-        """The file, and the record's number in it."""
+        """Return the record's index in its file and the file's path, for messages."""
         number, position = self._locate(index)
         return f"record {position} of {self.spans[number].path}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields only: each process opens the files itself."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
 
 @dataclasses.dataclass(frozen=True)
-class ArrayRecords(_Spans):
+class ArrayRecords(Records):
     """Records of ArrayRecord files."""
 
     @functools.cached_property
@@ -86,23 +83,20 @@ class ArrayRecords(_Spans):
         with self._files.use(self.spans[number].path) as reader:
             return reader.read([position])[0]
 
-    def __getstate__(self) -> dict[str, Sequence[Span]]:
-        return {"spans": self.spans}  # a process opens the files for itself
-
 
 def _open_array_record(path: str) -> Any:
-    """A reader for access at random: what it read ahead would not be asked for."""
+    """Open a reader for random access, without read-ahead, which would be wasted."""
     options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
     return array_record_module.ArrayRecordReader(path, **options)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TFRecords(_Spans):
-    """Records of TFRecord files, found by an index of where each begins.
+class TFRecords(Records):
+    """Records of TFRecord files, located by an index.
 
     Attributes:
-        offsets: for each span's file, int64 [records of the file + 1]: where each record begins,
-            and the file's end.
+        offsets: for each span's file, int64 [number of records in the file + 1]: where each record
+            begins, and the file's end.
     """
 
     offsets: tuple[np.ndarray, ...]
@@ -125,11 +119,9 @@ class TFRecords(_Spans):
             with self._files.use(path) as descriptor:
                 record = os.pread(descriptor, end - begin, begin)
         if len(record) < end - begin:
-            raise ValueError(f"the file ends {end - begin - len(record)} bytes before its end")
+            missing = end - begin - len(record)
+            raise ValueError(f"the file ends {missing} bytes before the end of the record")
         return record
-
-    def __getstate__(self) -> dict[str, Sequence[Span | np.ndarray]]:
-        return {"spans": self.spans, "offsets": self.offsets}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,71 +130,72 @@ class TFExamples:
 
     Attributes:
         records: the serialised examples.
-        image_key, label_key: what the two features are called.
-        name_key: the feature that holds an example's file name, if there is one.
-        classes: 0 where an image has one label; where it may have several or none, how many
-            classes there are.
+        image_key: key of the image feature.
+        label_key: key of the label feature.
+        name_key: key of the feature that holds an example's file name, or None.
+        label_shape: () for one label per image, (num_classes,) for multi-hot labels, where an image
+            may have several labels or none.
     """
 
     records: Records
     image_key: str
     label_key: str
     name_key: str | None = None
-    classes: int = 0
-
-    @property
-    def label_shape(self) -> tuple[int, ...]:
-        """() for labels, (classes,) for marks of 0 and 1."""
-        return (self.classes,) if self.classes else ()
+    label_shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
 
     def identity(self) -> str:
-        """What tells these examples from others, wherever a host keeps them."""
+        """Return a string that identifies these examples, wherever a host stores them."""
         spans = self.records.spans
         return "\0".join(f"{os.path.basename(s.path)}:{s.start}:{s.stop}" for s in spans)  # noqa: PTH119
 
     def __getitem__(self, index: int) -> tuple[bytes, int | np.ndarray]:
-        """The encoded image and its label, or its marks.
+        """Return the encoded image and its label: an int, or int32 [num_classes] if multi-hot.
 
         Raises:
-            ValueError: the record has no such features, or they hold something else.
+            ValueError: the record lacks these features, or they have other types.
         """
         record = self.records[index]
         image, label = tf_example.parse(record, self.image_key, self.label_key)
         if not isinstance(image, bytes):
             raise ValueError(f"no encoded image '{self.image_key}' in the record")
-        if self.classes:
-            label = np.zeros(self.classes, np.int32)
-            labels = tf_example.parse_list(record, self.label_key)
-            if labels and not 0 <= min(labels) <= max(labels) < self.classes:
-                raise ValueError(f"its labels are {labels}, expected 0 to {self.classes - 1}")
-            label[labels] = 1
-        elif not isinstance(label, int):
+        if self.label_shape:
+            return image, self._multi_hot(tf_example.parse_ints(record, self.label_key))
+        if not isinstance(label, int):
             raise ValueError(f"no label '{self.label_key}' in the record")
         return image, label
 
+    def _multi_hot(self, labels: Sequence[int]) -> np.ndarray:
+        """Return int32 [num_classes]: 1 for each of the labels, 0 elsewhere."""
+        (num_classes,) = self.label_shape
+        if labels and not 0 <= min(labels) <= max(labels) < num_classes:
+            raise ValueError(f"its labels are {labels}, expected 0 to {num_classes - 1}")
+        multi_hot = np.zeros(num_classes, np.int32)
+        multi_hot[labels] = 1
+        return multi_hot
+
     def name_and_label(self, index: int) -> tuple[str, int]:
-        """What subsets are chosen by; the name is empty where the data have none."""
+        """Return the file name ("" without a `name_key`) and the label, which subsets need."""
         keys = (self.label_key, *([self.name_key] if self.name_key else []))
-        label, *name = tf_example.parse(self.records[index], *keys)
-        named = name[0].decode(errors="replace") if name and isinstance(name[0], bytes) else ""
-        return named, label if isinstance(label, int) else NO_LABEL
+        label, *names = tf_example.parse(self.records[index], *keys)
+        name = names[0].decode(errors="replace") if names and isinstance(names[0], bytes) else ""
+        return name, label if isinstance(label, int) else NO_LABEL
 
     def describe(self, index: int) -> str:
-        """Where the record lies: said of records that cannot be read, so nothing is read for it."""
+        """Return where the record is, without reading it: it may be damaged."""
         return self.records.describe(index)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Labelled images in files of their own.
+    """Labelled image files.
 
     Attributes:
-        root: the directory above the class directories.
-        names: paths below the root, class directory first, sorted.
-        labels: int32, one for each.
+        root: the directory that holds the class directories.
+        names: sorted paths relative to the root, beginning with the class directory.
+        labels: int32 [number of images].
     """
 
     root: str
@@ -215,21 +208,21 @@ class ImageFiles:
         return len(self.names)
 
     def identity(self) -> str:
-        """What tells these examples from others, wherever a host keeps them."""
+        """Return a string that identifies these examples, wherever a host stores them."""
         return "\0".join(self.names)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        """The encoded image and its label."""
-        path = f"{self.root}/{self.names[index]}"
+        """Return the encoded image and its label."""
+        path, label = self.describe(index), int(self.labels[index])
         if "://" in path:
-            return epath.Path(path).read_bytes(), int(self.labels[index])
-        with open(path, "rb") as file:  # noqa: PTH123  (a tenth of the time of a path object's)
-            return file.read(), int(self.labels[index])
+            return epath.Path(path).read_bytes(), label
+        with open(path, "rb") as file:  # noqa: PTH123  (ten times as fast as a Path object)
+            return file.read(), label
 
     def name_and_label(self, index: int) -> tuple[str, int]:
-        """What subsets are chosen by."""
+        """Return the relative path and the label, which subsets need."""
         return self.names[index], int(self.labels[index])
 
     def describe(self, index: int) -> str:
-        """The file's path."""
+        """Return the file's path."""
         return f"{self.root}/{self.names[index]}"

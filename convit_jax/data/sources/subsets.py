@@ -1,4 +1,4 @@
-"""Part of a dataset: a share of each class, or the first classes only (paper Table 2, Fig. 8a)."""
+"""Subsets of a dataset: a fraction of each class, or only some classes (paper Table 2, Fig. 8a)."""
 
 import dataclasses
 import logging
@@ -10,7 +10,7 @@ import numpy as np
 
 from convit_jax.data.sources.records import NO_LABEL, ImageFiles, TFExamples
 from convit_jax.data.sources.source import Source
-from convit_jax.data.sources.tfrecord_index import fingerprint, keep_arrays, kept_arrays
+from convit_jax.data.sources.tfrecord_index import cache_arrays, fingerprint, load_cached_arrays
 from convit_jax.errors import InputError, boundary
 
 log = logging.getLogger(__name__)
@@ -19,17 +19,17 @@ _THREADS = 16
 
 
 def subset(source: Source, *, fraction: float, choice: str, classes: int, seed: int) -> Source:
-    """The part of a source that a run uses.
+    """Return the part of a source that a run uses.
 
     Args:
-        source: the whole of it.
-        fraction: share f of each class: int(n f) of its n examples.
+        source: the full source.
+        fraction: fraction f of each class: int(n f) of its n examples.
         choice: `first` by file name, as the released code does, or `random` by the seed.
-        classes: only the first so many; 0 for all.
+        classes: number of classes to use, from label 0; 0 for all.
         seed: for the random choice.
 
     Returns:
-        A source with the examples in their old order; the given one if all are used.
+        A source with the examples in their original order; `source` itself if all are used.
 
     Raises:
         InputError: there are fewer classes, or the fraction leaves a class without examples.
@@ -37,11 +37,11 @@ def subset(source: Source, *, fraction: float, choice: str, classes: int, seed: 
     total = len(source.class_names)
     if classes > total:
         raise InputError(f"config.data.classes={classes}: {source.name} has only {total}")
-    kept = classes or total
-    if fraction == 1.0 and kept == total:
+    num_classes = classes or total
+    if fraction == 1.0 and num_classes == total:
         return source
-    chosen = []
-    for label, members in enumerate(_members_by_name(source)[:kept]):
+    selected = []
+    for label, members in enumerate(_members_by_name(source)[:num_classes]):
         count = int(len(members) * fraction)
         if not count:
             smallest = 1 / len(members) if len(members) else float("nan")
@@ -51,120 +51,134 @@ def subset(source: Source, *, fraction: float, choice: str, classes: int, seed: 
                 f"{smallest:.2g}"
             )
         if choice == "random":
-            members = _shuffled(members, seed, label)
-        chosen.append(members[:count])
+            members = _shuffle(members, seed, label)
+        selected.append(members[:count])
     return dataclasses.replace(
-        source, class_names=source.class_names[:kept], chosen=np.sort(np.concatenate(chosen))
+        source,
+        class_names=source.class_names[:num_classes],
+        indices=np.sort(np.concatenate(selected)),
     )
 
 
 def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
-    """Two parts of a source: the one to train on, and a share of each class to evaluate on.
+    """Split a source into a training part and a share of each class for evaluation.
 
     Args:
-        source: the whole.
-        share: of each class's examples, at least one of which is held out.
-        seed: decides which.
+        source: the full source.
+        share: the share of each class to hold out; at least one example is.
+        seed: selects the examples.
+
+    Returns:
+        The training part and the held-out part.
 
     Raises:
         InputError: a class has too few examples for two parts.
     """
-    held = []
+    held_out_by_class = []
     for label, members in enumerate(_members_by_name(source)):
         count = max(1, round(len(members) * share))
         if count >= len(members):
             raise InputError(
                 f"config.data.holdout={share} leaves none of the {len(members)} examples of class "
-                f"'{source.class_names[label]}' in {source.name} to train on: name other examples "
-                "by config.data.eval, or add some"
+                f"'{source.class_names[label]}' in {source.name} for training: set "
+                "config.data.eval to other examples, or add some"
             )
-        held.append(_shuffled(members, seed, label)[:count])
-    kept_out = np.sort(np.concatenate(held))
-    everything = np.arange(len(source.examples)) if source.chosen is None else source.chosen
-    rest = np.setdiff1d(everything, kept_out)
-    return dataclasses.replace(source, chosen=rest), dataclasses.replace(source, chosen=kept_out)
+        held_out_by_class.append(_shuffle(members, seed, label)[:count])
+    held_out = np.sort(np.concatenate(held_out_by_class))
+    training = np.setdiff1d(_example_indices(source), held_out)
+    return (
+        dataclasses.replace(source, indices=training),
+        dataclasses.replace(source, indices=held_out),
+    )
 
 
-def _shuffled(members: np.ndarray, seed: int, label: int) -> np.ndarray:
-    """A class's examples in an order that is a function of (seed, label)."""
+def _example_indices(source: Source) -> np.ndarray:
+    return np.arange(len(source.examples)) if source.indices is None else source.indices
+
+
+def _shuffle(members: np.ndarray, seed: int, label: int) -> np.ndarray:
+    """Shuffle a class's examples; the order is a function of (seed, label)."""
     return np.random.default_rng((seed & (2**64 - 1), label)).permutation(members)
 
 
 def _members_by_name(source: Source) -> list[np.ndarray]:
-    """The examples of each class, in the order of their file names; without those of none.
+    """Return each class's examples in file name order, without examples of invalid label.
 
     Raises:
-        InputError: the images have several labels.
+        InputError: the images have several labels each.
     """
     if source.label_shape:
-        raise InputError(f"{source.name} has several labels an image, expected one")
+        raise InputError(f"{source.name} has several labels per image, expected one")
     labels, by_name = _labels_and_order(source)
-    classes = len(source.class_names if source.label_map is None else source.label_map)
-    by_name = by_name[(labels[by_name] >= 0) & (labels[by_name] < classes)]
+    num_labels = len(source.class_names if source.label_map is None else source.label_map)
+    by_name = by_name[(labels[by_name] >= 0) & (labels[by_name] < num_labels)]
     if source.label_map is not None:
-        labels = source.label_map[np.clip(labels, 0, classes - 1)]
-    if source.chosen is not None:
-        by_name = by_name[np.isin(by_name, source.chosen)]
+        labels = source.label_map[np.clip(labels, 0, num_labels - 1)]
+    if source.indices is not None:
+        by_name = by_name[np.isin(by_name, source.indices)]
     grouped = by_name[np.argsort(labels[by_name], kind="stable")]
     counts = np.bincount(labels[by_name], minlength=len(source.class_names))
     return np.split(grouped, np.cumsum(counts)[:-1])
 
 
 def occurring_classes(source: Source) -> tuple[int, ...]:
-    """The labels that some example has."""
+    """Return the labels that occur in a source."""
     return tuple(label for label, members in enumerate(_members_by_name(source)) if len(members))
 
 
-def only_classes(source: Source, labels: Sequence[int]) -> Source:
-    """The examples of some classes, in their old order, with their old labels."""
+def restrict_to_classes(source: Source, labels: Sequence[int]) -> Source:
+    """Return the examples with the given labels, in their original order; labels are unchanged."""
     members = _members_by_name(source)
-    chosen = np.sort(np.concatenate([members[label] for label in labels]))
-    return dataclasses.replace(source, chosen=chosen)
+    indices = np.sort(np.concatenate([members[label] for label in labels]))
+    return dataclasses.replace(source, indices=indices)
 
 
-def evenly(total: int, count: int) -> np.ndarray:
-    """Indices of so many of a number of things, at even distances, or of all if there are less."""
+def evenly_spaced(total: int, count: int) -> np.ndarray:
+    """Return up to `count` evenly spaced indices below `total`."""
     count = min(count, total)
     return np.arange(count) * total // max(count, 1)
 
 
-def spread_out(source: Source, count: int) -> Source:
-    """So many of a source's examples, at even distances, or all if there are not more."""
+def evenly_spaced_subset(source: Source, count: int) -> Source:
+    """Return up to `count` evenly spaced examples of a source."""
     if count >= len(source):
         return source
-    chosen = np.arange(len(source.examples)) if source.chosen is None else source.chosen
-    return dataclasses.replace(source, chosen=chosen[evenly(len(chosen), count)])
+    indices = _example_indices(source)
+    return dataclasses.replace(source, indices=indices[evenly_spaced(len(indices), count)])
 
 
 def describe_classes(source: Source) -> str:
-    """How many examples of each class there are, in a line."""
+    """Return a line that says how many examples of each class there are."""
     counts = np.array([len(members) for members in _members_by_name(source)])
-    spread = f"{counts.min()} to {counts.max()}" if np.ptp(counts) else f"{counts.min()}"
-    return f"{counts.sum()} examples, {spread} of each of {len(counts)} classes"
+    per_class = f"{counts.min()} to {counts.max()}" if np.ptp(counts) else f"{counts.min()}"
+    return f"{counts.sum()} examples, {per_class} of each of {len(counts)} classes"
 
 
 def _labels_and_order(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Every label of the dataset, chosen or not, and the examples sorted by file name.
+    """Return the labels of all examples of the dataset, and their indices in file name order.
 
-    Without file names they are left in their order.
+    The order is unchanged if there are no file names. Labels of a TFDS dataset require reading all
+    of it once; they are cached.
 
-    Reading them of a TFDS dataset means reading all of it once; what was found is kept.
+    Returns:
+        int32 and int64 [number of examples], for all examples whether they are used or not.
     """
     examples = source.examples
     if isinstance(examples, ImageFiles):
-        return _read_labels(examples)  # its names are sorted, and nothing needs to be read
-    cache, count = f"labels_{fingerprint(examples.records.spans)}.npz", len(examples)
+        return _read_labels(examples)  # fast: names and labels are in memory
+    cache_name = f"labels_{fingerprint(examples.records.spans)}.npz"
+    count = len(examples)
 
-    def is_sound(kept: dict[str, np.ndarray]) -> bool:
-        labels, by_name = kept["labels"], kept["by_name"]
+    def is_valid(arrays: dict[str, np.ndarray]) -> bool:
+        labels, by_name = arrays["labels"], arrays["by_name"]
         return labels.shape == (count,) and np.array_equal(np.sort(by_name), np.arange(count))
 
-    kept = kept_arrays(cache, ("labels", "by_name"), is_sound)
-    if kept is not None:
-        return kept["labels"], kept["by_name"]
+    cached = load_cached_arrays(cache_name, ("labels", "by_name"), is_valid)
+    if cached is not None:
+        return cached["labels"], cached["by_name"]
     log.info("reading the labels of the %d examples of %s, once", len(examples), source.name)
     labels, by_name = _read_labels(examples)
-    keep_arrays(cache, labels=labels, by_name=by_name)
+    cache_arrays(cache_name, {"labels": labels, "by_name": by_name})
     return labels, by_name
 
 
@@ -174,11 +188,11 @@ def _read_labels(examples: TFExamples | ImageFiles) -> tuple[np.ndarray, np.ndar
             with boundary(examples.describe(index)):
                 return examples.name_and_label(index)
         except InputError as error:
-            log.warning("%s: it is in no class", error)
+            log.warning("%s: it is assigned to no class", error)
             return "", NO_LABEL
 
     with ThreadPoolExecutor(min(_THREADS, 4 * (os.cpu_count() or 1))) as pool:
-        found = list(pool.map(name_and_label, range(len(examples)), chunksize=256))
-    names, labels = zip(*found, strict=True)
+        names_and_labels = list(pool.map(name_and_label, range(len(examples)), chunksize=256))
+    names, labels = zip(*names_and_labels, strict=True)
     order = np.argsort(np.asarray(names), kind="stable")
     return np.asarray(labels, np.int32), order

@@ -1,7 +1,7 @@
-"""Random access to TFRecord files: an index of where each record begins, made once and kept.
+"""Random access to TFRecord files through a cached index of record offsets.
 
-TFDS data are mostly prepared as TFRecord, which has no index of its own. Finding one reads twelve
-bytes a record; the files stay as they are.
+TFDS datasets are mostly prepared as TFRecord, a format without an index. Building one reads twelve
+bytes per record and leaves the files unchanged.
 """
 
 import contextlib
@@ -10,8 +10,9 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -22,57 +23,56 @@ from convit_jax.system.cache import cache_directory
 
 log = logging.getLogger(__name__)
 
-# Files that are indexed at once: it is waiting for a disk or a network, not computing.
+# Files indexed in parallel: indexing waits for the disk or the network rather than computing.
 _THREADS = 16
 
 
-def open_tfrecords(spans: Sequence[Span], records_in_file: Sequence[int], name: str) -> TFRecords:
-    """Records of TFRecord files, with their index from the cache or made now.
+def open_tfrecords(spans: Sequence[Span], records_per_file: Sequence[int], name: str) -> TFRecords:
+    """Open records of TFRecord files, with an index from the cache or built now.
 
     Args:
         spans: which records of which files.
-        records_in_file: how many each file holds, as TFDS has it.
-        name: the data's, for messages.
+        records_per_file: each file's number of records, according to TFDS.
+        name: name of the data, for messages.
 
     Raises:
-        InputError: a file is damaged or holds another number of records.
+        InputError: a file is damaged or has another number of records.
     """
-    names = [str(number) for number in range(len(spans))]
+    keys = [str(number) for number in range(len(spans))]
 
-    def is_index(kept: dict[str, np.ndarray]) -> bool:
+    def is_valid(index: Mapping[str, np.ndarray]) -> bool:
         return all(
-            index.dtype == np.int64
-            and index.shape == (expected + 1,)
-            and np.all(np.diff(index) > 0)
-            for index, expected in zip(kept.values(), records_in_file, strict=True)
+            offsets.dtype == np.int64
+            and offsets.shape == (expected + 1,)
+            and np.all(np.diff(offsets) > 0)
+            for offsets, expected in zip(index.values(), records_per_file, strict=True)
         )
 
     with boundary(f"data '{name}'"):
-        cache = f"tfrecord_index_{fingerprint(spans)}.npz"
-        kept = kept_arrays(cache, names, is_index)
-        if kept is None:
+        cache_name = f"tfrecord_index_{fingerprint(spans)}.npz"
+        index = load_cached_arrays(cache_name, keys, is_valid)
+        if index is None:
             if len(spans) > _THREADS:
                 log.info("indexing %d TFRecord files of %s, once", len(spans), name)
             with ThreadPoolExecutor(_THREADS) as pool:
-                found = pool.map(lambda span: record_offsets(span.path), spans)
-                kept = dict(zip(names, found, strict=True))
-            keep_arrays(cache, **kept)
-    offsets = list(kept.values())
-    for span, found, expected in zip(spans, offsets, records_in_file, strict=True):
-        if len(found) - 1 != expected:
+                built = pool.map(lambda span: record_offsets(span.path), spans)
+                index = dict(zip(keys, built, strict=True))
+            cache_arrays(cache_name, index)
+    for span, offsets, expected in zip(spans, index.values(), records_per_file, strict=True):
+        if len(offsets) - 1 != expected:
             raise InputError(
-                f"data '{name}': {span.path} holds {len(found) - 1} records, expected {expected}"
+                f"data '{name}': {span.path} has {len(offsets) - 1} records, expected {expected}"
             )
-    return TFRecords(tuple(spans), offsets=tuple(offsets))
+    return TFRecords(tuple(spans), offsets=tuple(index.values()))
 
 
 def record_offsets(path: str) -> np.ndarray:
-    """Where each record of a TFRecord file begins, and where the last ends: int64 [records + 1].
+    """Return where each record of a TFRecord file begins, and the end: int64 [num_records + 1].
 
     Raises:
-        InputError: the file ends inside a record, or is no TFRecord file.
+        InputError: the file ends inside a record, or is not a TFRecord file.
     """
-    begins, position = [0], 0
+    offsets, position = [0], 0
     with epath.Path(path).open("rb") as file:
         size = file.seek(0, io.SEEK_END) or file.tell()
         while position < size:
@@ -83,15 +83,15 @@ def record_offsets(path: str) -> np.ndarray:
                 position += TFRECORD_HEADER.size + length + TFRECORD_FOOTER
             if len(header) < TFRECORD_HEADER.size or position > size:
                 raise InputError(
-                    f"{path} ends inside record {len(begins) - 1}: it is damaged or was not "
-                    "copied to its end"
+                    f"{path} ends inside record {len(offsets) - 1}: it is damaged or was not "
+                    "copied completely"
                 )
-            begins.append(position)
-    return np.asarray(begins, np.int64)
+            offsets.append(position)
+    return np.asarray(offsets, np.int64)
 
 
 def fingerprint(spans: Sequence[Span]) -> str:
-    """Changes when a file does."""
+    """Return a hash of the spans and of their files' sizes and modification times."""
     digest = hashlib.sha256()
     for span in spans:
         stat = epath.Path(span.path).stat()
@@ -99,42 +99,47 @@ def fingerprint(spans: Sequence[Span]) -> str:
     return digest.hexdigest()[:20]
 
 
-def kept_arrays(
-    name: str, arrays: Sequence[str], is_sound: Callable[[dict[str, np.ndarray]], bool]
+def load_cached_arrays(
+    name: str, keys: Sequence[str], is_valid: Callable[[dict[str, np.ndarray]], bool]
 ) -> dict[str, np.ndarray] | None:
-    """What `keep_arrays` wrote; None where it did not, or where what there is, is no good.
+    """Load arrays written by `cache_arrays`; return None if they are missing or unusable.
 
     Args:
-        name: of the file.
-        arrays: their names.
-        is_sound: whether they are what they should be.
+        name: file name in the cache directory.
+        keys: names of the arrays.
+        is_valid: whether the loaded arrays are as expected.
     """
     try:
-        with np.load(cache_directory() / name) as kept:
-            found = {array: kept[array] for array in arrays}
-        if is_sound(found):
-            return found
-        problem = "it holds something else"
+        with np.load(cache_directory() / name) as file:
+            arrays = {key: file[key] for key in keys}
+        if is_valid(arrays):
+            return arrays
+        problem = "its contents are not as expected"
     except FileNotFoundError:
         return None
-    except Exception as error:  # a file cut short or garbled, or a directory that is closed
+    except Exception as error:  # a truncated or garbled file, or a directory without permission
         problem = first_line(error)
-    log.warning("%s cannot be used and is made anew: %s", name, problem)
+    log.warning("%s cannot be used and is rebuilt: %s", name, problem)
     return None
 
 
-def keep_arrays(name: str, **arrays: np.ndarray) -> None:
-    """Writes what was found out; where it cannot be kept it is found out again next time."""
-    cache = cache_directory() / name
-    unfinished = cache.with_suffix(f".{os.getpid()}.npz")
+def cache_arrays(name: str, arrays: Mapping[str, Any]) -> None:
+    """Write arrays to the cache directory; if that fails, warn and go on without a cache.
+
+    Args:
+        name: file name in the cache directory.
+        arrays: the arrays by key.
+    """
+    path = cache_directory() / name
+    temporary = path.with_suffix(f".{os.getpid()}.npz")
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(unfinished, **arrays)
-        unfinished.replace(cache)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, **arrays)
+        temporary.replace(path)
     except OSError as error:
-        _warn_once(f"nothing is kept in {cache.parent}: {first_line(error)}")
+        _warn_once(f"nothing can be cached in {path.parent}: {first_line(error)}")
         with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
 from convit_jax.data.sources import imagenet
 
 
-def test_ids_are_tfdss_in_the_order_of_the_labels():
+def test_ids_and_their_order_are_those_of_tfds():
     ids = imagenet.class_ids()
     assert list(ids) == pathlib.Path(imagenet_common.label_names_file()).read_text().split()
     assert imagenet.is_imagenet(ids)
@@ -24,17 +24,17 @@ def test_ids_are_tfdss_in_the_order_of_the_labels():
         (999, "toilet tissue"),
     ],
 )
-def test_names_are_the_well_known_ones(label, name):
-    assert imagenet.readable(imagenet.class_ids())[label] == name
+def test_readable_names_are_the_usual_ones(label, name):
+    assert imagenet.readable_names(imagenet.class_ids())[label] == name
 
 
-def test_names_tell_all_classes_apart():
-    names = imagenet.readable(imagenet.class_ids())
+def test_readable_names_are_unique():
+    names = imagenet.readable_names(imagenet.class_ids())
     assert len(set(names)) == 1000
     cranes = [name for name in names if name.startswith("crane")]
     assert cranes == ["crane (n02012849)", "crane (n03126707)"]
 
 
-def test_other_names_stay_as_they_are():
-    assert imagenet.readable(("cat", "n01440764", "7")) == ["cat", "tench", "7"]
-    assert np.array_equal(imagenet.readable(()), [])
+def test_other_names_are_unchanged():
+    assert imagenet.readable_names(("cat", "n01440764", "7")) == ["cat", "tench", "7"]
+    assert np.array_equal(imagenet.readable_names(()), [])

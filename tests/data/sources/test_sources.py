@@ -17,7 +17,7 @@ from convit_jax.data.sources.digits import TRAIN_IMAGES
 from convit_jax.errors import InputError
 
 
-def test_digits_are_those_of_scikit_learn_each_once(digits):
+def test_digits_are_those_of_scikit_learn(digits):
     test = open_source("digits:test")
     assert (len(digits), len(test)) == (1400, 397)
     assert digits.class_names == tuple("0123456789")
@@ -25,26 +25,26 @@ def test_digits_are_those_of_scikit_learn_each_once(digits):
     original = load_digits()
     expected = np.round(original.images * 255 / 16).astype(np.uint8)
     for source, split in ((digits, slice(TRAIN_IMAGES)), (test, slice(TRAIN_IMAGES, None))):
-        ours = sorted(
+        actual = sorted(
             (label, Image.open(io.BytesIO(encoded)).tobytes())
             for encoded, label in (source[i] for i in range(len(source)))
         )
-        theirs = zip(original.target[split], expected[split], strict=True)
-        assert ours == sorted((int(label), image.tobytes()) for label, image in theirs)
+        pairs = zip(original.target[split], expected[split], strict=True)
+        assert actual == sorted((int(label), image.tobytes()) for label, image in pairs)
 
 
 def test_digits_are_written_as_array_record_once(digits, tfds_data_dir):
     files = list(tfds_data_dir.glob("digits/1.0.0/*array_record*"))
     assert len(files) == 2
-    written = [file.stat().st_mtime_ns for file in files]
+    modified = [file.stat().st_mtime_ns for file in files]
     open_source("digits:train")
-    assert [file.stat().st_mtime_ns for file in files] == written
+    assert [file.stat().st_mtime_ns for file in files] == modified
 
 
-def test_any_prepared_dataset_is_opened_by_its_tfds_name(digits, tfds_data_dir):
-    again = open_source(f"tfds:digits:train[:10]:{tfds_data_dir}")
-    assert len(again) == 10
-    assert again[3] == digits[3]
+def test_a_prepared_dataset_is_opened_by_its_tfds_name(digits, tfds_data_dir):
+    first_ten = open_source(f"tfds:digits:train[:10]:{tfds_data_dir}")
+    assert len(first_ten) == 10
+    assert first_ten[3] == digits[3]
 
 
 @pytest.mark.parametrize(
@@ -60,19 +60,19 @@ def test_any_prepared_dataset_is_opened_by_its_tfds_name(digits, tfds_data_dir):
         ("tfds:mnist:train", "nothing is prepared in .*tfds build mnist"),
     ],
 )
-def test_data_that_are_not_there_are_told_in_a_sentence(name, message, digits):
+def test_missing_data_are_reported_in_a_sentence(name, message, digits):
     with pytest.raises(InputError, match=message):
         open_source(name)
 
 
-def encode(shade, kind="JPEG"):
+def encode(shade, image_format="JPEG"):
     buffer = io.BytesIO()
-    Image.new("RGB", (20, 16), (shade, 2 * shade, 30)).save(buffer, kind)
+    Image.new("RGB", (20, 16), (shade, 2 * shade, 30)).save(buffer, image_format)
     return buffer.getvalue()
 
 
 def make_folder(root, classes):
-    """{class: {file name: bytes}} as directories."""
+    """Write {class: {file name: bytes}} as directories; return the name of the source."""
     for class_name, files in classes.items():
         for name, content in files.items():
             path = root / class_name / name
@@ -81,7 +81,7 @@ def make_folder(root, classes):
     return f"folder:{root}"
 
 
-def test_folders_of_images_are_classes_in_alphabetical_order(tmp_path):
+def test_the_classes_of_a_folder_are_in_alphabetical_order(tmp_path):
     name = make_folder(
         tmp_path,
         {
@@ -105,20 +105,20 @@ def test_folders_of_images_are_classes_in_alphabetical_order(tmp_path):
         ({"a": {"x.jpg": b"1"}, "b": {"x.txt": b""}}, "no images .* in the class directory b"),
     ],
 )
-def test_folders_without_images_are_told_in_a_sentence(tmp_path, classes, message):
+def test_folders_without_images_are_reported_in_a_sentence(tmp_path, classes, message):
     with pytest.raises(InputError, match=message):
         open_source(make_folder(tmp_path, classes))
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Two splits of a few images, of which one has no labels."""
+    """Two splits of a few images; the test split has no labels."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
         features = {
-            "picture": tfds.features.Image(encoding_format="jpeg"),
-            "kind": tfds.features.ClassLabel(names=["round", "square"]),
+            "photo": tfds.features.Image(encoding_format="jpeg"),
+            "shape": tfds.features.ClassLabel(names=["round", "square"]),
             "file_name": tfds.features.Text(),
             "weight": tfds.features.Tensor(shape=(2,), dtype=np.float32),
         }
@@ -128,13 +128,13 @@ class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         del dl_manager
         return {"train": self._generate_examples(30, 2), "test": self._generate_examples(3, None)}
 
-    def _generate_examples(self, count, classes):
+    def _generate_examples(self, count, num_classes):
         for i in range(count):
             yield (
                 i,
                 {
-                    "picture": io.BytesIO(encode(i)),
-                    "kind": i % classes if classes else -1,
+                    "photo": io.BytesIO(encode(i)),
+                    "shape": i % num_classes if num_classes else -1,
                     "file_name": f"{1000 - i}.jpg",
                     "weight": np.ones(2, np.float32),
                 },
@@ -143,13 +143,12 @@ class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """The same dataset prepared as TFRecord, several files, and as ArrayRecord: their names."""
+    """Names of one dataset prepared in both file formats, in several files each."""
     names = {}
     for file_format in ("tfrecord", "array_record"):
         directory = tmp_path_factory.mktemp(file_format)
         builder = Shapes(data_dir=directory, file_format=file_format)
-        shards = tfds.download.DownloadConfig(num_shards=3)
-        builder.download_and_prepare(download_config=shards)
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
         names[file_format] = f"tfds:shapes:{{}}:{directory}"
     return names
 
@@ -158,61 +157,62 @@ def contents(source):
     return sorted(source[i] + source.examples.name_and_label(i)[:1] for i in range(len(source)))
 
 
-def test_tfrecord_and_array_record_hold_the_same_and_names_are_found(shapes):
-    record, array = (
-        open_source(shapes[kind].format("train")) for kind in ("tfrecord", "array_record")
+def test_tfrecord_and_array_record_have_the_same_contents(shapes):
+    tfrecord, array_record = (
+        open_source(shapes[file_format].format("train"))
+        for file_format in ("tfrecord", "array_record")
     )
-    assert record.class_names == array.class_names == ("round", "square")
+    assert tfrecord.class_names == array_record.class_names == ("round", "square")
     expected = sorted((encode(i), i % 2, f"{1000 - i}.jpg") for i in range(30))
-    assert contents(record) == contents(array) == expected
-    assert record.describe(29).startswith("record 9 of ")
+    assert contents(tfrecord) == contents(array_record) == expected
+    assert tfrecord.describe(29).startswith("record 9 of ")
 
 
-def test_a_slice_of_tfrecord_is_that_slice(shapes):
-    whole = open_source(shapes["tfrecord"].format("train"))
+def test_a_slice_of_a_tfrecord_split(shapes):
+    full = open_source(shapes["tfrecord"].format("train"))
     part = open_source(shapes["tfrecord"].format("train[5:17]"))
-    assert [part[i] for i in range(12)] == [whole[i] for i in range(5, 17)]
+    assert [part[i] for i in range(12)] == [full[i] for i in range(5, 17)]
 
 
-def test_the_index_is_made_once_and_again_when_a_file_changes(shapes, monkeypatch):
+def test_the_index_is_built_once_and_rebuilt_when_a_file_changes(shapes, monkeypatch):
     name = shapes["tfrecord"].format("train[:9]")
-    made = []
+    indexed = []
     monkeypatch.setattr(
         tfrecord_index,
         "record_offsets",
-        lambda path, original=tfrecord_index.record_offsets: made.append(path) or original(path),
+        lambda path, original=tfrecord_index.record_offsets: indexed.append(path) or original(path),
     )
     open_source(name)
-    first = len(made)
-    assert first > 0
+    num_indexed = len(indexed)
+    assert num_indexed > 0
     open_source(name)
-    assert len(made) == first
-    path = pathlib.Path(made[0])
+    assert len(indexed) == num_indexed
+    path = pathlib.Path(indexed[0])
     os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 10))
     open_source(name)
-    assert len(made) > first
+    assert len(indexed) > num_indexed
 
 
-def test_sources_are_read_in_worker_processes(shapes):
-    for kind in shapes:
-        copy = pickle.loads(pickle.dumps(open_source(shapes[kind].format("train"))))
+def test_sources_can_be_pickled(shapes):
+    for name in shapes.values():
+        copy = pickle.loads(pickle.dumps(open_source(name.format("train"))))
         assert len(contents(copy)) == 30
 
 
-def test_damaged_tfrecord_is_told_in_a_sentence(tmp_path):
+def test_a_damaged_tfrecord_file_is_reported_in_a_sentence(tmp_path):
     path = tmp_path / "x.tfrecord"
     path.write_bytes(struct.pack("<QI", 100, 0) + b"too little")
     with pytest.raises(InputError, match=r"x.tfrecord ends inside record 0"):
         tfrecord_index.record_offsets(str(path))
 
 
-def test_a_split_without_labels_is_told_in_a_sentence(shapes):
+def test_a_split_without_labels_is_reported_in_a_sentence(shapes):
     with pytest.raises(InputError, match="the first label is -1, expected 0 to 1"):
         open_source(shapes["array_record"].format("test"))
 
 
 def test_the_real_imagenet_builder(tmp_path, monkeypatch):
-    """`imagenet2012` of TFDS, from tar files laid out like the real ones: few, small images."""
+    """TFDS prepares `imagenet2012` from tar files laid out like the real ones, with few images."""
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
     builder = tfds.builder("imagenet2012", data_dir=tmp_path)
