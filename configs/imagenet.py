@@ -8,7 +8,7 @@ Arguments, after a colon and separated by commas, as in configs/convit_s.py:frac
                   initialisation
     cifar100      CIFAR-100 scaled to 224 pixels, 1000 epochs (paper App. C)
     released      exactly the learning rate and the decay of the released code: the rate changes
-                  once an epoch and one epoch late, and 72 tensors decay rather than 70 (also the
+                  once per epoch and one epoch late, and 72 tensors decay rather than 70 (also the
                   class token and the positions)
 """
 
