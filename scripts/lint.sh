@@ -5,3 +5,4 @@ cd "$(dirname "$0")/.."
 ruff check .
 ruff format --check .
 shellcheck --external-sources scripts/*.sh .ci/run
+mypy
