@@ -13,7 +13,7 @@ import pytest
 from convit_jax.errors import InputError
 from convit_jax.models import architecture, forward_flops
 from convit_jax.planning.program import read_cost
-from convit_jax.planning.schedules import cycles_of
+from convit_jax.planning.schedules import count_cycles
 from convit_jax.planning.topologies import (
     CHIPS,
     TOPOLOGIES,
@@ -89,7 +89,7 @@ CYCLES = """
 import json
 import jax, jax.numpy as jnp
 from convit_jax.planning.program import read_cost
-from convit_jax.planning.schedules import cycles_of
+from convit_jax.planning.schedules import count_cycles
 from convit_jax.planning.topologies import CHIPS, find_topology
 
 found = {}
@@ -215,8 +215,8 @@ def test_the_docs_and_help_have_every_slice(repository):
         ("v5e-7", r"there are v4-8, .*, v6e-256, and others .*: did you mean 'v5e-8'\?"),
         ("v9:2x2", "there are v4-8, .*: expected one of v4, v5e, v5p, v6e"),
         ("v5e", r"there are v4-8, .*: did you mean 'v5e-\d+'"),
-        ("v5e:0x4", "expected v5e:4x8 or another such shape"),
-        ("v4:4x4", "expected v4:2x4x4 or another such shape"),
+        ("v5e:0x4", "expected a shape of 2 dimensions, such as v5e:4x8"),
+        ("v4:4x4", "expected a shape of 3 dimensions, such as v4:2x4x4"),
     ],
 )
 def test_an_unknown_slice_is_told_in_a_sentence(name, told):
@@ -240,7 +240,7 @@ def test_without_the_compiler_the_message_says_what_to_install(monkeypatch):
         (["--topology=v5e-256"], "64 images do not divide among 256 devices in pairs"),
         ([], "expected --topology=NAME"),
         (["--topology=v5e-4", "--examples=0"], "--examples=0: expected at least 1"),
-        (["--topology=v5e:3x5"], "those of v5e that are offered: 2x2, 2x4, 4x4"),
+        (["--topology=v5e:3x5"], "shapes offered for v5e: 2x2, 2x4, 4x4"),
         (["--topology=v5e-4", "--sweep=lr"], "should be one of <batch>"),
     ],
 )
@@ -330,9 +330,9 @@ LB: loop body
 
 def test_a_schedule_counts_its_bundles_as_often_as_they_run():
     """A grid of eight steps, in each five rounds of three bundles and two of one."""
-    assert cycles_of(SCHEDULE) == 1 + 8 * (3 + 5 * 3 + 2 * 1 + 1) + 1
+    assert count_cycles(SCHEDULE) == 1 + 8 * (3 + 5 * 3 + 2 * 1 + 1) + 1
     with pytest.raises(ValueError, match="no bundles"):
-        cycles_of("nothing")
+        count_cycles("nothing")
 
 
 def test_what_is_no_program_is_refused():

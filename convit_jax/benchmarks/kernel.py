@@ -72,7 +72,7 @@ def measure_kernel(
                 attention=attention,
             )
         )
-        found = schedules.recorded()
+        found = schedules.read_cycles()
         alone = [
             max((n for name, n in found.items() if part in name), default=0)
             for part in ("attention_forward", "attention_backward")

@@ -70,7 +70,7 @@ for name in sys.argv[1:]:
     x = jax.ShapeDtypeStruct((BATCH, 196, WIDTH), jnp.bfloat16, sharding=rows)
     schedules.clear()
     text = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile().as_text()
-    cost = read_cost(text, schedules.recorded())
+    cost = read_cost(text, schedules.read_cycles())
     # Copies and transposes of something as large as the tokens, but for the positional map.
     tokens = BATCH // len(devices) * 196 * WIDTH
     moved = []
