@@ -12,7 +12,7 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from convit_jax import kernels
-from convit_jax.training import mesh as meshes
+from convit_jax.distributed import mesh as meshes
 
 assert jax.device_count() == 8
 rng = np.random.default_rng(0)
