@@ -132,8 +132,13 @@ def make_plan(
         advice = memory_advice(config, topology.chips)
         problem = f"too large for a chip's memory{excess}: {advice}"
         return dataclasses.replace(plan, problem=problem, total_bytes=required)
+    hlo = compiled.as_text()
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
-    program = read_cost(compiled.as_text(), schedules.read_cycles())
+    # Optional in JAX, but the TPU compiler returns all three.
+    assert hlo is not None
+    assert memory is not None
+    assert costs is not None
+    program = read_cost(hlo, schedules.read_cycles())
     seconds = program.cycles / topology.chip.clock
     images_per_second = config.batch_size / seconds
     flops = 3 * forward_flops(experiment.architecture)
