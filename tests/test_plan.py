@@ -215,8 +215,8 @@ def test_docs_and_help_list_every_slice(repository):
         ("v5e-7", r"there are v4-8, .*, v6e-256, and others .*: did you mean 'v5e-8'\?"),
         ("v9:2x2", "there are v4-8, .*: expected one of v4, v5e, v5p, v6e"),
         ("v5e", r"there are v4-8, .*: did you mean 'v5e-\d+'"),
-        ("v5e:0x4", "expected a shape of 2 dimensions, such as v5e:4x8"),
-        ("v4:4x4", "expected a shape of 3 dimensions, such as v4:2x4x4"),
+        ("v5e:0x4", "expected v5e:4x8 or another shape of 2 dimensions"),
+        ("v4:4x4", "expected v4:2x4x4 or another shape of 3 dimensions"),
     ],
 )
 def test_an_unknown_slice_is_an_input_error(name, message):

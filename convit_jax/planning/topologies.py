@@ -161,8 +161,8 @@ def find_topology(name: str) -> Topology:
     if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (dimensions - 1), shape):
         example = _SHAPES[dimensions][3]
         raise InputError(
-            f"--topology={name}: expected a shape of {dimensions} dimensions, such as "
-            f"{generation}:{example}"
+            f"--topology={name}: expected {generation}:{example} or another shape of "
+            f"{dimensions} dimensions"
         )
     return Topology(name, generation, shape)
 
