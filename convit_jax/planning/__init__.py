@@ -1,4 +1,4 @@
-"""What a run would need on a TPU slice, found out by the TPU compiler without a TPU."""
+"""Estimates of what a run needs on a TPU slice, from the TPU compiler; no TPU is required."""
 
 from convit_jax.planning.compiling import Plan, make_plan
 from convit_jax.planning.topologies import (

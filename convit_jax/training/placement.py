@@ -1,8 +1,6 @@
 """An experiment on a mesh: where its arrays lie, and its steps compiled for that."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -29,8 +27,8 @@ class Placement:
     mesh: Mesh
     state: TrainState
     rows: NamedSharding
-    train_step: Callable[..., Any]
-    eval_step: Callable[..., Any]
+    train_step: jax.stages.Wrapped
+    eval_step: jax.stages.Wrapped
 
 
 def memory_advice(config: Config, devices: int) -> str:

@@ -12,7 +12,7 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from convit_jax import kernels
-from convit_jax.training import mesh as meshes
+from convit_jax.distributed import mesh as meshes
 
 assert jax.device_count() == 8
 rng = np.random.default_rng(0)
@@ -70,7 +70,7 @@ for name in sys.argv[1:]:
     x = jax.ShapeDtypeStruct((BATCH, 196, WIDTH), jnp.bfloat16, sharding=rows)
     schedules.clear()
     text = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile().as_text()
-    cost = read_cost(text, schedules.recorded())
+    cost = read_cost(text, schedules.read_cycles())
     # Copies and transposes of something as large as the tokens, but for the positional map.
     tokens = BATCH // len(devices) * 196 * WIDTH
     moved = []
