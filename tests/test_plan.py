@@ -154,7 +154,7 @@ def test_advice_leaves_out_options_that_are_already_set(make_config):
 
 
 @pytest.mark.parametrize(
-    ("largest", "tried", "told"),
+    ("largest", "tried", "summary"),
     [
         (64, [64, 128, 96, 80, 72], "fits: 64, 16 a chip (72 does not)."),
         (80, [64, 128, 96, 80, 88], "(88 does not)."),
@@ -171,12 +171,12 @@ def test_advice_leaves_out_options_that_are_already_set(make_config):
         (10**6, [64 * 2**n for n in range(8)], "fits: 8,192, 2,048 a chip (larger ones were"),
     ],
 )
-def test_a_sweep_narrows_down_the_largest_batch(largest, tried, told, monkeypatch):
+def test_a_sweep_narrows_down_the_largest_batch(largest, tried, summary, monkeypatch):
     """8 is the least that four chips take in pairs."""
     from convit_jax import plan as command
     from convit_jax.config import resolve
 
-    def judged(config, topology, **options):
+    def plan_for(config, topology, **options):
         size = config.batch_size
         assert config.eval_batch_size == size
         return SimpleNamespace(
@@ -186,11 +186,11 @@ def test_a_sweep_narrows_down_the_largest_batch(largest, tried, told, monkeypatc
             images_per_second=float(size <= largest) + (size == 80),
         )
 
-    monkeypatch.setattr(command, "make_plan", judged)
+    monkeypatch.setattr(command, "make_plan", plan_for)
     config = resolve({"batch_size": 64, "eval_batch_size": 64})
     plans = list(command.sweep(config, find_topology("v5e-4"), num_examples=100, num_classes=10))
     assert [plan.batch_size for plan in plans] == tried
-    assert told in command.describe_largest(plans)
+    assert summary in command.describe_largest(plans)
 
 
 def test_topologies_are_found_by_name_and_by_shape():
