@@ -28,7 +28,7 @@ from flax import nnx
 from convit_jax import analysis, data
 from convit_jax.analysis import locality
 from convit_jax.analysis.attention import check_layers
-from convit_jax.analysis.findings import Findings, find_out, layer_records
+from convit_jax.analysis.findings import Findings, collect_findings, layer_records
 from convit_jax.analysis.history import read_history
 from convit_jax.analysis.report import write_report
 from convit_jax.console import command_line
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 check_layers(layers, model.architecture.depth)
             screen.show(f"looking at {name}", 0, 1)
             preprocessing = weights.preprocessing(model.architecture)
-            looked = find_out(
+            looked = collect_findings(
                 name,
                 model,
                 examples.pixels(preprocessing),
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found,
             out,
             layers=layers,
-            facts=_facts(arguments, found),
+            header=_facts(arguments, found),
             progress=lambda name: screen.show(f"drawing {name}", 0, 1),
         )
     if arguments.json:

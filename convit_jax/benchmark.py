@@ -268,7 +268,7 @@ def _write_long_run(directory: epath.Path, samples: Sequence[Sample]) -> None:
     }
     lines = "".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in samples)
     write_whole(directory / "long_run.jsonl", lambda path: path.write_text(lines))
-    picture = style.drawn(resources_over_steps(columns), "png")
+    picture = style.render_figure(resources_over_steps(columns), "png")
     write_whole(directory / "long_run.png", lambda path: path.write_bytes(picture))
 
 

@@ -43,9 +43,9 @@ def test_without_an_initialisation_there_is_none_to_show():
 
 
 def test_layers_are_spread_as_in_the_paper():
-    assert attention.some_layers(architecture("convit_small")) == [1, 4, 7, 10]
-    assert attention.some_layers(architecture("deit_small")) == [1, 5, 8, 12]
-    assert attention.some_layers(make().architecture) == [1, 2]
+    assert attention.default_layers(architecture("convit_small")) == [1, 4, 7, 10]
+    assert attention.default_layers(architecture("deit_small")) == [1, 5, 8, 12]
+    assert attention.default_layers(make().architecture) == [1, 2]
 
 
 @pytest.mark.parametrize("query", [(3, 0), (0, 5), (-1, 0)])

@@ -6,7 +6,7 @@ import pytest
 
 from convit_jax.analysis import History, figures
 from convit_jax.analysis.figures import AttentionRow
-from convit_jax.analysis.figures.style import drawn
+from convit_jax.analysis.figures.style import render_figure
 
 
 def make_history(evaluations=3, layers=4, gated=2, heads=9, seed=0):
@@ -106,7 +106,7 @@ def test_masks_start_from_the_whole_model():
 def test_the_same_numbers_make_the_same_file():
     first, second = (figures.gates_by_layer(make_history().gates[0], "ConViT") for _ in range(2))
     for kind in ("svg", "png"):
-        assert drawn(first, kind) == drawn(second, kind)
+        assert render_figure(first, kind) == render_figure(second, kind)
 
 
 def test_settings_outside_are_left_alone_and_do_not_matter():

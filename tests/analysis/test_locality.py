@@ -107,7 +107,7 @@ def test_the_released_code_s_variant_gives_every_layer_the_bare_patches():
 def test_batches_of_any_size_give_the_same(monkeypatch):
     model, images = make(), make_images(5)
     whole = locality.measure_locality(model, images)
-    monkeypatch.setattr(locality, "_MOST_IMAGES", 2)
+    monkeypatch.setattr(locality, "_MAX_IMAGES", 2)
     parts = locality.measure_locality(model, images)
     assert parts.examples == 5
     assert np.allclose(whole.nonlocality, parts.nonlocality, atol=1e-6)
