@@ -201,9 +201,9 @@ def _attention_picture(
     return Picture(
         f"attention_{index + 1}",
         f"Attention in image {index + 1}",
-        "Attention of the framed patch in each head, on a log scale (paper Fig. 7); σ is the head's "
-        "gate. Maps with σ near 1 are positional, the same for every image; maps with σ near 0 "
-        "depend on the image.",
+        "Attention of the framed patch in each head, on a log scale (paper Fig. 7); σ is the gate. "
+        "Maps with σ near 1 are positional, the same for every image; maps with σ near 0 depend on "
+        "the image.",
         figures.attention_maps(findings[0].images[index], rows),
         raster=True,
     )

@@ -1,7 +1,7 @@
 """Figures like the paper's: functions of plain arrays that return matplotlib figures.
 
-None of them uses pyplot or changes global settings. Save a figure with `figure.savefig("gates.pdf")`;
-a notebook displays the returned figure.
+None of them uses pyplot or changes global settings. Save a figure with
+`figure.savefig("gates.pdf")`; a notebook displays the returned figure.
 """
 
 from convit_jax.analysis.figures.curves import (

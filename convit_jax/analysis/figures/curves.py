@@ -87,7 +87,7 @@ def nonlocality_by_layer(nonlocality: Mapping[str, np.ndarray]) -> Figure:
 
 @style.styled
 def gates_by_layer(gates: np.ndarray, name: str = "") -> Figure:
-    """Plot the final σ(λ) of each head, coloured, and the mean over heads in black.
+    """Plot the final σ(λ) of each head, coloured, and their mean in black (end of Fig. 6).
 
     Args:
         gates: σ(λ), [G, H].
