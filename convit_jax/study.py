@@ -36,7 +36,7 @@ from convit_jax.console import command_line
 from convit_jax.errors import InputError, nearest
 from convit_jax.models import list_models
 from convit_jax.studies import description, report
-from convit_jax.studies.cells import Job, list_cells, make_jobs, share_of
+from convit_jax.studies.cells import Job, jobs_of_worker, list_cells, make_jobs
 from convit_jax.studies.listing import list_jobs
 from convit_jax.studies.progress import Pace
 from convit_jax.studies.results import Result, read_result, read_results
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = list_cells(configs, fractions, arguments.seeds, rows, strengths, layers)
     description.open_study(out, configs, write=False)
     jobs = make_jobs(configs, cells)
-    share = share_of(jobs, worker, workers)
+    share = jobs_of_worker(jobs, worker, workers)
 
     def workdir(job: Job) -> pathlib.Path:
         return description.cell_directory(out, job.cell.name)
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         share,
         workdir,
         pace,
-        finished=lambda result: report.write_tables(out, results(), together),
+        on_finished=lambda _: report.write_tables(out, results(), together),
     )
     table = report.write_tables(out, results(), together)
     drawn = report.write_figures(out, results(), together)

@@ -8,7 +8,7 @@ import pytest
 from convit_jax.config import duration_in_steps, get
 from convit_jax.config.typed import differences
 from convit_jax.errors import InputError
-from convit_jax.studies.cells import list_cells, make_jobs, share_of
+from convit_jax.studies.cells import list_cells, make_jobs, jobs_of_worker
 from convit_jax.training import make_experiment, open_training_data
 
 
@@ -95,7 +95,7 @@ def test_nothing_is_overlooked_before_the_first_cell(twins):
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
 def test_shares_are_disjoint_and_together_everything(workers, twins):
     jobs = make_jobs(twins, list_cells(twins, [0.1, 1.0], 1))
-    shares = [share_of(jobs, worker, workers) for worker in range(1, workers + 1)]
+    shares = [jobs_of_worker(jobs, worker, workers) for worker in range(1, workers + 1)]
     names = [job.cell.name for share in shares for job in share]
     assert sorted(names) == sorted(job.cell.name for job in jobs)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -77,7 +77,7 @@ def test_means_and_spreads_are_over_seeds(make_result):
     assert found.keys() == {1.0}
     assert found[1.0].mean == pytest.approx(np.mean(values))
     assert found[1.0].spread == pytest.approx(np.std(values, ddof=1))
-    assert Mean.of([0.3]) == Mean(0.3, None, 1)
+    assert Mean.from_values([0.3]) == Mean(0.3, None, 1)
 
 
 @pytest.fixture
@@ -193,5 +193,5 @@ def test_time_is_that_of_the_same_model_or_else_of_all(make_result, twins):
     pace = Pace([make_result(seconds=6.0, timed_steps=12), make_result(timed_steps=0, seconds=99)])
     assert pace.seconds_for(jobs) == pytest.approx(12 * 0.5 * 2)
     pace.add("deit", 10, 1.0)
-    assert pace.seconds_for(jobs, done=2) == pytest.approx(10 * 0.5 + 12 * 0.1)
+    assert pace.seconds_for(jobs, completed=2) == pytest.approx(10 * 0.5 + 12 * 0.1)
     assert Pace([], images_per_second=32).seconds_for(jobs) == pytest.approx(2 * 12 * 16 / 32)

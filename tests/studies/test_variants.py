@@ -12,7 +12,7 @@ from convit_jax import models
 from convit_jax.config import architecture, resolve
 from convit_jax.errors import InputError
 from convit_jax.models.gpsa import convolutional_positions
-from convit_jax.studies.variants import TABLE_3, Variant, grid_variant, row_variant, varied
+from convit_jax.studies.variants import TABLE_3, Variant, grid_variant, row_variant, apply_variant
 from convit_jax.training import make_experiment
 from convit_jax.training.optimizer import match_parameters, parameter_names
 
@@ -44,7 +44,7 @@ def test_a_row_trains_what_the_paper_says(row, convit):
     expected = TABLE_3[row]
     small = dataclasses.replace(convit.model, depth=2, gpsa_layers=1)
     convit = dataclasses.replace(convit, model=small)
-    found = trained(varied(convit, row_variant(row, convit, "m")))
+    found = trained(apply_variant(convit, row_variant(row, convit, "m")))
     gpsa = {name for name in found if name.startswith("blocks.0.attention")}
     positional = {name for name in gpsa if "pos_proj" in name}
     if not expected.use_gpsa:
@@ -69,7 +69,7 @@ def test_a_row_trains_what_the_paper_says(row, convit):
 
 
 def test_gates_that_are_not_learned_stay_at_one_half(convit):
-    config = varied(convit, row_variant("b", convit, "m"))
+    config = apply_variant(convit, row_variant("b", convit, "m"))
     model = models.build(architecture(config, 10))
     assert np.allclose(model.blocks[0].attention.gate(), 0.5)
     learned = models.build(architecture(convit, 10))
@@ -78,7 +78,7 @@ def test_gates_that_are_not_learned_stay_at_one_half(convit):
 
 def test_row_e_is_the_twin(twins):
     """The very DeiT that a config would make: same heads, width and parameters."""
-    config = varied(twins["convit"], Variant("e"))
+    config = apply_variant(twins["convit"], Variant("e"))
     assert architecture(config, 10) == architecture(twins["deit"], 10)
 
 
@@ -88,7 +88,7 @@ def test_rows_are_those_of_the_imagenet_configs(row, repository):
     spec = importlib.util.spec_from_file_location("convit_s_plus", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    ours = varied(resolve(module.get_config()), Variant(row))
+    ours = apply_variant(resolve(module.get_config()), Variant(row))
     theirs = resolve(module.get_config(f"ablation={row}"))
     made = architecture(theirs, 1000)
     assert architecture(ours, 1000) == made
@@ -108,9 +108,9 @@ def test_rows_are_those_of_the_imagenet_configs(row, repository):
 
 
 def test_points_change_strength_and_layers(convit):
-    made = architecture(varied(convit, grid_variant(0.1, 3, convit, "m")), 10)
+    made = architecture(apply_variant(convit, grid_variant(0.1, 3, convit, "m")), 10)
     assert (made.locality_strength, made.gpsa_layers) == (0.1, 3)
-    plain = architecture(varied(convit, grid_variant(0.1, 0, convit, "m")), 10)
+    plain = architecture(apply_variant(convit, grid_variant(0.1, 0, convit, "m")), 10)
     assert plain.gpsa_layers == 0
     assert grid_variant(0.1, 0, convit, "m") == grid_variant(1.0, 0, convit, "m")
     assert grid_variant(1.0, 2, convit, "m") == grid_variant(None, None, convit, "m")
@@ -122,9 +122,9 @@ def test_a_strength_of_the_config_does_not_stand_in_a_row_s_way(convit):
         convit, model=dataclasses.replace(convit.model, locality_strength=2.0)
     )
     for row in TABLE_3:
-        made = architecture(varied(strong, Variant(row)), 10)
+        made = architecture(apply_variant(strong, Variant(row)), 10)
         assert made.conv_init == (TABLE_3[row].conv_init or row == "e")
-    assert architecture(varied(strong, Variant("", None, 0)), 10).gpsa_layers == 0
+    assert architecture(apply_variant(strong, Variant("", None, 0)), 10).gpsa_layers == 0
 
 
 def test_mistakes(twins):
@@ -135,4 +135,4 @@ def test_mistakes(twins):
     with pytest.raises(InputError, match=r"--gpsa-layers: the model 'deit' has no GPSA layers"):
         grid_variant(0.1, 2, twins["deit"], "deit")
     with pytest.raises(InputError, match=r"gpsa_layers=9: expected 0 to 3"):
-        varied(twins["convit"], Variant("", None, 9))
+        apply_variant(twins["convit"], Variant("", None, 9))
