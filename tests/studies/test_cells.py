@@ -8,7 +8,7 @@ import pytest
 from convit_jax.config import duration_in_steps, get
 from convit_jax.config.typed import differences
 from convit_jax.errors import InputError
-from convit_jax.studies.cells import list_cells, make_jobs, jobs_of_worker
+from convit_jax.studies.cells import jobs_of_worker, list_cells, make_jobs
 from convit_jax.training import make_experiment, open_training_data
 
 

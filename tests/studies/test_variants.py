@@ -12,7 +12,7 @@ from convit_jax import models
 from convit_jax.config import architecture, resolve
 from convit_jax.errors import InputError
 from convit_jax.models.gpsa import convolutional_positions
-from convit_jax.studies.variants import TABLE_3, Variant, grid_variant, row_variant, apply_variant
+from convit_jax.studies.variants import TABLE_3, Variant, apply_variant, grid_variant, row_variant
 from convit_jax.training import make_experiment
 from convit_jax.training.optimizer import match_parameters, parameter_names
 
