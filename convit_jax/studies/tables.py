@@ -87,12 +87,12 @@ def _efficiency_rows(
     examples = {r.fraction: r.examples for r in results}
     num_seeds = len(_seeds(results))
     for fraction in summaries.fractions(results):
-        first, *rest = [means[model].get(fraction) for model in models]
-        if not any((first, *rest)):
+        first, *other_means = [means[model].get(fraction) for model in models]
+        if not any((first, *other_means)):
             continue
         row = [_format_percent(fraction), f"{examples[fraction]:,}"]
-        row += [_format_mean(mean, num_seeds) for mean in (first, *rest)]
-        for mean in rest:
+        row += [_format_mean(mean, num_seeds) for mean in (first, *other_means)]
+        for mean in other_means:
             if first and mean and mean.mean:
                 row.append(f"{100 * relative_gap(first.mean, mean.mean):+.0f} %")
             else:
