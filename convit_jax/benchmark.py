@@ -291,8 +291,8 @@ def _write_long_run(directory: epath.Path, samples: Sequence[Sample]) -> None:
     }
     lines = "".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in samples)
     write_whole(directory / "long_run.jsonl", lambda path: path.write_text(lines))
-    image = style.drawn(resources_over_steps(columns), "png")
-    write_whole(directory / "long_run.png", lambda path: path.write_bytes(image))
+    picture = style.render_figure(resources_over_steps(columns), "png")
+    write_whole(directory / "long_run.png", lambda path: path.write_bytes(picture))
 
 
 def _print_json(records: Iterable[Any]) -> None:

@@ -351,7 +351,7 @@ STUDY = [
         ("--config.data.train=folder:@/nope", "'@/nope'"),
         ("--out=", "--out=: expected a path"),
         ("--out=@/file", "--out=@/file cannot be used as a directory"),
-        ("--out=@/images", "--out=@/images holds other things"),
+        ("--out=@/images", "--out=@/images holds other files"),
         ("--out=gs://bucket/study", "--out=gs://bucket/study", "locks"),
         (f"--out={LONG}", "a name of 5,000 bytes"),
         ("--dry-rn", "no flag --dry-rn", "'--dry-run'"),

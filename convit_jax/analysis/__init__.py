@@ -1,4 +1,4 @@
-"""What a trained model has learned, and what becomes of it without a part of that."""
+"""Measurements of what a trained model has learned, and of its accuracy with parts masked."""
 
 from convit_jax.analysis.history import History, read_history
 from convit_jax.analysis.locality import (

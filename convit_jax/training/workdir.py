@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import logging
-import os
 import pathlib
 import platform
 import time
@@ -19,6 +17,7 @@ from etils import epath
 
 from convit_jax.distributed.sharding import measure_spread
 from convit_jax.errors import InputError
+from convit_jax.system.file_lock import LockedError, NoLocksError, lock_file
 from convit_jax.system.paths import output_directory
 from convit_jax.system.whole_file import write_whole
 from convit_jax.training.experiment import Experiment
@@ -55,20 +54,17 @@ def claimed(directory: epath.Path) -> Iterator[None]:
     if jax.process_index() or "://" in str(directory):
         yield
         return
-    with pathlib.Path(directory, ".lock").open("a+") as file:
+    with contextlib.ExitStack() as stack:
+        path = pathlib.Path(directory, ".lock")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
+            stack.enter_context(lock_file(path, f", begun {time.ctime()}"))
+        except LockedError as error:
             raise InputError(
-                f"--workdir={directory} is in use by {file.read().strip() or 'another process'}: "
+                f"--workdir={directory} is in use by {error}: "
                 "expected one run at a time in a directory"
             ) from error
-        except OSError as error:
-            log.info("%s: no lock against a second start (%s)", directory, error.strerror)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}, begun {time.ctime()}\n")
-        file.flush()
+        except NoLocksError as error:
+            log.info("%s: no lock against a second start (%s)", directory, error)
         yield
 
 

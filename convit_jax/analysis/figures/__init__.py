@@ -1,7 +1,7 @@
-"""Figures of the paper's kind: functions of plain arrays that return matplotlib figures.
+"""Figures like the paper's: functions of plain arrays that return matplotlib figures.
 
-None of them touches pyplot or any global setting: `figure.savefig("gates.pdf")` is all that is
-needed, and a notebook shows what is returned.
+None of them uses pyplot or changes global settings. Save a figure with
+`figure.savefig("gates.pdf")`; a notebook displays the returned figure.
 """
 
 from convit_jax.analysis.figures.curves import (
