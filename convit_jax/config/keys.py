@@ -9,7 +9,7 @@ Durations are strings, "300 epochs" or "1500 steps", so that each is given in ex
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convit_jax import kernels, models
 from convit_jax.config.data_keys import AugmentConfig, DataConfig
@@ -74,15 +74,7 @@ def _or_none(kind: Any) -> Any:
 
 
 if TYPE_CHECKING:
-
-    @dataclasses.dataclass(frozen=True)
-    class ModelConfig:
-        """The fields of `Architecture`, None where the named model decides."""
-
-        name: str = ""
-
-        def __getattr__(self, field: str) -> Any: ...
-
+    ModelConfig: TypeAlias = Any  # its fields are those of `Architecture`, made at run time
 else:
     ModelConfig = _model_section()
 
