@@ -92,7 +92,9 @@ def _parser() -> command_line.Parser:
         help=f"images a step over all devices (default {IMAGES_A_DEVICE} for each device)",
     )
     parser.add_argument(
-        "--crop", type=float, help="share of the scaled image's side that is kept (default 0.875)"
+        "--crop",
+        type=float,
+        help=f"share of the scaled image's side that is kept (default {imagenet.CROP_FRACTION})",
     )
     parser.add_argument(
         "--num-workers",
@@ -142,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             source,
             preprocessing,
             batch_size=arguments.batch_size or IMAGES_A_DEVICE * jax.device_count(),
-            reading=data.Reading(
+            reading=data.LoaderOptions(
                 arguments.num_workers,
                 max_broken=arguments.max_broken,
                 exif_rotation=arguments.exif_rotation,

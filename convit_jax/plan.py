@@ -25,7 +25,7 @@ from rich.table import Table
 from convit_jax.config import Config
 from convit_jax.console import command_line
 from convit_jax.console.screen import PipedConsole
-from convit_jax.data.images.preprocessing import IMAGENET_EXAMPLES
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 from convit_jax.planning import (
     Plan,
@@ -37,9 +37,9 @@ from convit_jax.planning import (
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: v5e-256, or v4:4x4x4.")
 _EXAMPLES = flags.DEFINE_integer(
-    "examples", IMAGENET_EXAMPLES, "Training images; ImageNet's by default."
+    "examples", imagenet.NUM_TRAIN_IMAGES, "Training images; ImageNet's by default."
 )
-_CLASSES = flags.DEFINE_integer("classes", 1000, "Classes; ImageNet's by default.")
+_CLASSES = flags.DEFINE_integer("classes", imagenet.NUM_CLASSES, "Classes; ImageNet's by default.")
 _SWEEP = flags.DEFINE_enum(
     "sweep", None, ["batch"], "batch: find the largest that fits, to within an eighth."
 )

@@ -55,7 +55,7 @@ def test_what_is_no_image_is_named_and_the_rest_predicted(images, weights, capsy
     assumed, *named = said.splitlines()
     assert "a centre crop of 0.875 are assumed" in assumed
     assert named == [
-        f"predict: {images}/broken.jpg: no image of a known kind",
+        f"predict: {images}/broken.jpg: not an image of a known format",
         f"predict: no image at {images}/none.jpg: the file does not exist",
     ]
 

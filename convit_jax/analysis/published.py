@@ -3,7 +3,7 @@
 import dataclasses
 
 from convit_jax import data
-from convit_jax.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.sources import imagenet
 
 # What masks do, as a key: (which, number of layers); ("", 0) is none.
@@ -27,7 +27,7 @@ class Published:
 
 
 # The side's share that was kept of images: where the released code and timm differ, both count.
-_CROPS = {"convit": (0.875,), "deit": (0.875, 0.9)}
+_CROPS = {"convit": (imagenet.CROP_FRACTION,), "deit": (imagenet.CROP_FRACTION, 0.9)}
 
 # timm's results table, at its 224 pixels; its rows of DeiT are with a crop of 0.9, not 0.875.
 _TIMM = "timm's results table"
@@ -174,13 +174,9 @@ def is_published_preprocessing(model: str, preprocessing: Preprocessing) -> bool
     """Whether images are prepared as for the published results of a model."""
     return (
         preprocessing.crop_fraction in _CROPS[model.partition("_")[0]]
-        and tuple(preprocessing.mean) == IMAGENET_MEAN
-        and tuple(preprocessing.std) == IMAGENET_STD
+        and tuple(preprocessing.mean) == imagenet.MEAN
+        and tuple(preprocessing.std) == imagenet.STD
     )
-
-
-# By which a folder is taken for ImageNet's validation images, if it has its classes.
-_VALIDATION_IMAGES = 50_000
 
 
 def tfds_name(name: str) -> str:
@@ -199,7 +195,10 @@ def known_dataset(name: str, source: data.Source, classes_of: str | None) -> str
     """
     known = tfds_name(name)
     if name.startswith("folder:"):
-        whole = imagenet.is_imagenet(source.class_names) and len(source) == _VALIDATION_IMAGES
+        whole = (
+            imagenet.is_imagenet(source.class_names)
+            and len(source) == imagenet.NUM_VALIDATION_IMAGES
+        )
         known = "imagenet2012" if whole else ""
     elif known == "imagenet2012" and name.split(":")[2] != "validation":
         known = ""

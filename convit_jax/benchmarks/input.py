@@ -14,12 +14,12 @@ from convit_jax.benchmarks.timm_model import check_timm
 from convit_jax.benchmarks.worker_memory import worker_memory
 from convit_jax.data import EpochOrder, EvalTransform, Source, TrainTransform, open_source
 from convit_jax.data.reading import Images, Row, RowReader
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 # Rounds in which everything is measured in turn, so that a slow minute hits all alike.
 _ROUNDS = 5
-_IMAGENET_EVAL_CROP = 0.875
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _readings(
         steps = iter(range(sys.maxsize))
         return reader, ([order.locate(s, row) for row in range(batch_size)] for s in steps)
 
-    transform = EvalTransform(size, 3, _IMAGENET_EVAL_CROP)
+    transform = EvalTransform(size, 3, imagenet.CROP_FRACTION)
     evaluation = RowReader(images, transform, (*size, 3), None, images.rotates_by_exif)
     starts = iter(range(0, sys.maxsize, batch_size))
     in_turn = ([Row((s + i) % len(images)) for i in range(batch_size)] for s in starts)
@@ -141,7 +141,7 @@ def _timm_paces(images: Images, side: int, batch_size: int) -> dict[str, Pace]:
 
     common = {"input_size": side, "interpolation": "bicubic", "use_prefetcher": True}
     transforms = {
-        "evaluation": create_transform(**common, crop_pct=_IMAGENET_EVAL_CROP),
+        "evaluation": create_transform(**common, crop_pct=imagenet.CROP_FRACTION),
         # At a magnitude of 10 its Posterize asks Pillow for 0 bits, which is an error there.
         "full recipe": create_transform(
             **common, is_training=True, auto_augment=f"{RANDAUGMENT}-mmax9"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from convit_jax.benchmarks.attention import FORMS
 from convit_jax.benchmarks.timing import timed
 from convit_jax.config import resolve
-from convit_jax.data.images.preprocessing import IMAGENET_EXAMPLES
+from convit_jax.data.sources import imagenet
 from convit_jax.planning import find_topology, make_plan, schedules
 
 # What the paper's recipe does on the device; the host's part of it costs a chip nothing.
@@ -67,8 +67,8 @@ def measure_kernel(
             lambda config=config, attention=attention: make_plan(
                 config,
                 slice_,
-                num_examples=IMAGENET_EXAMPLES,
-                num_classes=1000,
+                num_examples=imagenet.NUM_TRAIN_IMAGES,
+                num_classes=imagenet.NUM_CLASSES,
                 attention=attention,
             )
         )

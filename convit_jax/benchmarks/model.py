@@ -11,7 +11,7 @@ from flax import nnx
 from convit_jax import models
 from convit_jax.benchmarks.timing import fastest, timed
 from convit_jax.config import resolve
-from convit_jax.data.images.preprocessing import IMAGENET_EXAMPLES
+from convit_jax.data.sources import imagenet
 from convit_jax.distributed import mesh as meshes
 from convit_jax.system.paths import output_directory
 from convit_jax.training import make_experiment
@@ -86,12 +86,17 @@ def measure_model(
         }
     )
     one = meshes.create_mesh(1, jax.devices()[:1])
-    experiment = make_experiment(config, num_examples=IMAGENET_EXAMPLES, num_classes=1000, mesh=one)
+    experiment = make_experiment(
+        config, num_examples=imagenet.NUM_TRAIN_IMAGES, num_classes=imagenet.NUM_CLASSES, mesh=one
+    )
     state = jax.jit(experiment.init_state)()
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
     batch = jax.device_put(
-        {"image": pixels, "label": rng.integers(0, 1000, batch_size).astype(np.int32)}
+        {
+            "image": pixels,
+            "label": rng.integers(0, imagenet.NUM_CLASSES, batch_size).astype(np.int32),
+        }
     )
     images = jax.device_put(pixels.astype(np.float32) / 255 - 0.5)
 

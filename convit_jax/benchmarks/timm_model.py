@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from convit_jax.benchmarks.timing import fastest
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 
 # Those of our models that timm has.
@@ -65,7 +66,7 @@ def measure_timm(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     run = torch.compile(model) if compiled else model
     images = torch.randn(batch_size, 3, image_size, image_size, device=place)
-    labels = torch.randint(0, 1000, (batch_size,), device=place)
+    labels = torch.randint(0, imagenet.NUM_CLASSES, (batch_size,), device=place)
 
     def forward() -> Any:
         with torch.no_grad(), mixed:

@@ -265,7 +265,7 @@ def test_sixteen_bits_and_floats_have_a_scale():
         (7, "of type int"),
         ([np.zeros((0, 8, 3), np.uint8)], r"image 0: \(0, 8, 3\): expected at least one pixel"),
         (np.zeros((8, 8, 3), np.float32), r"float32 \(8, 8, 3\): expected uint8"),
-        ([JPEG, b"no image"], "image 1: no image of a known kind"),
+        ([JPEG, b"no image"], "image 1: not an image of a known format"),
         (["nowhere.jpg"], "no image at nowhere.jpg"),
     ],
 )
@@ -384,7 +384,7 @@ def test_animations_and_several_pages_show_their_first(tmp_path):
 def test_files_that_other_programs_would_have_to_read_are_no_images(tmp_path):
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     for encoded in (postscript, b"\xd7\xcd\xc6\x9a" + bytes(40), b"%PDF-1.4\n"):
-        with pytest.raises(BrokenImageError, match="no image of a known kind"):
+        with pytest.raises(BrokenImageError, match="not an image of a known format"):
             decode(encoded, 3)
 
 

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from convit_jax.data import (
+    BrokenImageCounter,
     EpochOrder,
     EvalTransform,
-    Health,
-    Reading,
+    LoaderOptions,
     TrainTransform,
     eval_batches,
     open_source,
     train_batches,
 )
 from convit_jax.data.open_files import OpenFiles
-from convit_jax.data.reading import Broken, Row, RowReader
+from convit_jax.data.reading import BrokenImage, Row, RowReader
 from convit_jax.data.sources import tfrecord_index as index_module
 from convit_jax.data.sources.image_paths import find_images
 from convit_jax.data.sources.records import ArrayRecords, Span, TFExamples
@@ -87,14 +87,14 @@ ODD_RECORDS = {
 @pytest.mark.parametrize("odd", ODD_RECORDS)
 def test_one_odd_record_is_counted_and_named_and_the_rest_is_read(dataset, odd, caplog):
     source = dataset([GOOD] * 3 + [ODD_RECORDS[odd]] + [GOOD] * 4)
-    (batch,) = eval_batches(source, 8, VIEW, reading=Reading(max_broken=0.2))
+    (batch,) = eval_batches(source, 8, VIEW, options=LoaderOptions(max_broken=0.2))
     assert batch["mask"].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
     (line,) = [line for line in caplog.messages if "cannot read" in line]
     assert "record 3 of " in line
     order = EpochOrder(8, 8, 0)
     batches = train_batches(
         source, order, TrainTransform((8, 8), 3), start_step=0, num_steps=1,
-        reading=Reading(max_broken=0.2),
+        options=LoaderOptions(max_broken=0.2),
     )  # fmt: skip
     assert next(batches)["label"].tolist() == [1] * 8
     with pytest.raises(RunError, match=r"record 3 of .*max_broken allows 0"):
@@ -103,7 +103,7 @@ def test_one_odd_record_is_counted_and_named_and_the_rest_is_read(dataset, odd, 
 
 def test_images_of_several_labels_have_only_those_that_there_are(dataset, caplog):
     source = dataset([GOOD, example(image=JPEG, label=5), example(image=JPEG, label=-1)], classes=3)
-    (batch,) = eval_batches(source, 3, VIEW, reading=Reading(max_broken=0.9))
+    (batch,) = eval_batches(source, 3, VIEW, options=LoaderOptions(max_broken=0.9))
     assert batch["mask"].tolist() == [1, 0, 0]
     assert batch["label"][0].tolist() == [0, 1, 0]
     assert "its labels are [5], expected 0 to 2" in caplog.text
@@ -151,23 +151,23 @@ class Failing:
 )  # fmt: skip
 def test_faults_of_the_machine_stop_the_run_and_are_no_broken_images(code, workers, caplog):
     images = Failing(OSError(code, os.strerror(code)), range(40))
-    reading = Reading(num_workers=workers, max_broken=0.9)
+    reading = LoaderOptions(num_workers=workers, max_broken=0.9)
     with pytest.raises(MachineError, match=r"^photograph \d+: \w+") as raised:
-        list(eval_batches(images, 40, VIEW, reading=reading))
+        list(eval_batches(images, 40, VIEW, options=reading))
     assert "broken" not in str(raised.value)
     assert "cannot read" not in caplog.text
 
 
 def test_one_bad_sector_is_one_broken_image():
     images = Failing(OSError(errno.EIO, os.strerror(errno.EIO)), {7, 8})
-    (batch,) = eval_batches(images, 40, VIEW, reading=Reading(max_broken=0.1))
+    (batch,) = eval_batches(images, 40, VIEW, options=LoaderOptions(max_broken=0.1))
     assert np.flatnonzero(batch["mask"] == 0).tolist() == [7, 8]
 
 
 def test_one_image_that_was_deleted_meanwhile_is_named(tmp_path, caplog):
     source = open_source(folder(tmp_path, ["cat", "dog"], count=10))
     (tmp_path / "cat" / "3.png").unlink()
-    (batch,) = eval_batches(source, 20, VIEW, reading=Reading(max_broken=0.1))
+    (batch,) = eval_batches(source, 20, VIEW, options=LoaderOptions(max_broken=0.1))
     assert batch["mask"].sum() == 19
     assert f"cannot read {tmp_path}/cat/3.png: No such file or directory" in caplog.text
 
@@ -176,7 +176,7 @@ def test_a_class_of_broken_images_does_not_train_on_black_ones(tmp_path):
     images = Failing(ValueError("garbled"), range(36))
     batches = train_batches(
         images, EpochOrder(40, 40, 0), TrainTransform((8, 8), 3), start_step=0, num_steps=1,
-        reading=Reading(max_broken=0.95),
+        options=LoaderOptions(max_broken=0.95),
     )  # fmt: skip
     with pytest.raises(RunError, match=r"cannot read photograph \d+: garbled; nor any image near"):
         next(batches)
@@ -185,7 +185,7 @@ def test_a_class_of_broken_images_does_not_train_on_black_ones(tmp_path):
 SHARDS = """
 import resource, sys, time
 import numpy as np
-from convit_jax.data import EvalTransform, Reading, eval_batches
+from convit_jax.data import EvalTransform, LoaderOptions, eval_batches
 from convit_jax.data.sources.records import ArrayRecords, Span, TFExamples
 from convit_jax.data.sources.source import Source
 from convit_jax.data.sources.tfrecord_index import open_tfrecords
@@ -197,7 +197,7 @@ source = Source("tfds:shards:train", TFExamples(records, "image", "label"), ("a"
 if __name__ == "__main__":
     examples, labels = 0, []
     for _ in range(2):
-        for batch in eval_batches(source, 512, EvalTransform((8, 8), 3), reading=Reading(workers)):
+        for batch in eval_batches(source, 512, EvalTransform((8, 8), 3), options=LoaderOptions(workers)):
             examples += int(batch["mask"].sum())
     print(examples)
 """  # noqa: E501
@@ -319,7 +319,7 @@ def test_a_garbled_tfrecord_file_is_read_in_part_or_a_sentence(mutation, tmp_pat
     except InputError:
         return
     source = source_of(TFExamples(records, "image", "label"))
-    (batch,) = eval_batches(source, 3, VIEW, reading=Reading(max_broken=0.99))
+    (batch,) = eval_batches(source, 3, VIEW, options=LoaderOptions(max_broken=0.99))
     assert batch["image"].shape == (3, 8, 8, 3)
 
 
@@ -387,15 +387,15 @@ def test_rotation_by_exif_is_a_choice(choice, folder_turns, tfds_turns, tmp_path
     for source, turns in sources:
         shape = (24, 16) if turns else (16, 24)
         for workers in (0, 1):
-            reading = Reading(workers, exif_rotation=choice)
-            (batch,) = eval_batches(source, 1, EvalTransform(shape, 3), reading=reading)
+            reading = LoaderOptions(workers, exif_rotation=choice)
+            (batch,) = eval_batches(source, 1, EvalTransform(shape, 3), options=reading)
             expected = np.rot90(upright, -1) if turns else upright
             assert np.abs(batch["image"][0] - expected).mean() < 5
 
 
 def test_another_choice_of_rotation_is_refused():
     with pytest.raises(InputError, match="exif_rotation='honor': did you mean 'honour'"):
-        Reading(exif_rotation="honor")
+        LoaderOptions(exif_rotation="honor")
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4)])
@@ -422,27 +422,27 @@ def test_the_limit_of_broken_images_is_one_of_all_that_processes_meet():
     images = Failing(ValueError(), ())
     everybodys = []
     for process in range(10):
-        health = Health(images, 0.05, alone=False)
-        health.count(
-            [Broken(index, f"photograph {index}", "x") for index in (process, 39 - process)]
+        health = BrokenImageCounter(images, 0.05, enforce=False)
+        health.add(
+            [BrokenImage(index, f"photograph {index}", "x") for index in (process, 39 - process)]
         )
-        health.count([Broken(0, "photograph 0", "x")])
-        everybodys += list(health.met)
+        health.add([BrokenImage(0, "photograph 0", "x")])
+        everybodys += list(health.indices)
     told = set()
     for _ in range(2):
         with pytest.raises(RunError, match=r"at least 20 of 40 images.*allows 2") as raised:
-            Health(images, 0.05, alone=False).check(everybodys)
+            BrokenImageCounter(images, 0.05, enforce=False).check(everybodys)
         told.add(str(raised.value))
     assert len(told) == 1
-    Health(images, 0.5, alone=False).check(everybodys)
+    BrokenImageCounter(images, 0.5, enforce=False).check(everybodys)
 
 
 def test_each_broken_image_is_logged_once(caplog):
     reader = RowReader(Failing(ValueError("garbled"), {3}), VIEW, (8, 8, 3), None)
-    health = Health(reader.images, 0.5)
+    health = BrokenImageCounter(reader.images, 0.5)
     for _ in range(3):
         found = reader.read([Row(3), Row(4)], np.empty((2, 8, 8, 3), np.uint8))
-        health.count(found.broken)
+        health.add(found.broken)
     assert collections.Counter(caplog.messages) == {
         "cannot read photograph 3: garbled (1 of at most 20)": 1
     }

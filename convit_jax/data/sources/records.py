@@ -15,7 +15,7 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
-from convit_jax.data.open_files import OpenFiles, open_at_once
+from convit_jax.data.open_files import OpenFiles, max_open_files
 from convit_jax.data.sources import tf_example
 
 # A TFRecord is its length (8 bytes), a checksum (4), the payload and a checksum (4).
@@ -78,7 +78,7 @@ class ArrayRecords(_Spans):
 
     @functools.cached_property
     def _files(self) -> OpenFiles[Any]:
-        capacity = open_at_once(len(self.spans))
+        capacity = max_open_files(len(self.spans))
         return OpenFiles(_open_array_record, lambda reader: reader.close(), capacity)
 
     def __getitem__(self, index: int) -> bytes:
@@ -109,7 +109,7 @@ class TFRecords(_Spans):
 
     @functools.cached_property
     def _files(self) -> OpenFiles[int]:
-        capacity = open_at_once(len(self.spans))
+        capacity = max_open_files(len(self.spans))
         return OpenFiles(lambda path: os.open(path, os.O_RDONLY), os.close, capacity)
 
     def __getitem__(self, index: int) -> bytes:
