@@ -131,7 +131,7 @@ def _make_preprocessing(
             (len(size) == 2, f"image_size={image_size}: expected a side or (height, width)"),
             (min(size) >= 1, f"image_size={image_size}: expected at least 1 pixel"),
             (0 < crop_fraction <= 1, f"crop_fraction={crop_fraction}: expected above 0, up to 1"),
-            (len(mean) == len(std), f"{len(mean)} means and {len(std)} std: expected the same number"),
+            (len(mean) == len(std), f"{len(mean)} means, {len(std)} std: expected equally many"),
             (np.all(np.isfinite(mean)), f"mean={mean}: expected finite numbers"),
             (np.all(np.isfinite(std)) and min(std) > 0, f"std={std}: expected numbers above 0"),
         ):

@@ -92,9 +92,8 @@ def test_rotation_zoom_shear_and_shift_are_combined_into_one_map(seed):
     ranges = {"rotate": 40.0, "zoom": 0.4, "shear": 25.0, "translate": 0.1}
     names = ("rotate", "zoom", "shear", "x", "y")
     draws = dict(zip(names, np.random.default_rng(seed).uniform(-1, 1, 5), strict=True))
-    actual = TrainTransform((40, 50), 1, **ranges)(image, FixedGenerator(**draws))[..., 0].astype(
-        int
-    )
+    transform = TrainTransform((40, 50), 1, **ranges)
+    actual = transform(image, FixedGenerator(**draws))[..., 0].astype(int)
 
     angle = math.radians(40.0 * draws["rotate"])
     rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
