@@ -228,9 +228,8 @@ def _garbled_pickle(content: bytes, rng: Random) -> bytes:
     out = bytearray(content)
     for _ in range(rng.choice((1, 2, 3))):
         offset = rng.randrange(len(out))
-        out[offset] = rng.choice(
-            (*b"cRbi()}]eusKMJNht.0q\x85\x86\x87\x88\x89\x93", rng.randrange(256))
-        )
+        opcodes = b"cRbi()}]eusKMJNht.0q\x85\x86\x87\x88\x89\x93"
+        out[offset] = rng.choice((*opcodes, rng.randrange(256)))
     return bytes(out)
 
 

@@ -1,7 +1,7 @@
 """Worker processes that read rows: small, quick to start, and terminated with their parent.
 
 They are spawned, not forked from a process that uses JAX, and import what reading needs but neither
-JAX nor TensorFlow. Grain's own workers would import both, since importing Grain imports JAX.
+JAX nor TensorFlow. Grain's own workers would import JAX, since importing Grain does.
 """
 
 import contextlib
