@@ -94,7 +94,7 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--crop",
         type=float,
-        help="centre crop as a fraction of the scaled image (default 0.875)",
+        help=f"centre crop as a fraction of the scaled image (default {imagenet.CROP_FRACTION})",
     )
     parser.add_argument(
         "--num-workers",
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             source,
             preprocessing,
             batch_size=arguments.batch_size or IMAGES_A_DEVICE * jax.device_count(),
-            reading=data.Reading(
+            reading=data.LoaderOptions(
                 arguments.num_workers,
                 max_broken=arguments.max_broken,
                 exif_rotation=arguments.exif_rotation,

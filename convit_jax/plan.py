@@ -24,7 +24,7 @@ from rich.table import Table
 from convit_jax.config import Config
 from convit_jax.console import command_line
 from convit_jax.console.screen import PipedConsole
-from convit_jax.data.images.preprocessing import IMAGENET_EXAMPLES
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 from convit_jax.planning import (
     Plan,
@@ -148,11 +148,17 @@ def _parser() -> command_line.Parser:
     add(
         "--examples",
         type=int,
-        default=IMAGENET_EXAMPLES,
+        default=imagenet.NUM_TRAIN_IMAGES,
         metavar="N",
         help="training images (default %(default)s, ImageNet's)",
     )
-    add("--classes", type=int, default=1000, metavar="N", help="classes (default 1000, ImageNet's)")
+    add(
+        "--classes",
+        type=int,
+        default=imagenet.NUM_CLASSES,
+        metavar="N",
+        help="classes (default %(default)s, ImageNet's)",
+    )
     add("--sweep", choices=["batch"], help="batch: find the largest that fits, within an eighth")
     add("--json", action="store_true", help="print one JSON object a line")
     return parser

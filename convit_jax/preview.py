@@ -50,7 +50,7 @@ def contact_sheet(
             experiment.train_transform,
             start_step=step,
             num_steps=step + 1,
-            reading=data.Reading(
+            options=data.LoaderOptions(
                 max_broken=experiment.config.data.max_broken,
                 exif_rotation=experiment.config.data.exif_rotation,
             ),

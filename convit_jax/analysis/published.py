@@ -3,7 +3,7 @@
 import dataclasses
 
 from convit_jax import data
-from convit_jax.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.sources import imagenet
 
 # A mask as a key: (kind, number of layers).
@@ -27,7 +27,7 @@ class Published:
 
 
 # Crop fractions of the published evaluations: the released code's, and timm's if different.
-_CROPS = {"convit": (0.875,), "deit": (0.875, 0.9)}
+_CROPS = {"convit": (imagenet.CROP_FRACTION,), "deit": (imagenet.CROP_FRACTION, 0.9)}
 
 # timm's results table at 224 pixels; its DeiT rows use a crop of 0.9, not 0.875.
 _TIMM = "timm's results table"
@@ -174,13 +174,9 @@ def is_published_preprocessing(model: str, preprocessing: Preprocessing) -> bool
     """Return whether the preprocessing is that of the model's published results."""
     return (
         preprocessing.crop_fraction in _CROPS[model.partition("_")[0]]
-        and tuple(preprocessing.mean) == IMAGENET_MEAN
-        and tuple(preprocessing.std) == IMAGENET_STD
+        and tuple(preprocessing.mean) == imagenet.MEAN
+        and tuple(preprocessing.std) == imagenet.STD
     )
-
-
-# A folder with ImageNet's classes and this many images is taken for its validation set.
-_VALIDATION_IMAGES = 50_000
 
 
 def tfds_name(name: str) -> str:
@@ -199,7 +195,11 @@ def known_dataset(name: str, source: data.Source, classes_of: str | None) -> str
     """
     known = tfds_name(name)
     if name.startswith("folder:"):
-        complete = imagenet.is_imagenet(source.class_names) and len(source) == _VALIDATION_IMAGES
+        # A folder with ImageNet's classes and as many images is taken for its validation set.
+        complete = (
+            imagenet.is_imagenet(source.class_names)
+            and len(source) == imagenet.NUM_VALIDATION_IMAGES
+        )
         known = "imagenet2012" if complete else ""
     elif known == "imagenet2012" and name.split(":")[2] != "validation":
         known = ""

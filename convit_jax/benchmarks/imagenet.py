@@ -4,8 +4,6 @@ from collections.abc import Mapping
 
 from convit_jax.config import Config, resolve
 
-NUM_CLASSES = 1000
-
 
 def imagenet_config(
     model: str,

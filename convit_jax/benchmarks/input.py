@@ -14,12 +14,12 @@ from convit_jax.benchmarks.timm_model import check_timm
 from convit_jax.benchmarks.worker_memory import worker_memory
 from convit_jax.data import EpochOrder, EvalTransform, Source, TrainTransform, open_source
 from convit_jax.data.reading import Images, Row, RowReader
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 # Everything is measured in turn in each round, so that a slow minute affects all alike.
 _ROUNDS = 5
-_IMAGENET_EVAL_CROP = 0.875
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _workloads(
         steps = itertools.count()
         return reader, ([order.locate(step, row) for row in range(batch_size)] for step in steps)
 
-    transform = EvalTransform(size, 3, _IMAGENET_EVAL_CROP)
+    transform = EvalTransform(size, 3, imagenet.CROP_FRACTION)
     evaluation = RowReader(source, transform, (*size, 3), None, source.rotates_by_exif)
     starts = itertools.count(0, batch_size)
     in_order = ([Row((start + i) % len(source)) for i in range(batch_size)] for start in starts)
@@ -143,7 +143,7 @@ def _timm_speed_tests(images: Images, side: int, batch_size: int) -> dict[str, S
 
     common = {"input_size": side, "interpolation": "bicubic", "use_prefetcher": True}
     transforms = {
-        "evaluation": create_transform(**common, crop_pct=_IMAGENET_EVAL_CROP),
+        "evaluation": create_transform(**common, crop_pct=imagenet.CROP_FRACTION),
         # At magnitude 10 timm's Posterize passes 0 bits to Pillow, which raises an error.
         "full recipe": create_transform(
             **common, is_training=True, auto_augment=f"{RANDAUGMENT}-mmax9"

@@ -9,9 +9,9 @@ import functools
 from collections.abc import Iterator, Sequence
 
 from convit_jax.benchmarks.attention import FORMS
-from convit_jax.benchmarks.imagenet import NUM_CLASSES, imagenet_config
+from convit_jax.benchmarks.imagenet import imagenet_config
 from convit_jax.benchmarks.timing import time_call
-from convit_jax.data.images.preprocessing import IMAGENET_EXAMPLES
+from convit_jax.data.sources import imagenet
 from convit_jax.planning import find_topology, make_plan, schedules
 
 # The device's part of the paper's augmentation; the host's part adds nothing to the train step.
@@ -65,8 +65,8 @@ def measure_kernel(
             make_plan,
             config,
             target,
-            num_examples=IMAGENET_EXAMPLES,
-            num_classes=NUM_CLASSES,
+            num_examples=imagenet.NUM_TRAIN_IMAGES,
+            num_classes=imagenet.NUM_CLASSES,
             attention=attention,
         )
         plan, compile_seconds = time_call(compile_step)

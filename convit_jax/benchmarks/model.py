@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 from convit_jax import models
-from convit_jax.benchmarks.imagenet import NUM_CLASSES, imagenet_config
+from convit_jax.benchmarks.imagenet import imagenet_config
 from convit_jax.benchmarks.timing import best_time, time_call
-from convit_jax.data.images.preprocessing import IMAGENET_EXAMPLES
+from convit_jax.data.sources import imagenet
 from convit_jax.distributed import mesh as meshes
 from convit_jax.system.paths import output_directory
 from convit_jax.training import make_experiment
@@ -78,15 +78,18 @@ def measure_model(
     )
     experiment = make_experiment(
         config,
-        num_examples=IMAGENET_EXAMPLES,
-        num_classes=NUM_CLASSES,
+        num_examples=imagenet.NUM_TRAIN_IMAGES,
+        num_classes=imagenet.NUM_CLASSES,
         mesh=meshes.create_mesh(1, jax.devices()[:1]),
     )
     state = jax.jit(experiment.init_state)()
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
     batch = jax.device_put(
-        {"image": pixels, "label": rng.integers(0, NUM_CLASSES, batch_size).astype(np.int32)}
+        {
+            "image": pixels,
+            "label": rng.integers(0, imagenet.NUM_CLASSES, batch_size).astype(np.int32),
+        }
     )
     images = jax.device_put(pixels.astype(np.float32) / 255 - 0.5)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from convit_jax.benchmarks.timing import best_time
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 
 # Models that timm has too: our name → timm's.
@@ -67,7 +68,7 @@ def measure_timm(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     run = torch.compile(model) if compiled else model
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)
-    labels = torch.randint(0, 1000, (batch_size,), device=device)
+    labels = torch.randint(0, imagenet.NUM_CLASSES, (batch_size,), device=device)
 
     def forward() -> Any:
         with torch.no_grad(), autocast:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from convit_jax.data.reading import Row, RowReader
-from convit_jax.data.workers import ROWS_AT_ONCE
+from convit_jax.data.workers import ROWS_PER_TASK
 
 _STATUS = pathlib.Path("/proc/self/status")
 
@@ -22,7 +22,7 @@ def worker_memory(reader: RowReader, rows: Sequence[Row]) -> float | None:
     """Return the peak memory of a worker process in megabytes, or None if /proc lacks it."""
     completed = subprocess.run(
         [sys.executable, "-m", "convit_jax.benchmarks.worker_memory"],
-        input=pickle.dumps((reader, rows[:ROWS_AT_ONCE])),
+        input=pickle.dumps((reader, rows[:ROWS_PER_TASK])),
         stdout=subprocess.PIPE,
         check=True,
     )

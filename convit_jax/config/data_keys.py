@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from convit_jax.config.typed import key
-from convit_jax.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from convit_jax.data.images.transforms import CROPS
 from convit_jax.data.reading import EXIF_ROTATIONS
+from convit_jax.data.sources import imagenet
 from convit_jax.values.ranges import when
 
 _PROBABILITY: dict[str, Any] = {"at_least": 0, "at_most": 1}
@@ -62,20 +62,20 @@ class DataConfig:
         at_least=1,
     )
     eval_crop: float = key(
-        0.875,
+        imagenet.CROP_FRACTION,
         "side of evaluation's centre crop as a share of the scaled image's side: 224 of 256",
         above=0,
         at_most=1,
     )
     mean: tuple[float, ...] = key(
-        IMAGENET_MEAN,
+        imagenet.MEAN,
         "subtracted from images scaled to [0, 1], for each channel",
         fixed=True,
         at_least=0,
         at_most=1,
     )
     std: tuple[float, ...] = key(
-        IMAGENET_STD, "divisor after that, for each channel", fixed=True, above=0, at_most=1
+        imagenet.STD, "divisor after that, for each channel", fixed=True, above=0, at_most=1
     )
     max_broken: float = key(
         0.001,

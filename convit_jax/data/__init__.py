@@ -1,17 +1,17 @@
 """The input pipeline: named examples → host transforms → the global batch of a step.
 
-The names are imported on first use, so that a worker process imports only what reading needs.
+Names are imported on first use, so that a worker process imports only what reading needs.
 """
 
 import importlib
 from typing import Any
 
-_HOMES = {
+_MODULE_OF = {
     "Batch": "loader",
+    "BrokenImageCounter": "health",
     "EpochOrder": "order",
     "EvalTransform": "images.transforms",
-    "Health": "health",
-    "Reading": "loader",
+    "LoaderOptions": "loader",
     "Source": "sources.source",
     "TrainTransform": "images.transforms",
     "eval_batches": "loader",
@@ -29,10 +29,10 @@ _HOMES = {
     "align_to_training_classes": "sources.class_maps",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"convit_jax.data.{_HOMES[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"convit_jax.data.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'convit_jax.data' has no attribute '{name}'")

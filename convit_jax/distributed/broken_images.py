@@ -22,7 +22,7 @@ class BrokenTogether:
     def __init__(self, images: data.Source, max_broken: float) -> None:
         """Takes the images and the share of them that may be broken."""
         self._together = jax.process_count() > 1
-        self.health = data.Health(images, max_broken, alone=not self._together)
+        self.health = data.BrokenImageCounter(images, max_broken, enforce=not self._together)
         self._sent: jax.Array | None = None
 
     def check(self) -> None:
@@ -47,7 +47,7 @@ class BrokenTogether:
     def _mine(self) -> np.ndarray:
         """Int32 [allowed + 1]: as many as make too many, if this process alone met so many."""
         own = np.full(self.health.allowed + 1, _NONE, np.int32)
-        met = list(self.health.met)[: len(own)]
+        met = list(self.health.indices)[: len(own)]
         own[: len(met)] = met
         return own
 

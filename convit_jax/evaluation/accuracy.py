@@ -92,7 +92,7 @@ def measure_accuracy(
     preprocessing: Preprocessing,
     *,
     batch_size: int,
-    reading: data.Reading,
+    reading: data.LoaderOptions,
     class_subset: Sequence[int] | None = None,
     confusion: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -133,8 +133,8 @@ def measure_accuracy(
             preprocessing.image_size, len(preprocessing.mean), preprocessing.crop_fraction
         ),
         rows=meshes.local_rows(rows, batch_size),
-        reading=reading,
-        health=broken.health,
+        options=reading,
+        broken_counter=broken.health,
     )
     total = data.num_eval_batches(len(source), batch_size)
     height, width = preprocessing.image_size

@@ -19,7 +19,10 @@ from convit_jax.training.placement import Placement
 
 
 def make_attention_log(
-    experiment: Experiment, placed: Placement, eval_examples: data.Source, reading: data.Reading
+    experiment: Experiment,
+    placed: Placement,
+    eval_examples: data.Source,
+    reading: data.LoaderOptions,
 ) -> Callable[[Any], dict[str, float]]:
     """The function params → scalars (paper Fig. 5 and 6) of a run; its parameters as placed.
 
@@ -37,7 +40,7 @@ def make_attention_log(
     def read() -> Iterator[dict[str, jax.Array]]:
         rows = meshes.local_rows(placed.rows, size)
         transform = experiment.eval_transform
-        for batch in data.eval_batches(some, size, transform, rows=rows, reading=reading):
+        for batch in data.eval_batches(some, size, transform, rows=rows, options=reading):
             needed = {name: batch[name] for name in ("image", "mask")}
             yield meshes.to_global(needed, placed.rows, size)
 

@@ -144,7 +144,7 @@ class _Run:
         eval_examples: data.Source,
     ) -> "_Run":
         config = experiment.config
-        reading = data.Reading(
+        reading = data.LoaderOptions(
             config.data.num_workers,
             config.data.prefetch_batches,
             config.data.max_broken,
@@ -160,8 +160,8 @@ class _Run:
                 start_step=start,
                 num_steps=experiment.total_steps,
                 rows=meshes.local_rows(placed.rows, config.batch_size),
-                reading=reading,
-                health=broken.health,
+                options=reading,
+                broken_counter=broken.health,
             )
 
         def eval_batches() -> Iterator[dict[str, jax.Array]]:
@@ -171,8 +171,8 @@ class _Run:
                 config.eval_batch_size,
                 experiment.eval_transform,
                 rows=meshes.local_rows(placed.rows, config.eval_batch_size),
-                reading=reading,
-                health=broken.health,
+                options=reading,
+                broken_counter=broken.health,
             )
             for batch in checked(batches, broken):
                 yield meshes.to_global(batch, placed.rows, config.eval_batch_size)

@@ -51,7 +51,7 @@ def place(experiment: Experiment, mesh: Mesh) -> Placement:
         mesh,
         config.batch_size,
         "config.batch_size",
-        pairs=experiment.step_config.mixing.on,
+        pairs=experiment.step_config.mixing.enabled,
         parts=config.optimizer.accumulate,
     )
     meshes.check_divides(mesh, config.eval_batch_size, "config.eval_batch_size")

@@ -85,7 +85,7 @@ def augmented(
     labels = soft_labels(part["label"], config.num_classes, config.label_smoothing)
     if config.erasing.prob:
         images = erase(images, config.erasing, erase_key)
-    if config.mixing.on:
+    if config.mixing.enabled:
         images, labels = mix(images, labels, config.mixing, mix_key)
     return images, labels
 
@@ -120,7 +120,7 @@ def make_train_step(
 
         # Rows, or pairs of rows to be mixed, are dealt out to the parts in turn, so that each
         # device's rows stay on it.
-        unit = 2 if config.mixing.on else 1
+        unit = 2 if config.mixing.enabled else 1
 
         def split(rows: jax.Array) -> jax.Array:
             dealt = rows.reshape(-1, config.accumulate, unit, *rows.shape[1:])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convit_jax.config import Config
-from convit_jax.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError, boundary, nearest
 from convit_jax.models import Architecture
@@ -90,7 +90,7 @@ class Card:
         Raises:
             InputError: it is not known for images of so many channels.
         """
-        mean, std = self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
+        mean, std = self.mean or imagenet.MEAN, self.std or imagenet.STD
         if len(mean) == 1:  # one number for all channels
             mean, std = mean * architecture.in_channels, std * architecture.in_channels
         if len(mean) != architecture.in_channels:

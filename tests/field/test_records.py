@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from convit_jax.data import (
+    BrokenImageCounter,
     EpochOrder,
     EvalTransform,
-    Health,
-    Reading,
+    LoaderOptions,
     TrainTransform,
     eval_batches,
     open_source,
     train_batches,
 )
 from convit_jax.data.open_files import OpenFiles
-from convit_jax.data.reading import Broken, Row, RowReader
+from convit_jax.data.reading import BrokenImage, Row, RowReader
 from convit_jax.data.sources.image_paths import find_images
 from convit_jax.data.sources.records import ArrayRecords, Span, TFExamples
 from convit_jax.data.sources.source import Source
@@ -91,14 +91,14 @@ BAD_RECORDS = {
 @pytest.mark.parametrize("problem", BAD_RECORDS)
 def test_a_bad_record_is_counted_and_logged_and_the_others_are_read(dataset, problem, caplog):
     source = dataset([GOOD] * 3 + [BAD_RECORDS[problem]] + [GOOD] * 4)
-    (batch,) = eval_batches(source, 8, TRANSFORM, reading=Reading(max_broken=0.2))
+    (batch,) = eval_batches(source, 8, TRANSFORM, options=LoaderOptions(max_broken=0.2))
     assert batch["mask"].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
     (line,) = [line for line in caplog.messages if "cannot read" in line]
     assert "record 3 of " in line
     order = EpochOrder(8, 8, 0)
     batches = train_batches(
         source, order, TrainTransform((8, 8), 3), start_step=0, num_steps=1,
-        reading=Reading(max_broken=0.2),
+        options=LoaderOptions(max_broken=0.2),
     )  # fmt: skip
     assert next(batches)["label"].tolist() == [1] * 8
     with pytest.raises(RunError, match=r"record 3 of .*max_broken allows 0"):
@@ -109,7 +109,7 @@ def test_multi_labels_beyond_the_classes_are_refused(dataset, caplog):
     source = dataset(
         [GOOD, example(image=JPEG, label=5), example(image=JPEG, label=-1)], label_shape=(3,)
     )
-    (batch,) = eval_batches(source, 3, TRANSFORM, reading=Reading(max_broken=0.9))
+    (batch,) = eval_batches(source, 3, TRANSFORM, options=LoaderOptions(max_broken=0.9))
     assert batch["mask"].tolist() == [1, 0, 0]
     assert batch["label"][0].tolist() == [0, 1, 0]
     assert "its labels are [5], expected 0 to 2" in caplog.text
@@ -157,23 +157,23 @@ class Failing:
 )  # fmt: skip
 def test_faults_of_the_machine_stop_the_run_and_are_not_broken_images(code, workers, caplog):
     images = Failing(OSError(code, os.strerror(code)), range(40))
-    reading = Reading(num_workers=workers, max_broken=0.9)
+    options = LoaderOptions(num_workers=workers, max_broken=0.9)
     with pytest.raises(MachineError, match=r"^photograph \d+: \w+") as raised:
-        list(eval_batches(images, 40, TRANSFORM, reading=reading))
+        list(eval_batches(images, 40, TRANSFORM, options=options))
     assert "broken" not in str(raised.value)
     assert "cannot read" not in caplog.text
 
 
 def test_io_errors_of_single_files_are_broken_images():
     images = Failing(OSError(errno.EIO, os.strerror(errno.EIO)), {7, 8})
-    (batch,) = eval_batches(images, 40, TRANSFORM, reading=Reading(max_broken=0.1))
+    (batch,) = eval_batches(images, 40, TRANSFORM, options=LoaderOptions(max_broken=0.1))
     assert np.flatnonzero(batch["mask"] == 0).tolist() == [7, 8]
 
 
 def test_an_image_deleted_after_opening_is_logged(tmp_path, caplog):
     source = open_source(folder(tmp_path, ["cat", "dog"], count=10))
     (tmp_path / "cat" / "3.png").unlink()
-    (batch,) = eval_batches(source, 20, TRANSFORM, reading=Reading(max_broken=0.1))
+    (batch,) = eval_batches(source, 20, TRANSFORM, options=LoaderOptions(max_broken=0.1))
     assert batch["mask"].sum() == 19
     assert f"cannot read {tmp_path}/cat/3.png: No such file or directory" in caplog.text
 
@@ -182,7 +182,7 @@ def test_consecutive_broken_images_are_not_replaced_by_black_ones():
     images = Failing(ValueError("garbled"), range(36))
     batches = train_batches(
         images, EpochOrder(40, 40, 0), TrainTransform((8, 8), 3), start_step=0, num_steps=1,
-        reading=Reading(max_broken=0.95),
+        options=LoaderOptions(max_broken=0.95),
     )  # fmt: skip
     with pytest.raises(RunError, match=r"cannot read photograph \d+: garbled; nor any image near"):
         next(batches)
@@ -191,7 +191,7 @@ def test_consecutive_broken_images_are_not_replaced_by_black_ones():
 SHARDS = """
 import resource, sys, time
 import numpy as np
-from convit_jax.data import EvalTransform, Reading, eval_batches
+from convit_jax.data import EvalTransform, LoaderOptions, eval_batches
 from convit_jax.data.sources.records import ArrayRecords, Span, TFExamples
 from convit_jax.data.sources.source import Source
 from convit_jax.data.sources.tfrecord_index import open_tfrecords
@@ -206,8 +206,9 @@ else:
 source = Source("tfds:shards:train", TFExamples(records, "image", "label"), ("a", "b"))
 if __name__ == "__main__":
     examples = 0
+    options = LoaderOptions(workers)
     for _ in range(2):
-        for batch in eval_batches(source, 512, EvalTransform((8, 8), 3), reading=Reading(workers)):
+        for batch in eval_batches(source, 512, EvalTransform((8, 8), 3), options=options):
             examples += int(batch["mask"].sum())
     print(examples)
 """
@@ -333,7 +334,7 @@ def test_a_garbled_tfrecord_file_is_read_in_part_or_refused(mutation, tmp_path, 
     except InputError:
         return
     source = source_of(TFExamples(records, "image", "label"))
-    (batch,) = eval_batches(source, 3, TRANSFORM, reading=Reading(max_broken=0.99))
+    (batch,) = eval_batches(source, 3, TRANSFORM, options=LoaderOptions(max_broken=0.99))
     assert batch["image"].shape == (3, 8, 8, 3)
 
 
@@ -401,15 +402,15 @@ def test_rotation_by_exif_is_configurable(choice, rotates_folder, rotates_tfds, 
     for source, rotates in sources:
         shape = (24, 16) if rotates else (16, 24)
         for workers in (0, 1):
-            reading = Reading(workers, exif_rotation=choice)
-            (batch,) = eval_batches(source, 1, EvalTransform(shape, 3), reading=reading)
+            options = LoaderOptions(workers, exif_rotation=choice)
+            (batch,) = eval_batches(source, 1, EvalTransform(shape, 3), options=options)
             expected = np.rot90(unrotated, -1) if rotates else unrotated
             assert np.abs(batch["image"][0] - expected).mean() < 5
 
 
 def test_an_unknown_choice_of_rotation_is_refused():
     with pytest.raises(InputError, match="exif_rotation='honor': did you mean 'honour'"):
-        Reading(exif_rotation="honor")
+        LoaderOptions(exif_rotation="honor")
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4)])
@@ -436,27 +437,27 @@ def test_the_limit_of_broken_images_counts_those_of_all_processes():
     images = Failing(ValueError(), ())
     broken = []
     for process in range(10):
-        health = Health(images, 0.05, alone=False)
-        health.count(
-            [Broken(index, f"photograph {index}", "x") for index in (process, 39 - process)]
+        counter = BrokenImageCounter(images, 0.05, enforce=False)
+        counter.add(
+            [BrokenImage(index, f"photograph {index}", "x") for index in (process, 39 - process)]
         )
-        health.count([Broken(0, "photograph 0", "x")])
-        broken += list(health.met)
+        counter.add([BrokenImage(0, "photograph 0", "x")])
+        broken += list(counter.indices)
     messages = set()
     for _ in range(2):
         with pytest.raises(RunError, match=r"at least 20 of 40 images.*allows 2") as raised:
-            Health(images, 0.05, alone=False).check(broken)
+            BrokenImageCounter(images, 0.05, enforce=False).check(broken)
         messages.add(str(raised.value))
     assert len(messages) == 1
-    Health(images, 0.5, alone=False).check(broken)
+    BrokenImageCounter(images, 0.5, enforce=False).check(broken)
 
 
 def test_each_broken_image_is_logged_once(caplog):
     reader = RowReader(Failing(ValueError("garbled"), {3}), TRANSFORM, (8, 8, 3), None)
-    health = Health(reader.images, 0.5)
+    counter = BrokenImageCounter(reader.images, 0.5)
     for _ in range(3):
         rows = reader.read([Row(3), Row(4)], np.empty((2, 8, 8, 3), np.uint8))
-        health.count(rows.broken)
+        counter.add(rows.broken)
     assert collections.Counter(caplog.messages) == {
         "cannot read photograph 3: garbled (1 of at most 20)": 1
     }

@@ -91,7 +91,7 @@ def test_part_of_the_data_is_told_by_class(recipe, tmp_path, caplog):
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_broken=0.1))
     outcome = loop.train(config, str(tmp_path))
     assert "20 examples, 10 of each of 2 classes" in caplog.text
-    assert "03.jpg: no image of a known kind (1 of at most 2)" in caplog.text
+    assert "03.jpg: not an image of a known format (1 of at most 2)" in caplog.text
     assert outcome.step == 2 * 2 / 0.5
 
 

@@ -1,4 +1,4 @@
-"""Encoded images of any usual kind → uint8 pixels."""
+"""Encoded images of all common formats → uint8 pixels."""
 
 import functools
 import io
@@ -9,31 +9,31 @@ import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from convit_jax.data.images.image_metadata import (
     PNG_HEADER_END,
     UPRIGHT,
     ImageFile,
-    orientation_of,
-    png_pixels_alone,
-    read_jpeg,
-    read_png,
-    turn,
+    apply_orientation,
+    parse_jpeg,
+    parse_orientation,
+    parse_png,
+    png_critical_chunks,
 )
 from convit_jax.errors import InputError, first_line, machine_fault
 
-# One image is decoded by one thread: the parallelism is between images.
+# One image is decoded by one thread: images are processed in parallel.
 cv2.setNumThreads(0)
-# What is wrong with an image is said once, where it is counted, and not by the libraries too.
+# Problems of an image are logged once, by data.health, and not by the libraries as well.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-# The largest image that is decoded, in pixels: where Pillow, too, refuses by itself.
+# The largest image that is decoded, in pixels; Pillow refuses larger ones, too.
 MAX_PIXELS = 178_956_970
 
-# What Pillow calls the kinds of files that are read: pixels, which it decodes by itself. It knows
-# others that it hands to another program (EPS, WMF), that hold files of yet other kinds (IPTC), or
-# that it only recognises.
+# Pillow's names of the formats that are read. Left out are those that Pillow passes to another
+# program (EPS, WMF), that contain files of other formats (IPTC), or that it only identifies.
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "DDS"),
     *("QOI", "PSD", "PCX", "DCX", "SGI", "SUN", "DIB", "CUR", "ICNS", "IM", "MSP", "PCD", "PIXAR"),
@@ -42,10 +42,10 @@ FORMATS = (
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_PNG_COLOURS = {0: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_COLOR_RGB}  # by the header's colour type
-# Pillow converts these in one way only.
-_ONLY_TO = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
-_ORIENTATION, _SAMPLES_PER_PIXEL = 0x0112, 0x0115
+_PNG_COLOURS = {0: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_COLOR_RGB}  # by the colour type
+# Modes that Pillow can convert to a single other mode only.
+_INTERMEDIATE_MODES = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
+_ORIENTATION_TAG, _SAMPLES_PER_PIXEL_TAG = 0x0112, 0x0115
 
 
 class BrokenImageError(ValueError):
@@ -53,7 +53,7 @@ class BrokenImageError(ValueError):
 
 
 def check_channels(channels: int, name: str) -> None:
-    """Raises InputError where images cannot be read with so many channels, as `name` asks."""
+    """Raise InputError unless images can be read with this number of channels, given by `name`."""
     if channels not in _MODES:
         raise InputError(
             f"{name}={channels}: images are read with 1 channel (grey), 2 (grey, alpha), 3 (red, "
@@ -62,41 +62,41 @@ def check_channels(channels: int, name: str) -> None:
 
 
 def decode(encoded: bytes, channels: int, rotate: bool = True) -> np.ndarray:
-    """The pixels of a JPEG, PNG, WebP, BMP or whatever else Pillow reads, of several the first.
+    """Decode a JPEG, PNG, WebP, BMP or another of `FORMATS`; of several images, the first.
 
-    Plain JPEG and PNG files take a fast way, the rest goes through Pillow. The pixels are those
-    that Pillow gives, either way. 16 bits a channel become 8, transparency is dropped where it is
-    not asked for and opaque where it is not there.
+    Common JPEG and PNG files are decoded by faster libraries than Pillow, with the same pixels as
+    Pillow's. 16 bits per channel are reduced to 8. An alpha channel is dropped if it is not
+    requested, and opaque if the file has none.
 
     Args:
         encoded: the file's bytes.
         channels: 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGBA.
-        rotate: whether to turn the image upright as its metadata (EXIF, XMP) say.
+        rotate: whether to rotate the image by the orientation in its metadata (EXIF, XMP).
 
     Returns:
         uint8 [height, width, channels].
 
     Raises:
-        BrokenImageError: the bytes are no image, or only part of one, or one of too many pixels.
-        MemoryError: there is none left.
+        BrokenImageError: the bytes are not an image, are incomplete, or have too many pixels.
+        MemoryError: the machine has no memory left.
     """
     try:
         return _decode(encoded, channels, rotate)
     except BrokenImageError:
         raise
     except UnidentifiedImageError as error:
-        raise BrokenImageError("no image of a known kind") from error
+        raise BrokenImageError("not an image of a known format") from error
     except Exception as error:
-        if machine_fault(error) and not (isinstance(error, MemoryError) and _memory_is_left()):
+        if machine_fault(error) and not (isinstance(error, MemoryError) and _is_memory_available()):
             raise
         raise BrokenImageError(first_line(error)) from error
 
 
-def pixels_of(image: Image.Image, channels: int) -> np.ndarray:
-    """The pixels of an image of any mode, not turned: uint8 [height, width, channels].
+def pixels_from_pil(image: Image.Image, channels: int) -> np.ndarray:
+    """Return the pixels of an image of any mode, not rotated: uint8 [height, width, channels].
 
-    Whole numbers of more than 8 bits are taken to be of 16, floating-point ones to be in
-    [0, 255], as Pillow has it.
+    Integers of more than 8 bits are assumed to have 16, floating-point values to be in [0, 255],
+    as in Pillow.
 
     Raises:
         BrokenImageError: it has too many pixels.
@@ -104,13 +104,13 @@ def pixels_of(image: Image.Image, channels: int) -> np.ndarray:
     """
     check_pixels(image.size)
     if image.mode == "RGBX" and channels == 4:
-        return np.array(image)  # four bands, of which the last is no transparency
+        return np.array(image)  # four bands, of which the last is not an alpha channel
     if channels in (1, 3) and "transparency" in image.info:
         image = image.copy()
         del image.info["transparency"]
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_as_eight_bits(np.asarray(image)))
-    for mode in (_ONLY_TO.get(image.mode), _MODES[channels]):
+        image = Image.fromarray(_to_eight_bits(np.asarray(image)))
+    for mode in (_INTERMEDIATE_MODES.get(image.mode), _MODES[channels]):
         if mode and mode != image.mode:
             image = image.convert(mode)
     pixels = np.asarray(image)
@@ -118,7 +118,7 @@ def pixels_of(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def check_pixels(size: tuple[int, int]) -> None:
-    """Raises BrokenImageError for an image (width, height) that is larger than what is decoded."""
+    """Raise BrokenImageError if an image of `size` (width, height) is larger than `MAX_PIXELS`."""
     if size[0] * size[1] > MAX_PIXELS:
         raise BrokenImageError(
             f"{size[0]} x {size[1]} are {size[0] * size[1]:,} pixels: at most {MAX_PIXELS:,} are "
@@ -128,20 +128,21 @@ def check_pixels(size: tuple[int, int]) -> None:
 
 def _decode(encoded: bytes, channels: int, rotate: bool) -> np.ndarray:
     if encoded.startswith(_JPEG):
-        file, decode_fast = read_jpeg(encoded), _decode_jpeg
+        file = parse_jpeg(encoded)
+        pixels = _decode_jpeg(file, channels)
     elif encoded.startswith(_PNG):
-        file, decode_fast = read_png(encoded, transparency=channels in (2, 4)), _decode_png
+        file = parse_png(encoded, transparency=channels in (2, 4))
+        pixels = _decode_png(file, channels)
     else:
-        pixels, orientation = _decode_any(encoded, channels)
-        return turn(pixels, orientation) if rotate else pixels
-    pixels = decode_fast(file, channels)
+        stored, orientation = _decode_with_pil(encoded, channels)
+        return apply_orientation(stored, orientation) if rotate else stored
     if pixels is None:
-        pixels, _ = _decode_any(file.bare, channels)
-    return turn(pixels, file.orientation) if rotate and (file.exif or file.xmp) else pixels
+        pixels, _ = _decode_with_pil(file.without_metadata, channels)
+    return apply_orientation(pixels, file.orientation) if rotate else pixels
 
 
 def _decode_jpeg(file: ImageFile, channels: int) -> np.ndarray | None:
-    """As `decode`, for the usual JPEG; None for anything else."""
+    """Decode a common JPEG, as `decode` does; return None for any other."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(file.encoded)
     except ValueError:
@@ -152,11 +153,11 @@ def _decode_jpeg(file: ImageFile, channels: int) -> np.ndarray | None:
     try:
         return simplejpeg.decode_jpeg(file.encoded, colorspace="RGB" if channels == 3 else "GRAY")
     except ValueError:
-        return None  # Pillow forgives stray bytes
+        return None  # Pillow tolerates stray bytes
 
 
 def _decode_png(file: ImageFile, channels: int) -> np.ndarray | None:
-    """As `decode`, for the usual PNG; None for anything else."""
+    """Decode a common PNG, as `decode` does; return None for any other."""
     header = file.encoded[:PNG_HEADER_END]
     if len(header) < PNG_HEADER_END:
         return None
@@ -164,65 +165,68 @@ def _decode_png(file: ImageFile, channels: int) -> np.ndarray | None:
     flag = _PNG_COLOURS.get(header[25]) if header[24] == 8 else None
     if flag is None or channels != (1 if flag == cv2.IMREAD_GRAYSCALE else 3):
         return None
-    alone = png_pixels_alone(file)
-    if alone is None:
+    critical = png_critical_chunks(file)
+    if critical is None:
         return None
-    pixels = cv2.imdecode(np.frombuffer(alone, np.uint8), flag)
+    pixels = cv2.imdecode(np.frombuffer(critical, np.uint8), flag)
     return None if pixels is None else pixels.reshape(*pixels.shape[:2], channels)
 
 
-def _decode_any(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
-    """Pixels as they are stored, and the orientation."""
+def _decode_with_pil(encoded: bytes, channels: int) -> tuple[np.ndarray, int]:
+    """Return the pixels as they are stored, and the orientation."""
     with Image.open(io.BytesIO(encoded), formats=_formats()) as image:
         check_pixels(image.size)
-        if image.format == "TIFF":
+        if isinstance(image, TiffImageFile):
             return _decode_tiff(image, channels)
         image.load()
-        orientation = orientation_of(image.info.get("exif", b""), image.info.get("xmp", b""))
-        return pixels_of(image, channels), orientation
+        orientation = parse_orientation(image.info.get("exif", b""), image.info.get("xmp", b""))
+        return pixels_from_pil(image, channels), orientation
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that Pillow was built with."""
+    """Return those of `FORMATS` that this build of Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _decode_tiff(image: Image.Image, channels: int) -> tuple[np.ndarray, int]:
-    """As `_decode_any`: Pillow turns these by itself as it loads them, which is undone."""
-    bands = image.tag_v2.get(_SAMPLES_PER_PIXEL, 1)
-    if channels == 4 and bands > len(image.getbands()):
+def _decode_tiff(image: TiffImageFile, channels: int) -> tuple[np.ndarray, int]:
+    """As `_decode_with_pil`, undoing the rotation that Pillow applies to a TIFF as it loads it."""
+    num_bands = image.tag_v2.get(_SAMPLES_PER_PIXEL_TAG, 1)
+    if channels == 4 and num_bands > len(image.getbands()):
         raise BrokenImageError(
-            f"of its {bands} bands {len(image.getbands())} can be read: a fourth must be stored as "
-            "alpha (ExtraSamples 2)"
+            f"only {len(image.getbands())} of its {num_bands} bands can be read: a fourth must be "
+            "stored as alpha (ExtraSamples 2)"
         )
-    orientation = orientation_in_pillow(image)
+    orientation = pil_orientation(image)
     image.load()
-    pixels = pixels_of(image, channels)
-    if orientation_in_pillow(image) != orientation:
-        # All are their own opposites but the turns by a quarter.
-        pixels = turn(pixels, {6: 8, 8: 6}.get(orientation, orientation))
+    pixels = pixels_from_pil(image, channels)
+    if pil_orientation(image) != orientation:
+        # Every orientation but the quarter turns is its own inverse.
+        pixels = apply_orientation(pixels, {6: 8, 8: 6}.get(orientation, orientation))
     return pixels, orientation
 
 
-def orientation_in_pillow(image: Image.Image) -> int:
-    """An image's orientation as Pillow has it now, which need not be the file's; 1 is upright."""
+def pil_orientation(image: Image.Image) -> int:
+    """Return Pillow's current orientation of an image, which may differ from the file's."""
     try:
-        told = image.getexif().get(_ORIENTATION, UPRIGHT)
+        orientation = image.getexif().get(_ORIENTATION_TAG, UPRIGHT)
     except Exception:
-        return UPRIGHT  # something else in the metadata is malformed, which does not matter here
-    return int(told) if told in range(1, 9) else UPRIGHT
+        return UPRIGHT  # another part of the metadata is malformed, which does not matter here
+    return int(orientation) if orientation in range(1, 9) else UPRIGHT
 
 
-def _as_eight_bits(pixels: np.ndarray) -> np.ndarray:
+def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype.kind == "f":
         return np.nan_to_num(pixels, posinf=255.0).clip(0, 255).astype(np.uint8)
     return np.round(pixels.astype(np.float32) / 257).clip(0, 255).astype(np.uint8)
 
 
-def _memory_is_left() -> bool:
-    """Whether a decoder that found none asked for what no sound image takes."""
+def _is_memory_available() -> bool:
+    """Return whether an image of any allowed size fits into memory.
+
+    Then a MemoryError means that the decoder requested more than a valid image needs.
+    """
     try:
         np.empty(4 * MAX_PIXELS, np.uint8)
     except MemoryError:

@@ -1,8 +1,8 @@
-"""The image operations of RandAugment on uint8 arrays, as Pillow defines them, at OpenCV's speed.
+"""RandAugment's image operations on uint8 arrays: Pillow's definitions, implemented with OpenCV.
 
-Each maps uint8 [H, W, 3] to the same shape. Pixel by pixel ones are look-up tables and equal
-Pillow's to the rounding, geometric ones come within half a grey level on average, at half the
-cost. `tests/data/images/test_randaugment.py` shows the distance of every one.
+Each maps uint8 [H, W, 3] to the same shape. Pixelwise operations are look-up tables and equal
+Pillow's up to rounding; geometric ones are within half a grey level on average, at half the cost
+(`tests/data/images/test_randaugment.py`).
 """
 
 import functools
@@ -11,26 +11,28 @@ import math
 import cv2
 import numpy as np
 
-# What comes in from outside the image: ImageNet's mean colour.
-FILL = (124, 116, 104)
+from convit_jax.data.sources import imagenet
+
+# Colour of pixels from outside the image: ImageNet's mean.
+FILL = tuple(round(255 * mean) for mean in imagenet.MEAN)
 _LEVELS = np.arange(256)
-# Pillow cuts interpolated values to whole numbers, OpenCV rounds them.
+# Offset that turns OpenCV's rounding of interpolated values into Pillow's truncation.
 _TRUNCATE = -0.5
-# Pillow's smoothing filter, the blurred end of the sharpness scale.
+# Pillow's smoothing filter: sharpness 0.
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
 def _table(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Look-up of every pixel in [256] values, or of each channel in its own of [256, 3].
+    """Look up every pixel in `values`, [256] for all channels or [256, 3] for one table each.
 
-    As in Pillow, values are cut to whole numbers.
+    As in Pillow, values are truncated to integers.
     """
     table = np.clip(values, 0, 255).astype(np.uint8)
     return cv2.LUT(image, table.reshape(256, 1, -1))
 
 
 def auto_contrast(image: np.ndarray) -> np.ndarray:
-    """Stretches each channel to the full range."""
+    """Stretch each channel to the full range."""
     low, high = (
         cv2.reduce(cv2.reduce(image, 0, extreme), 1, extreme).reshape(-1).astype(float)
         for extreme in (cv2.REDUCE_MIN, cv2.REDUCE_MAX)
@@ -42,7 +44,7 @@ def auto_contrast(image: np.ndarray) -> np.ndarray:
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
-    """Spreads each channel's histogram evenly."""
+    """Equalise each channel's histogram."""
     tables = [_equalizing_table(image[..., c]) for c in range(image.shape[2])]
     return _table(image, np.stack(tables, axis=1))
 
@@ -57,72 +59,72 @@ def _equalizing_table(channel: np.ndarray) -> np.ndarray:
 
 
 def invert(image: np.ndarray) -> np.ndarray:
-    """White becomes black."""
+    """Invert all values."""
     return cv2.bitwise_not(image)
 
 
 def posterize(image: np.ndarray, bits: int) -> np.ndarray:
-    """Keeps the highest bits of each value; 0 bits are black."""
+    """Keep the highest `bits` bits of each value; 0 bits give black."""
     return cv2.bitwise_and(image, np.full_like(image, 256 - (1 << (8 - bits)) if bits else 0))
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-    """Inverts values at or above a threshold."""
+    """Invert the values at or above a threshold."""
     return _table(image, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
 
 
 def solarize_add(image: np.ndarray, amount: int, threshold: int = 128) -> np.ndarray:
-    """Adds to the values below a threshold."""
+    """Add `amount` to the values below a threshold."""
     return _table(image, np.where(threshold > _LEVELS, _LEVELS + amount, _LEVELS))
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Between black (0) and the image (1), or beyond."""
+    """Interpolate between black (factor 0) and the image (1), or extrapolate."""
     return _table(image, _LEVELS * factor)
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Between its mean grey (0) and the image (1), or beyond."""
+    """Interpolate between the mean grey (factor 0) and the image (1), or extrapolate."""
     mean = math.floor(_grey(image).mean() + 0.5)
     return _table(image, mean + (_LEVELS - mean) * factor)
 
 
 def colour(image: np.ndarray, factor: float) -> np.ndarray:
-    """Between the grey image (0) and the image (1), or beyond."""
+    """Interpolate between the grey image (factor 0) and the image (1), or extrapolate."""
     return _blend(cv2.cvtColor(_grey(image), cv2.COLOR_GRAY2RGB), image, factor)
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Between the smoothed image (0) and the image (1), or beyond."""
+    """Interpolate between the smoothed image (factor 0) and the image (1), or extrapolate."""
     if min(image.shape[:2]) < 3:
         return image
-    smooth = image.copy()  # the outermost pixels stay as they are
+    smooth = image.copy()  # the outermost pixels are unchanged
     smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, _SMOOTH)[1:-1, 1:-1]
     return _blend(smooth, image, factor)
 
 
 def shear_x(image: np.ndarray, factor: float) -> np.ndarray:
-    """Shifts each row by its height times the factor."""
+    """Shift each row by its distance from the top times the factor."""
     return _affine(image, (1.0, factor, 0.0), (0.0, 1.0, 0.0))
 
 
 def shear_y(image: np.ndarray, factor: float) -> np.ndarray:
-    """Shifts each column by its distance from the left times the factor."""
+    """Shift each column by its distance from the left times the factor."""
     return _affine(image, (1.0, 0.0, 0.0), (factor, 1.0, 0.0))
 
 
 def translate_x(image: np.ndarray, share: float) -> np.ndarray:
-    """Shifts to the left by a share of the width."""
+    """Shift to the left by a share of the width."""
     return _translate(image, share * image.shape[1], axis=1)
 
 
 def translate_y(image: np.ndarray, share: float) -> np.ndarray:
-    """Shifts upwards by a share of the height."""
+    """Shift upwards by a share of the height."""
     return _translate(image, share * image.shape[0], axis=0)
 
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Turns counter-clockwise about the centre."""
+    """Rotate counter-clockwise about the centre."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = image.shape[1] / 2, image.shape[0] / 2
     return _affine(image, (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
@@ -131,14 +133,15 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
 def _affine(
     image: np.ndarray, row_x: tuple[float, float, float], row_y: tuple[float, float, float]
 ) -> np.ndarray:
-    """Each output pixel (x, y) shows what lies at matrix · (x, y, 1), interpolated bicubically.
+    """Sample output pixel (x, y) at matrix · (x, y, 1), with bicubic interpolation.
 
-    Positions are Pillow's: from the image's corner, so that pixels have their centre at one half.
-    What lies outside the image is `FILL`; interpolation near its edge repeats the outermost pixel.
+    Positions are Pillow's: measured from the image's corner, so that pixel centres are at 1/2.
+    Positions outside the image give `FILL`; interpolation near the edge repeats the outermost
+    pixel.
 
-    Pillow's cubic has the free parameter a = -1 (Keys 1981), OpenCV's -3/4. The kernel is linear
-    in a, and that of a = 0 is a linear one at smoothly distorted positions, so that
-    4/3 · (a = -3/4) - 1/3 · (a = 0) is Pillow's, but for a small term between the two axes.
+    Pillow's cubic kernel has the parameter a = -1 (Keys 1981), OpenCV's a = -3/4. The kernel is
+    linear in a, and a = 0 is linear interpolation at smoothly distorted positions, so
+    4/3 · (a = -3/4) - 1/3 · (a = 0) is Pillow's, except for a small cross term of the two axes.
     """
     matrix = np.array([row_x, row_y])
     matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5  # OpenCV counts from pixel centres
@@ -148,8 +151,8 @@ def _affine(
     cubic = cv2.warpAffine(
         pixels, matrix, size, flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=border
     )
-    positions = [_smooth_positions(row, size) for row in matrix]
-    smooth = cv2.remap(pixels, *positions, cv2.INTER_LINEAR, borderMode=border)
+    map_x, map_y = (_smooth_positions(row, size) for row in matrix)
+    smooth = cv2.remap(pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=border)
     mixed = cv2.addWeighted(cubic, 4 / 3, smooth, -1 / 3, _TRUNCATE, dtype=cv2.CV_8U)
     inside = cv2.warpAffine(
         np.ones(image.shape[:2], np.uint8),
@@ -157,11 +160,11 @@ def _affine(
         size,
         flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
     )
-    return cv2.copyTo(mixed, inside, _filling(image.shape).copy())
+    return cv2.copyTo(mixed, inside, _filled(image.shape).copy())
 
 
 def _smooth_positions(row: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Positions where linear interpolation gives the cubic of a = 0: t → t² (3 - 2t) in a pixel."""
+    """Return where linear interpolation gives the cubic of a = 0: t → t² (3 - 2t) in each pixel."""
     a, b, c = row.astype(np.float32)
     width, height = size
     positions = np.add.outer(
@@ -178,20 +181,20 @@ def _smooth_positions(row: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _filling(shape: tuple[int, ...]) -> np.ndarray:
+def _filled(shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, FILL, np.uint8)
 
 
 def _translate(image: np.ndarray, shift: float, axis: int) -> np.ndarray:
-    """As `_affine`, for a shift against an axis by so many pixels: one filter of four taps."""
+    """Compute `_affine` for a shift by -`shift` pixels along an axis, by a filter of four taps."""
     side = image.shape[axis]
     whole, t = math.floor(shift), shift - math.floor(shift)
     # Keys' weights of the pixels at -1, 0, 1, 2 for a = -1.
     taps = np.array([-t * (1 - t) ** 2, 1 - 2 * t**2 + t**3, t * (1 + t - t**2), t**3 - t**2])
     anchor = (1, 0) if axis == 1 else (0, 1)
-    # A margin before the first, so that positions up to half a pixel outside have values too.
+    # A margin before the first pixel, for positions up to half a pixel outside.
     margins = (0, 0, 1, 0) if axis == 1 else (1, 0, 0, 0)
-    between = cv2.filter2D(
+    interpolated = cv2.filter2D(
         cv2.copyMakeBorder(image, *margins, cv2.BORDER_REPLICATE),
         -1,
         taps[None] if axis == 1 else taps[:, None],
@@ -199,14 +202,14 @@ def _translate(image: np.ndarray, shift: float, axis: int) -> np.ndarray:
         delta=_TRUNCATE,
         borderType=cv2.BORDER_REPLICATE,
     )
-    # Output pixel x shows position x + shift; its centre must lie in the image.
+    # Output pixel x samples position x + shift, whose centre must be inside the image.
     first, last = max(0, math.ceil(-shift - 0.5)), min(side, math.ceil(side - shift - 0.5))
-    out = _filling(image.shape).copy()
-    to, source = slice(first, last), slice(first + whole + 1, last + whole + 1)
+    out = _filled(image.shape).copy()
+    target, source = slice(first, last), slice(first + whole + 1, last + whole + 1)
     if axis == 1:
-        out[:, to] = between[:, source]
+        out[:, target] = interpolated[:, source]
     else:
-        out[to] = between[source]
+        out[target] = interpolated[source]
     return out
 
 

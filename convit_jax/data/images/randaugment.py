@@ -5,6 +5,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ Operation = Callable[[np.ndarray, float, bool], np.ndarray]
 
 
 def _signed(scale: float, operation: Callable[[np.ndarray, float], np.ndarray]) -> Operation:
-    """`scale` at the highest level, either way."""
+    """Amount 0 at level 0 to `scale` at the highest, of either sign."""
 
     def apply(image: np.ndarray, level: float, negative: bool) -> np.ndarray:
         amount = level / MAX_LEVEL * scale
@@ -28,7 +29,7 @@ def _signed(scale: float, operation: Callable[[np.ndarray, float], np.ndarray]) 
 
 
 def _enhance_increasing(operation: Callable[[np.ndarray, float], np.ndarray]) -> Operation:
-    """1 ± 0.9 at the highest level: the higher, the further from the image, either way."""
+    """Factor 1 (the image itself) at level 0 to 1 ± 0.9 at the highest."""
 
     def apply(image: np.ndarray, level: float, negative: bool) -> np.ndarray:
         change = level / MAX_LEVEL * 0.9
@@ -38,7 +39,7 @@ def _enhance_increasing(operation: Callable[[np.ndarray, float], np.ndarray]) ->
 
 
 def _enhance(operation: Callable[[np.ndarray, float], np.ndarray]) -> Operation:
-    """0.1 at level 0 to 1.9 at the highest: the image itself in the middle."""
+    """Factor 0.1 at level 0 to 1.9 at the highest; the image itself is in the middle."""
     return lambda image, level, _: operation(image, level / MAX_LEVEL * 1.8 + 0.1)
 
 
@@ -77,15 +78,15 @@ PLAIN: dict[str, Operation] = _COMMON | {
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """So many random operations in a row, each at a random magnitude.
+    """`num_ops` random operations in sequence, each at a random magnitude.
 
     Attributes:
         magnitude: level of the operations, 0 to 10.
-        num_ops: operations an image.
-        prob: chance of each being applied.
+        num_ops: number of operations per image.
+        prob: probability that an operation is applied.
         magnitude_std: standard deviation of the level; infinite for uniform in [0, magnitude].
-        max_magnitude: where levels are cut off.
-        increasing: scales that grow with the level (timm's `inc1`).
+        max_magnitude: upper limit of the level.
+        increasing: use operations whose effect increases with the level (timm's `inc1`).
     """
 
     magnitude: float = 9.0
@@ -130,19 +131,19 @@ _FIELDS = {
 
 
 def parse_randaugment(policy: str) -> RandAugment:
-    """Reads timm's notation, `rand-m9-mstd0.5-inc1`.
+    """Parse timm's notation, e.g. `rand-m9-mstd0.5-inc1`.
 
-    m: magnitude, n: operations, p: chance of each, mstd: spread of the magnitude (100 or more:
-    uniform), mmax: largest magnitude, inc: 1 for the increasing scales.
+    m: magnitude, n: number of operations, p: probability of each, mstd: standard deviation of the
+    magnitude (100 or more: uniform), mmax: largest magnitude, inc: 1 for increasing operations.
 
     Raises:
-        InputError: another kind of policy, or an unknown or senseless part.
+        InputError: the policy is not RandAugment, or a part is unknown or out of range.
     """
     kind, *parts = policy.split("-")
     where = f"config.augment.randaugment='{policy}'"
     if kind != "rand":
         raise InputError(f"{where}: expected a policy like 'rand-m9-mstd0.5-inc1', or ''")
-    fields: dict[str, float | int | bool] = {}
+    fields: dict[str, Any] = {}
     for part in parts:
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?|inf)", part)
         if not match or match[1] not in _FIELDS:
@@ -150,20 +151,20 @@ def parse_randaugment(policy: str) -> RandAugment:
                 f"{where}: '{part}' is none of {', '.join(_FIELDS)} followed by a number"
             )
         fields[_FIELDS[match[1]]] = float(match[2])
-    made = RandAugment(**fields)
-    made = dataclasses.replace(
-        made,
-        num_ops=int(made.num_ops),
-        increasing=bool(made.increasing),
-        magnitude_std=math.inf if made.magnitude_std >= 100 else made.magnitude_std,
+    parsed = RandAugment(**fields)
+    parsed = dataclasses.replace(
+        parsed,
+        num_ops=int(parsed.num_ops),
+        increasing=bool(parsed.increasing),
+        magnitude_std=math.inf if parsed.magnitude_std >= 100 else parsed.magnitude_std,
     )
-    # Its numbers have no sign.
-    for holds, expected in (
-        (made.magnitude <= MAX_LEVEL, "m from 0 to 10"),
-        (made.num_ops >= 1, "n of at least 1"),
-        (made.prob <= 1, "p from 0 to 1"),
-        (made.max_magnitude <= MAX_LEVEL, "mmax from 0 to 10"),
+    # The notation has no negative numbers.
+    for valid, expected in (
+        (parsed.magnitude <= MAX_LEVEL, "m from 0 to 10"),
+        (parsed.num_ops >= 1, "n of at least 1"),
+        (parsed.prob <= 1, "p from 0 to 1"),
+        (parsed.max_magnitude <= MAX_LEVEL, "mmax from 0 to 10"),
     ):
-        if not holds:
+        if not valid:
             raise InputError(f"{where}: expected {expected}")
-    return made
+    return parsed

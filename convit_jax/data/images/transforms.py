@@ -1,4 +1,4 @@
-"""From decoded pixels to the uint8 image for the device: pure functions of (image, key)."""
+"""Host transforms of decoded pixels to the uint8 image for the device."""
 
 import dataclasses
 import functools
@@ -22,12 +22,12 @@ CROPS = ("random_resized", "pad", "none")
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """What an evaluated image goes through.
+    """Transform of an image for evaluation: resize and centre crop.
 
     Attributes:
         image_size: (height, width) in pixels.
         channels: 1 to 4.
-        crop_fraction: share of the scaled image's side that is kept.
+        crop_fraction: the crop's side as a share of the scaled image's.
     """
 
     image_size: tuple[int, int]
@@ -44,28 +44,28 @@ class EvalTransform:
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """What a training image goes through on the host.
+    """Transform of an image for training: crop, flip, affine map, RandAugment.
 
     Attributes:
         image_size: (height, width) in pixels.
         channels: 1 to 4.
-        crop: `random_resized` (a random part, scaled), `pad` (moved by up to `crop_padding`, for
-            small images) or `none` (scaled as a whole).
-        crop_scale: range of the share of the area that a random part has.
-        crop_ratio: range of its width over its height.
-        crop_padding: pixels of black around the image, before `pad` cuts.
-        flip: chance of a horizontal flip.
-        randaugment: policy in timm's notation, or "" for none; for 3 channels.
-        rotate, shear: largest angle either way, in degrees.
-        zoom: largest change of scale either way, as a share.
-        translate: largest shift either way and axis, as a share of the side.
+        crop: `random_resized` (scale a random part), `pad` (pad, then crop at random: for small
+            images) or `none` (scale the whole image).
+        crop_scale: range of a random part's share of the area.
+        crop_ratio: range of a random part's width over its height.
+        crop_padding: width of the black border of `pad`, in pixels.
+        flip: probability of a horizontal flip.
+        randaugment: policy in timm's notation, or "" for none; requires 3 channels.
+        rotate, shear: largest angle in either direction, in degrees.
+        zoom: largest change of scale in either direction, as a share.
+        translate: largest shift in either direction, as a share of the side.
     """
 
     image_size: tuple[int, int]
     channels: int
     crop: str = "none"
-    crop_scale: tuple[float, ...] = (0.08, 1.0)
-    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     crop_padding: int = 4
     flip: float = 0.0
     randaugment: str = ""
@@ -87,7 +87,7 @@ class TrainTransform:
         return parse_randaugment(self.randaugment) if self.randaugment else None
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Pixels, uint8 [H, W, channels], and the view's random numbers → [height, width, ...]."""
+        """uint8 [H, W, channels] and the view's random generator → [height, width, channels]."""
         image = self._crop(image, rng)
         if self.flip and rng.random() < self.flip:
             image = cv2.flip(image, 1).reshape(image.shape)
@@ -110,7 +110,7 @@ class TrainTransform:
         return image
 
     def _affine(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A random affine map about the centre; black comes in from outside."""
+        """Apply a random affine map about the centre; pixels from outside the image are black."""
         angle, zoom, shear, shift_x, shift_y = rng.uniform(-1.0, 1.0, size=5)
         angle, shear = math.radians(angle * self.rotate), math.radians(shear * self.shear)
         scale = 1.0 / (1.0 + zoom * self.zoom)
@@ -121,10 +121,10 @@ class TrainTransform:
         x, y = (width - 1) / 2, (height - 1) / 2
         c = x - a * x - b * y + shift_x * self.translate * width
         f = y - d * x - e * y + shift_y * self.translate * height
-        turned = cv2.warpAffine(
+        warped = cv2.warpAffine(
             image,
             np.array([[a, b, c], [d, e, f]]),
             (width, height),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         )
-        return turned.reshape(image.shape)
+        return warped.reshape(image.shape)

@@ -5,6 +5,15 @@ import functools
 import importlib.resources
 from collections.abc import Sequence
 
+NUM_CLASSES = 1000
+NUM_TRAIN_IMAGES = 1_281_167
+NUM_VALIDATION_IMAGES = 50_000
+# Of the training images' red, green and blue, in units of full scale.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+# The usual crop of evaluation: 224 of 256 pixels of the scaled image's side.
+CROP_FRACTION = 0.875
+
 
 @functools.cache
 def _names_by_id() -> dict[str, str]:

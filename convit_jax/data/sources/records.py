@@ -16,7 +16,7 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
-from convit_jax.data.open_files import OpenFiles, open_at_once
+from convit_jax.data.open_files import OpenFiles, max_open_files
 from convit_jax.data.sources import tf_example
 
 # A TFRecord consists of its length (8 bytes), a checksum (4), the payload and a checksum (4).
@@ -75,7 +75,7 @@ class ArrayRecords(Records):
 
     @functools.cached_property
     def _files(self) -> OpenFiles[Any]:
-        capacity = open_at_once(len(self.spans))
+        capacity = max_open_files(len(self.spans))
         return OpenFiles(_open_array_record, lambda reader: reader.close(), capacity)
 
     def __getitem__(self, index: int) -> bytes:
@@ -103,7 +103,7 @@ class TFRecords(Records):
 
     @functools.cached_property
     def _files(self) -> OpenFiles[int]:
-        capacity = open_at_once(len(self.spans))
+        capacity = max_open_files(len(self.spans))
         return OpenFiles(lambda path: os.open(path, os.O_RDONLY), os.close, capacity)
 
     def __getitem__(self, index: int) -> bytes:

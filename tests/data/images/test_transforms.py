@@ -17,31 +17,31 @@ def make_image(height=12, width=10, channels=3):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_of_the_right_size_comes_through_as_it_is(channels):
+def test_an_image_of_the_right_size_is_unchanged(channels):
     image = make_image(channels=channels)
     assert np.array_equal(EvalTransform((12, 10), channels)(image), image)
     plain = TrainTransform((12, 10), channels)
     assert np.array_equal(plain(image, np.random.default_rng(0)), image)
 
 
-def test_an_image_of_another_size_is_fitted():
+def test_an_image_of_another_size_is_resized():
     flat = np.full((30, 20, 3), 77, np.uint8)
     assert np.array_equal(EvalTransform((12, 10), 3)(flat), np.full((12, 10, 3), 77))
 
 
 @pytest.mark.parametrize("transform", [EvalTransform, TrainTransform])
 @pytest.mark.parametrize("channels", [0, 5])
-def test_a_number_of_channels_that_images_do_not_have(transform, channels):
+def test_invalid_numbers_of_channels_are_input_errors(transform, channels):
     with pytest.raises(InputError, match=rf"^config\.model\.in_channels={channels}"):
         transform((12, 10), channels)
 
 
-def test_every_crop_that_may_be_asked_for_is_one():
+def test_the_crops_are_those_of_the_configuration():
     assert set(CROPS) == {"random_resized", "pad", "none"}
 
 
-class Extreme:
-    """In place of a generator: always the end of the range, for one of the draws."""
+class FixedGenerator:
+    """A random generator whose draws of the affine map are given; those omitted are 0."""
 
     def __init__(self, **draws):
         order = ("rotate", "zoom", "shear", "x", "y")
@@ -52,68 +52,70 @@ class Extreme:
         return self.draws
 
 
-def test_no_draw_no_change():
+def test_draws_of_0_change_nothing():
     image = make_image()
     transform = TrainTransform((12, 10), 3, rotate=90, zoom=0.5, shear=30, translate=0.5)
-    assert np.array_equal(transform(image, Extreme()), image)
+    assert np.array_equal(transform(image, FixedGenerator()), image)
 
 
 def test_a_quarter_turn_is_a_rotation_about_the_centre():
     image = make_image(12, 12)
-    turned = TrainTransform((12, 12), 3, rotate=90.0)(image, Extreme(rotate=1))
-    difference = [np.abs(turned - np.rot90(image, k).astype(int)).max() for k in (1, 3)]
+    rotated = TrainTransform((12, 12), 3, rotate=90.0)(image, FixedGenerator(rotate=1))
+    difference = [np.abs(rotated - np.rot90(image, k).astype(int)).max() for k in (1, 3)]
     assert min(difference) <= 1
 
 
 def test_a_shift_moves_the_pixels_and_fills_with_black():
     image = make_image()
-    moved = TrainTransform((12, 10), 3, translate=0.2)(image, Extreme(x=1))
+    moved = TrainTransform((12, 10), 3, translate=0.2)(image, FixedGenerator(x=1))
     assert np.array_equal(moved[:, :-2], image[:, 2:])
     assert not moved[:, -2:].any()
-    moved = TrainTransform((12, 10), 3, translate=0.25)(image, Extreme(y=-1))
+    moved = TrainTransform((12, 10), 3, translate=0.25)(image, FixedGenerator(y=-1))
     assert np.array_equal(moved[3:], image[:-3])
 
 
-def test_a_shear_moves_each_row_by_its_distance_from_the_middle():
+def test_a_shear_moves_each_row_by_its_distance_from_the_centre():
     image = make_image(11, 30)
-    moved = TrainTransform((11, 30), 3, shear=45.0)(image, Extreme(shear=1))
+    moved = TrainTransform((11, 30), 3, shear=45.0)(image, FixedGenerator(shear=1))
     for row in range(11):
-        way = row - 5  # by tan(45°) pixels a row
-        there = slice(max(0, way), min(30, 30 + way))
-        assert np.array_equal(moved[row, max(0, -way) : min(30, 30 - way)], image[row, there])
+        shift = row - 5  # tan(45°) pixels per row
+        source = slice(max(0, shift), min(30, 30 + shift))
+        target = slice(max(0, -shift), min(30, 30 - shift))
+        assert np.array_equal(moved[row, target], image[row, source])
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_turning_zooming_shearing_and_shifting_together_is_one_map(seed):
-    """Against SciPy, of the matrix put together from its parts: turned, sheared, then zoomed."""
+def test_rotation_zoom_shear_and_shift_are_combined_into_one_map(seed):
+    """Against SciPy, with the product of the matrices: rotation, shear, zoom."""
     y, x = np.mgrid[:40, :50]
     image = (120 + 60 * np.sin(x / 6) + 60 * np.cos(y / 7)).astype(np.uint8)[..., None]
-    most = {"rotate": 40.0, "zoom": 0.4, "shear": 25.0, "translate": 0.1}
+    ranges = {"rotate": 40.0, "zoom": 0.4, "shear": 25.0, "translate": 0.1}
     names = ("rotate", "zoom", "shear", "x", "y")
     draws = dict(zip(names, np.random.default_rng(seed).uniform(-1, 1, 5), strict=True))
-    ours = TrainTransform((40, 50), 1, **most)(image, Extreme(**draws))[..., 0].astype(int)
+    transform = TrainTransform((40, 50), 1, **ranges)
+    actual = transform(image, FixedGenerator(**draws))[..., 0].astype(int)
 
     angle = math.radians(40.0 * draws["rotate"])
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     shear = np.array([[1, math.tan(math.radians(25.0 * draws["shear"]))], [0, 1]])
-    matrix = turn @ shear / (1 + 0.4 * draws["zoom"])  # of (x, y)
+    matrix = rotation @ shear / (1 + 0.4 * draws["zoom"])  # of (x, y)
     centre = np.array([49, 39]) / 2
     shift = np.array([0.1 * 50 * draws["x"], 0.1 * 40 * draws["y"]])
     offset = centre + shift - matrix @ centre
-    flipped = matrix[::-1, ::-1], offset[::-1]  # SciPy counts (row, column)
-    theirs = ndimage.affine_transform(image[..., 0].astype(float), *flipped, order=1, cval=-1.0)
-    inside = ndimage.binary_erosion(theirs >= 0, iterations=2)
+    row_first = matrix[::-1, ::-1], offset[::-1]  # SciPy's coordinates are (row, column)
+    expected = ndimage.affine_transform(image[..., 0].astype(float), *row_first, order=1, cval=-1.0)
+    inside = ndimage.binary_erosion(expected >= 0, iterations=2)
     assert inside.mean() > 0.3
-    assert np.abs(ours - theirs)[inside].max() <= 2
-    outside = ndimage.binary_erosion(theirs < 0, iterations=2)
-    assert not ours[outside].any()
+    assert np.abs(actual - expected)[inside].max() <= 2
+    outside = ndimage.binary_erosion(expected < 0, iterations=2)
+    assert not actual[outside].any()
 
 
-def test_zoom_enlarges_about_the_centre():
+def test_zoom_enlarges_around_the_centre():
     ramp = np.repeat(np.arange(0, 120, 10, dtype=np.uint8)[:, None, None], 12, 1)
-    larger = TrainTransform((12, 12), 1, zoom=1.0)(ramp, Extreme(zoom=1))[:, 6, 0]
-    assert np.abs(np.diff(larger.astype(int)) - 5).max() <= 1
-    assert abs(int(larger[5]) + int(larger[6]) - 110) <= 2
+    enlarged = TrainTransform((12, 12), 1, zoom=1.0)(ramp, FixedGenerator(zoom=1))[:, 6, 0]
+    assert np.abs(np.diff(enlarged.astype(int)) - 5).max() <= 1
+    assert abs(int(enlarged[5]) + int(enlarged[6]) - 110) <= 2
 
 
 def test_the_same_key_gives_the_same_view():
@@ -127,7 +129,7 @@ def test_the_same_key_gives_the_same_view():
 
 
 def test_pad_moves_an_image_by_whole_pixels_within_its_padding():
-    image = make_image(12, 10) | 1  # no black of its own
+    image = make_image(12, 10) | 1  # without black pixels
     transform = TrainTransform((12, 10), 3, crop="pad", crop_padding=2)
     shifts = set()
     for seed in range(200):
@@ -144,15 +146,14 @@ def test_pad_moves_an_image_by_whole_pixels_within_its_padding():
 
 
 @pytest.mark.parametrize("crop", ["pad", "none"])
-def test_an_image_of_another_size_is_fitted_before_anything_else(crop):
+def test_an_image_of_another_size_is_resized_first(crop):
     transform = TrainTransform((12, 10), 3, crop=crop, crop_padding=0)
     image = make_image(30, 40)
-    fitted = transform(image, np.random.default_rng(0))
-    assert np.array_equal(fitted, resize_exactly(image, (12, 10)))
+    resized = transform(image, np.random.default_rng(0))
+    assert np.array_equal(resized, resize_exactly(image, (12, 10)))
 
 
-def test_defaults_are_those_of_the_configuration():
-    """Written down in both places; here is a third."""
+def test_defaults_equal_the_configurations():
     augment = template().augment
     for field in dataclasses.fields(TrainTransform):
         if field.name not in ("image_size", "channels"):
@@ -167,12 +168,12 @@ def test_half_of_the_images_are_flipped():
     image, transform = make_image(), TrainTransform((12, 10), 3, flip=0.5)
     views = [transform(image, np.random.default_rng(seed)) for seed in range(400)]
     flipped = sum(np.array_equal(view, image[:, ::-1]) for view in views)
-    straight = sum(np.array_equal(view, image) for view in views)
-    assert flipped + straight == 400
+    unflipped = sum(np.array_equal(view, image) for view in views)
+    assert flipped + unflipped == 400
     assert 160 < flipped < 240
 
 
-def test_the_whole_recipe_makes_images_of_the_size():
+def test_the_full_recipe_gives_images_of_the_right_size():
     transform = TrainTransform(
         (32, 24), 3, crop="random_resized", flip=0.5, randaugment="rand-m9-mstd0.5-inc1"
     )
@@ -182,18 +183,18 @@ def test_the_whole_recipe_makes_images_of_the_size():
     assert len(views) == 30
 
 
-def test_the_policy_is_applied_to_every_image_after_the_rest():
+def test_the_policy_is_applied_to_every_image_and_last():
     image, policy = make_image(32, 24), "rand-m9-n1-p1-inc1"
     transform = TrainTransform((32, 24), 3, randaugment=policy)
-    changed = 0
+    num_changed = 0
     for seed in range(60):
         view = transform(image, np.random.default_rng(seed))
         expected = parse_randaugment(policy)(image, np.random.default_rng(seed))
         assert np.array_equal(view, expected)
-        changed += not np.array_equal(view, image)
-    assert changed > 40
+        num_changed += not np.array_equal(view, image)
+    assert num_changed > 40
 
-    # A flipped image is flipped first: one draw, then the policy's.
+    # The flip, with one draw, comes before the policy.
     view = TrainTransform((32, 24), 3, flip=1.0, randaugment=policy)(
         image, np.random.default_rng(5)
     )
@@ -202,28 +203,28 @@ def test_the_policy_is_applied_to_every_image_after_the_rest():
     assert np.array_equal(view, parse_randaugment(policy)(image[:, ::-1].copy(), rng))
 
 
-def test_a_random_part_may_lie_anywhere():
-    """Parts of one size from an image that says where each pixel is: all places, evenly."""
+def test_the_position_of_a_random_crop_is_uniform():
+    """For crops of a fixed size from an image whose values are the pixels' positions."""
     y, x = np.mgrid[:64, :96].astype(np.uint8)
     image = np.stack([y, x, y], axis=-1)
     transform = TrainTransform(
         (39, 39), 3, crop="random_resized", crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0)
     )
-    rng, places = np.random.default_rng(0), []
+    rng, positions = np.random.default_rng(0), []
     for _ in range(2000):
         part = transform(image, rng)
         top, left = part[0, 0, :2]
         assert np.array_equal(part, image[top : top + 39, left : left + 39])
-        places.append((top, left))
-    tops, lefts = np.array(places, int).T
+        positions.append((top, left))
+    tops, lefts = np.array(positions, int).T
     assert set(tops) == set(range(64 - 39 + 1))
     assert set(lefts) == set(range(96 - 39 + 1))
-    # Means of uniform draws, within five of their deviations.
+    # Means of uniform draws, within five standard errors.
     assert abs(tops.mean() - 12.5) < 5 * 7.5 / 2000**0.5
     assert abs(lefts.mean() - 28.5) < 5 * 16.7 / 2000**0.5
     assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.1
 
 
-def test_randaugment_is_for_colour():
+def test_randaugment_requires_three_channels():
     with pytest.raises(InputError, match="randaugment='rand-m9' is for colour images"):
         TrainTransform((8, 8), 1, randaugment="rand-m9")
