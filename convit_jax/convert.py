@@ -21,7 +21,7 @@ from convit_jax.console.screen import Screen
 from convit_jax.models import Architecture
 from convit_jax.system.devices import find_devices
 from convit_jax.system.whole_file import write_whole
-from convit_jax.weights import Weights, new_path, open_weights, told_by_shapes, write_weights
+from convit_jax.weights import Weights, new_path, open_weights, fields_from_shapes, write_weights
 from convit_jax.weights.exporting import export_classifier
 from convit_jax.weights.files import TORCH_SUFFIXES
 
@@ -77,7 +77,7 @@ def _left_behind(weights: Weights, architecture: Architecture) -> list[str]:
         "class names": card.class_names is not None,
         "preprocessing": card.mean is not None or card.crop_fraction is not None,
     }
-    told = told_by_shapes(weights.tensors_for(architecture))
+    told = fields_from_shapes(weights.tensors_for(architecture))
     for field in ("num_heads", "image_size"):
         value = getattr(architecture, field)
         known[f"{field}={value}"] = told.get(field, value) != value or field not in told
