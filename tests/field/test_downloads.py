@@ -171,14 +171,16 @@ def test_a_hub_model_in_shards(hub, reference_data):
     weight_map = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
     hub("model.safetensors.index.json", json.dumps({"weight_map": weight_map}).encode())
     for file in set(weight_map.values()):
-        part = {name: tensors[name] for name, place in weight_map.items() if place == file}
+        part = {name: tensors[name] for name, shard in weight_map.items() if shard == file}
         hub(file, safetensors.numpy.save(part))
     weights = open_weights("hf://org/name")
     assert all(np.array_equal(weights.tensors[name], array) for name, array in tensors.items())
 
 
 def test_a_repository_without_weights_is_reported_with_the_expected_names(hub):
-    with pytest.raises(InputError, match=r"no model\.safetensors or .*bin"):
+    with pytest.raises(
+        InputError, match=r"name: no model\.safetensors or .*bin.* in the repository 'org/name'"
+    ):
         open_weights("hf://org/name")
 
 
