@@ -21,7 +21,7 @@ from convit_jax.console.screen import Screen
 from convit_jax.models import Architecture
 from convit_jax.system.devices import find_devices
 from convit_jax.system.whole_file import write_whole
-from convit_jax.weights import Weights, new_path, open_weights, fields_from_shapes, write_weights
+from convit_jax.weights import Weights, fields_from_shapes, new_path, open_weights, write_weights
 from convit_jax.weights.exporting import export_classifier
 from convit_jax.weights.files import TORCH_SUFFIXES
 

@@ -248,7 +248,7 @@ class VisionTransformer(nnx.Module):
         return self.dropout(patches, deterministic=key is None, rngs=key)
 
     def classify(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return features [B, C] and logits [B, num_classes] of the last block's output [B, N, C]."""
+        """Features [B, C] and logits [B, num_classes] of the last block's output [B, N, C]."""
         features = self.norm(x[:, 0])
         return features, self.head(features)
 

@@ -89,8 +89,8 @@ def test_all_five_gradients_match_the_definition(tokens, cudnn_by_definition):
             jax.grad(functools.partial(total, form), range(5))(*inputs)
             for form in (cudnn.cudnn_attention, definition)
         )
-    for ours, theirs in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for actual, reference in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(actual, reference, atol=1e-5)
     # JAX has no gradient of an odd number of tokens.
     assert cudnn_by_definition == [tokens + tokens % 2]
 
