@@ -4,7 +4,6 @@ import argparse
 import collections
 import dataclasses
 import datetime
-import importlib.util
 import json
 import logging
 import pathlib
@@ -22,11 +21,12 @@ from convit_jax.console import command_line
 from convit_jax.errors import InputError, MachineError
 from convit_jax.weights import Card, new_path, open_weights, to_torch, write_weights
 from convit_jax.weights.torch_names import parameter_shapes
-from tests.field.weight_files import pickled_tensor, pytorch_archive, safetensors_file, timm_config
-
-torch_only = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch is not installed: .pth files are an optional extra",
+from tests.field.weight_files import (
+    pickled_tensor,
+    pytorch_archive,
+    safetensors_file,
+    timm_config,
+    torch_only,
 )
 
 

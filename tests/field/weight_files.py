@@ -1,10 +1,18 @@
 """Builders of small unusual weights files."""
 
+import importlib.util
 import io
 import json
 import pickle
 import struct
 import zipfile
+
+import pytest
+
+torch_only = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None,
+    reason="PyTorch is not installed: .pth files are an optional extra",
+)
 
 # The types of safetensors that these tests write, and their bytes per element.
 ITEM_SIZES = {"F32": 4, "BF16": 2, "F64": 8, "I64": 8, "C64": 8, "F8_E4M3": 1}

@@ -1,4 +1,3 @@
-import importlib.util
 import pickle
 import zipfile
 
@@ -12,11 +11,7 @@ import convit_jax
 from convit_jax import models
 from convit_jax.errors import InputError
 from convit_jax.weights import model_keys, nearest_model, read_tensors, recognise, to_torch
-
-torch_only = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch is not installed: .pth files are an optional extra",
-)
+from tests.field.weight_files import torch_only
 
 
 def released_layout(name, **overrides):

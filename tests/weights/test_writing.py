@@ -1,4 +1,3 @@
-import importlib.util
 import json
 
 import numpy as np
@@ -9,11 +8,7 @@ from convit_jax import models
 from convit_jax.errors import InputError
 from convit_jax.weights import Card, Weights, new_path, open_weights, to_torch, write_weights
 from convit_jax.weights.torch_names import parameter_shapes
-
-torch_only = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch is not installed: .pth files are an optional extra",
-)
+from tests.field.weight_files import torch_only
 
 # The names in the released weights: depth 12, GPSA in blocks 0 to 9.
 _GPSA = ("gating_param", "qk.weight", "v.weight", "proj.weight", "proj.bias", "pos_proj.weight",
