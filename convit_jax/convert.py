@@ -21,7 +21,7 @@ from convit_jax.console.screen import Screen
 from convit_jax.models import Architecture
 from convit_jax.system.devices import find_devices
 from convit_jax.system.whole_file import write_whole
-from convit_jax.weights import Weights, new_path, open_weights, told_by_shapes, write_weights
+from convit_jax.weights import Weights, fields_from_shapes, new_path, open_weights, write_weights
 from convit_jax.weights.exporting import export_classifier
 from convit_jax.weights.files import TORCH_SUFFIXES
 
@@ -78,7 +78,7 @@ def _lost_fields(weights: Weights, architecture: Architecture) -> list[str]:
         lost.append("class names")
     if card.mean is not None or card.crop_fraction is not None:
         lost.append("preprocessing")
-    inferred = told_by_shapes(weights.tensors_for(architecture))
+    inferred = fields_from_shapes(weights.tensors_for(architecture))
     for field in ("num_heads", "image_size"):
         value = getattr(architecture, field)
         if field not in inferred or inferred[field] != value:

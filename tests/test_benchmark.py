@@ -121,8 +121,8 @@ def test_forms_of_the_comparison_compute_the_same(name):
     positional = np.asarray(jax.nn.softmax(rng.normal(size=(2, 6, 6)))).astype(np.float32)
     gate, mesh = np.float32([0.2, 0.9]), jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     for extra in ((positional, gate), ()):
-        expected = kernels.DEFAULT_ATTENTION((qkv,), 2, *extra, outputs=3)
-        actual = kernels.attention_for(mesh, FORMS[name][0])((qkv,), 2, *extra, outputs=3)
+        expected = kernels.DEFAULT_ATTENTION((qkv,), 2, *extra, num_outputs=3)
+        actual = kernels.attention_for(mesh, FORMS[name][0])((qkv,), 2, *extra, num_outputs=3)
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 

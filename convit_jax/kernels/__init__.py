@@ -1,4 +1,4 @@
-"""Attention arithmetic: the functions that decide how fast a ConViT runs."""
+"""Attention kernels: the functions that determine how fast a ConViT runs."""
 
 from convit_jax.kernels.attention import attention_map
 from convit_jax.kernels.choice import DEFAULT_ATTENTION, FORMS, Attention, Form, attention_for

@@ -1,7 +1,7 @@
-"""The choice of the form in which attention is computed: XLA's, a fused TPU kernel's, or cuDNN's.
+"""The choice of the attention implementation: XLA, a fused TPU kernel, or cuDNN.
 
-A model is built with an `Attention`, which `attention_for` makes for the devices that it will be
-compiled for.
+A model is built with an `Attention`, which `attention_for` returns for the devices that the model
+will be compiled for.
 """
 
 import dataclasses
@@ -16,20 +16,20 @@ from jax.sharding import Mesh
 
 from convit_jax.errors import InputError
 from convit_jax.kernels.attention import one_product, two_products
-from convit_jax.kernels.cudnn import HOPPER, cudnn_attention, refusal
+from convit_jax.kernels.cudnn import HOPPER, cudnn_attention, unsupported_reason
 from convit_jax.kernels.fused import Target, fused_attention
 
 log = logging.getLogger(__name__)
 
 FORMS = ("auto", "xla", "pallas", "cudnn")
 
-# One of `FORMS`, or, for comparisons, a function (q, k, v, positional, gate) → [B, N, H, D] to take
-# the place of XLA's form; positional and gate are None for plain attention.
+# One of `FORMS`, or, for comparisons, a function (q, k, v, positional, gate) → [B, N, H, D] that
+# replaces XLA's form; positional and gate are None for plain attention.
 Form = str | Callable[..., jax.Array]
 
-# Fast memory of a TPU core by the name of its kind, as JAX has it (pallas/mosaic/tpu_info.py).
+# VMEM of a TPU core by `device_kind`, as in JAX's pallas/mosaic/tpu_info.py.
 _MIB = 2**20
-_FAST_MEMORY = {
+_VMEM = {
     "TPU v4": 16 * _MIB,
     "TPU v5 lite": 128 * _MIB,
     "TPU v5e": 128 * _MIB,
@@ -42,11 +42,11 @@ _FAST_MEMORY = {
 
 @dataclasses.dataclass(frozen=True)
 class _Hardware:
-    """What a program is compiled for.
+    """The hardware that a program is compiled for.
 
     Attributes:
-        platform: "cpu", "tpu", "cuda" or "rocm"; "any" for a form that runs anywhere.
-        capability: of a CUDA GPU; (9, 0) for a Hopper.
+        platform: "cpu", "tpu", "cuda" or "rocm"; "any" for a form that runs on all of them.
+        capability: compute capability of a CUDA GPU; (9, 0) for Hopper.
     """
 
     platform: str
@@ -64,12 +64,12 @@ class _Hardware:
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """Computes the attention of tokens to each other, in the form that suits some devices.
+    """Self-attention, computed by the implementation that suits the devices.
 
     Attributes:
         form: one of `FORMS`, or a function instead of XLA's form.
-        mesh: the devices that programs are compiled for, batches spread along all of its axes.
-            None: with "auto", whatever the default device is when a program is traced, where the
+        mesh: the devices that programs are compiled for, with batches sharded along all of its
+            axes. None means: with "auto", the default device when a program is traced, where the
             fused kernel needs a machine with a single TPU core; otherwise any platform.
     """
 
@@ -83,70 +83,73 @@ class Attention:
         positional: jax.Array | None = None,
         gate: jax.Array | None = None,
         *,
-        outputs: int | None = None,
+        num_outputs: int | None = None,
     ) -> jax.Array:
         """Gated positional self-attention (paper Eq. 7), or plain self-attention (Eq. 1).
 
         Args:
-            parts: queries, keys and values as their projections return them: arrays [B, N, ...],
-                each of one or more of the three, that side by side are [B, N, 3 H D].
+            parts: queries, keys and values as returned by their projections: arrays [B, N, ...] of
+                one or more of the three, whose concatenation is [B, N, 3 H D].
             num_heads: H.
-            positional: [H, N, N], attention by position, every row summing to one; None for plain
+            positional: [H, N, N], positional attention, whose rows sum to one; None for plain
                 attention.
             gate: [H], σ(λ) in [0, 1]; None for plain attention.
-            outputs: how many tokens, from the first, to compute the output of; None for all.
+            num_outputs: compute the outputs of the first `num_outputs` tokens only; None for all.
 
         Returns:
-            [B, N or `outputs`, H D], of the parts' type.
+            [B, N or `num_outputs`, H D], of the parts' type.
 
         Raises:
-            InputError: the form cannot be had on the platform or for the shapes.
+            InputError: the form does not support the platform or the shapes.
         """
         batch, tokens, _ = parts[0].shape
         head_dim = sum(part.shape[-1] for part in parts) // (3 * num_heads)
         target = self._kernel_target()
         blocks = target and target.blocks(batch, tokens, num_heads, head_dim, parts[0].dtype)
-        by_cudnn = self._uses_cudnn(parts[0].dtype, head_dim, tokens, outputs or tokens)
-        name = "the fused kernel" if blocks else "cuDNN's form" if by_cudnn else "XLA's form"
+        use_cudnn = self._uses_cudnn(parts[0].dtype, head_dim, tokens, num_outputs or tokens)
+        name = "the fused kernel" if blocks else "cuDNN's form" if use_cudnn else "XLA's form"
         _log_choice(name, batch, tokens, num_heads, head_dim)
         if blocks is not None:
-            # Computing all outputs costs less than cutting the heads apart for a few.
-            return fused_attention(target, num_heads, tuple(parts), positional, gate)[:, :outputs]
+            # Computing all outputs costs less than separating the heads for a few.
+            return fused_attention(target, num_heads, tuple(parts), positional, gate)[
+                :, :num_outputs
+            ]
         q, k, v = (
             part.reshape(batch, tokens, -1, num_heads, head_dim)[:, :, n]
             for part in parts
             for n in range(part.shape[-1] // (num_heads * head_dim))
         )
-        positional = None if gate is None else positional[:, :outputs]
-        compute = cudnn_attention if by_cudnn else self._xla_form()
-        out = compute(q[:, :outputs], k, v, positional, gate)
+        if positional is not None:
+            positional = positional[:, :num_outputs]
+        compute = cudnn_attention if use_cudnn else self._xla_form()
+        out = compute(q[:, :num_outputs], k, v, positional, gate)
         return out.reshape(*out.shape[:2], -1)
 
     def check(self, dtype: Any, head_dim: int, tokens: int) -> None:
-        """Refuses a form that the devices cannot have, before anything is traced.
+        """Check that the devices support the form, before anything is traced.
 
         Args:
             dtype: of the arithmetic.
-            head_dim: channels of a head.
-            tokens: of most layers.
+            head_dim: channels per head.
+            tokens: number of tokens in most layers.
 
         Raises:
-            InputError: they cannot; the sentence says which they can.
+            InputError: the form is not supported; the message lists those that are.
         """
         if self.form != "cudnn":
             return
         hardware = self._hardware()
-        reason = refusal(hardware.platform, hardware.capability, dtype, head_dim, tokens)
+        reason = unsupported_reason(hardware.platform, hardware.capability, dtype, head_dim, tokens)
         if reason:
             others = "auto, xla or pallas" if hardware.platform == "tpu" else "auto or xla"
             raise InputError(f"config.attention=cudnn: {reason}; expected {others}")
 
     @property
     def separate_projections(self) -> bool:
-        """Whether queries, keys and values are best computed by a product each.
+        """Whether queries, keys and values are best computed by separate matrix products.
 
-        On a GPU the fused operation reads whole arrays: slices of one would be copied first. A
-        TPU's kernel takes the parts of a joint product as they lie.
+        On a GPU the fused operation reads whole arrays: slices of one would be copied first. The
+        TPU kernel reads the parts of a joint product in place.
         """
         return self._hardware().platform in ("cuda", "rocm")
 
@@ -155,27 +158,31 @@ class Attention:
             return _Hardware.of(self.mesh.devices.flat[0])
         if self.form != "auto":
             return _Hardware("any")
-        # Asked only when a program is traced: importing the package starts no backend.
-        return _Hardware.of(jax.config.jax_default_device or jax.devices()[0])
+        # Called only when a program is traced: importing the package starts no backend.
+        device = jax.config.jax_default_device  # type: ignore[attr-defined]  # defined at run time
+        if isinstance(device, str | None):  # JAX accepts a platform's name as well
+            device = jax.devices(device)[0]
+        return _Hardware.of(device)
 
     def _uses_cudnn(self, dtype: Any, head_dim: int, tokens: int, queries: int) -> bool:
-        """Whether cuDNN computes such attention.
+        """Whether to compute this attention with cuDNN.
 
         Raises:
-            InputError: it was asked for, and cannot.
+            InputError: cuDNN was requested explicitly and does not support it.
         """
         if self.form not in ("auto", "cudnn"):
             return False
         hardware = self._hardware()
-        reason = refusal(hardware.platform, hardware.capability, dtype, head_dim, tokens)
+        reason = unsupported_reason(hardware.platform, hardware.capability, dtype, head_dim, tokens)
         if self.form == "cudnn" and reason:
             raise InputError(f"config.attention=cudnn: {reason}")
-        # A single query's result is not a number there. What was not measured must be asked for.
+        # cuDNN returns NaN for a single query. GPUs on which it was not measured use it only on
+        # explicit request.
         measured = self.form == "cudnn" or hardware.capability >= HOPPER
         return reason is None and measured and queries == tokens > 1
 
     def _xla_form(self) -> Callable[..., jax.Array]:
-        """XLA's form, as it is fastest on the platform (docs/performance.md)."""
+        """Return the formulation that is fastest with XLA on the platform (docs/performance.md)."""
         if callable(self.form):
             return self.form
         return two_products if self._hardware().platform in ("cpu", "any") else one_product
@@ -194,32 +201,32 @@ class Attention:
         if self.form == "auto" and not on_tpu:
             return None
         return Target(
-            memory=_FAST_MEMORY.get(device.device_kind, min(_FAST_MEMORY.values())),
+            memory=_VMEM.get(device.device_kind, min(_VMEM.values())),
             mesh=mesh if mesh.size > 1 else None,
             axes=mesh.axis_names if mesh.size > 1 else (),
             interpret=not on_tpu,
         )
 
 
-# For models that nobody compiles for a mesh.
+# For models that are not compiled for a mesh.
 DEFAULT_ATTENTION = Attention()
 
 
 def attention_for(mesh: Mesh | None = None, form: Form = "auto") -> Attention:
-    """The attention of models that are compiled for a mesh.
+    """Return the attention for models that are compiled for a mesh.
 
     Args:
-        mesh: the devices, batches spread along all of its axes; None as in `Attention`.
-        form: "auto", the fused kernel on TPUs, cuDNN's on GPUs since Hopper and XLA's elsewhere;
-            "xla"; "pallas", the kernel wherever it can do the shapes, on other platforms
-            interpreted, which is slow; "cudnn"; or a function instead of XLA's form.
+        mesh: the devices, with batches sharded along all of its axes; None as in `Attention`.
+        form: "auto": the fused kernel on TPUs, cuDNN on GPUs since Hopper, XLA elsewhere;
+            "xla"; "pallas": the fused kernel for all shapes that it supports, interpreted (slowly)
+            on other platforms than TPU; "cudnn"; or a function instead of XLA's form.
     """
     return Attention(form, mesh)
 
 
 @functools.cache
 def _log_choice(form: str, batch: Any, tokens: int, num_heads: int, head_dim: int) -> None:
-    """Logs a choice, once for each shape; an exported program's batch is a symbol."""
+    """Log a choice once per shape; the batch of an exported program is symbolic."""
     log.info(
         "attention of %s x %s tokens, %s heads of %s: %s", batch, tokens, num_heads, head_dim, form
     )

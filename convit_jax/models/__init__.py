@@ -1,4 +1,4 @@
-"""ConViT and DeiT, from the paper's layer up to the named models."""
+"""ConViT and DeiT, from the GPSA layer to the named models."""
 
 from convit_jax.models.architecture import Architecture, as_image_size
 from convit_jax.models.arithmetic import forward_flops

@@ -1,4 +1,4 @@
-"""How much arithmetic a model is."""
+"""The floating-point operations of a model."""
 
 import dataclasses
 from typing import Any
@@ -14,15 +14,15 @@ from convit_jax.models.zoo import build
 
 
 def forward_flops(architecture: Architecture) -> float:
-    """Floating-point operations of one image's forward pass; a multiply-add is two.
+    """Return the floating-point operations of one image's forward pass; a multiply-add is two.
 
-    Counted in the program as traced, with attention in the form that has the fewest products, so
-    that it is the model's number: no matter what computes it, or what is computed twice.
+    They are counted in the traced program, with attention in the formulation with the fewest
+    products. So the number depends on the model only, not on kernels or recomputation.
 
     Args:
         architecture: the model.
     """
-    # In float32: conversions between types would be counted, too.
+    # In float32: conversions between types would be counted too.
     architecture = dataclasses.replace(architecture, dtype="float32")
     attend = attention_for(form=one_product)
     graph, params = nnx.split(nnx.eval_shape(lambda: build(architecture, attend=attend)))
@@ -33,6 +33,8 @@ def forward_flops(architecture: Architecture) -> float:
     def classify(params: Any, image: jax.Array) -> jax.Array:
         return nnx.merge(graph, params)(image)
 
-    # Of what is lowered and not compiled, the CPU's part of JAX alone counts the operations.
+    # Only JAX's CPU backend counts the operations of a program that is lowered but not compiled.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return jax.jit(classify).lower(params, image).cost_analysis()["flops"]
+        costs = jax.jit(classify).lower(params, image).cost_analysis()
+    assert costs is not None  # other backends may have none
+    return costs["flops"]

@@ -43,7 +43,7 @@ from convit_jax.training.optimizer import parameter_names
 from convit_jax.training.resumption import DATA
 from convit_jax.training.step import TrainState
 from convit_jax.weights import Card
-from convit_jax.weights.model_checkpoints import CARD, CONFIG, STATE, without_late_answers
+from convit_jax.weights.model_checkpoints import CARD, CONFIG, STATE, report_unraisable
 
 _BEST_METRIC = "accuracy"
 _DAMAGED_SUFFIX = ".damaged"
@@ -63,7 +63,7 @@ def hush_writers() -> None:
     """
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
-    sys.unraisablehook = without_late_answers
+    sys.unraisablehook = report_unraisable
 
 
 def open_checkpoints(directory: epath.Path, keep: CheckpointConfig) -> ocp.CheckpointManager:

@@ -36,13 +36,13 @@ def warm_start(state: TrainState, weights: Weights, card: Card, sharding: TrainS
         InputError: the weights are another model's; every misfit is listed.
     """
     architecture = card.architecture
-    weights.say_notes()
+    weights.log_notes()
     names = parameter_names(state.params)
     keeps_head, about_head = _compare_classes(weights, card)
     tensors = dict(weights.tensors_for(architecture))
     if not keeps_head:
         tensors |= to_torch(_fresh_head(state, names, sharding), architecture)
-    with weights.named():
+    with weights.naming_errors():
         loaded = from_torch(tensors, architecture)
         _check_heads(weights, architecture)
     params = jax.tree.unflatten(jax.tree.structure(state.params), [loaded[name] for name in names])

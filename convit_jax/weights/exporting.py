@@ -1,4 +1,4 @@
-"""A model with its preprocessing as one program that runs without this package."""
+"""Export of a model with its preprocessing as a program that runs without this package."""
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,17 @@ PLATFORMS = ("cpu", "tpu", "cuda")
 
 
 def export_classifier(model: VisionTransformer, preprocessing: Preprocessing) -> bytes:
-    """The function uint8 [B, H, W, channels] → probabilities, float32 [B, num_classes].
+    """Export the function uint8 [B, H, W, channels] → probabilities, float32 [B, num_classes].
 
-    It scales, crops and normalises by itself; B, H and W are open. It holds the weights, and runs
-    on the CPU, TPU and CUDA by `jax.export.deserialize(…).call`.
+    The program includes the weights and the resizing, cropping and normalisation; B, H and W are
+    symbolic. It runs on CPU, TPU and CUDA with `jax.export.deserialize(…).call`.
 
     Args:
         model: with its weights.
-        preprocessing: of the images it is for.
+        preprocessing: of the model's images.
 
     Returns:
-        A serialised `jax.export` artefact, StableHLO inside.
+        A serialised `jax.export` artefact, which contains StableHLO.
     """
     graph, state = nnx.split(model.with_attention(attention_for(form="xla")))
 

@@ -47,7 +47,7 @@ def test_a_saved_config_is_read_back_the_same():
         ({"log_every": "0 steps"}, "log_every='0 steps': expected .*, above 0"),
         ({"optimizer": {"warmup": "soon"}}, "config.optimizer.warmup='soon'"),
         ({"model": {"name": "vit"}}, "no model is called 'vit'"),
-        ({"model": {"name": "deit_tiny", "conv_init": True}}, "would not read conv_init"),
+        ({"model": {"name": "deit_tiny", "conv_init": True}}, "does not use conv_init"),
         ({"model": {"in_channels": 1}}, "config.data.mean=.*expected 1 values"),
         ({"data": {"image_size": (1, 2, 3)}}, "expected 1 or 2 numbers, each at least 1"),
     ],
