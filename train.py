@@ -27,15 +27,15 @@ def main() -> int:
     # Imported once the flags are known to be right: it takes seconds, for TensorFlow, which
     # writes the events and is to keep its remarks on the CPU to itself.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
-    from convit_jax.distributed.processes import failing_together, join_processes  # noqa: PLC0415
+    from convit_jax.distributed.processes import ending_all_on_failure, join_processes  # noqa: PLC0415
     from convit_jax.system.cache import keep_compiled_programs  # noqa: PLC0415
     from convit_jax.training import loop  # noqa: PLC0415
-    from convit_jax.training.checkpoints import hush_writers  # noqa: PLC0415
+    from convit_jax.training.checkpoints import silence_checkpoint_logging  # noqa: PLC0415
 
-    hush_writers()
+    silence_checkpoint_logging()
     join_processes()
     keep_compiled_programs()
-    with failing_together():
+    with ending_all_on_failure():
         outcome = loop.train(config, workdir.value)
     # Launchers restart what a signal ended: the shell's code for it.
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
@@ -54,7 +54,7 @@ if __name__ == "__main__":
         code = 1
     # It imports JAX, which a mistake in the flags does without.
     if "jax" in sys.modules:
-        from convit_jax.distributed.processes import leave
+        from convit_jax.distributed.processes import exit_process
 
-        leave(code)
+        exit_process(code)
     sys.exit(code)

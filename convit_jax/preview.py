@@ -23,8 +23,8 @@ from convit_jax.system.devices import find_devices
 from convit_jax.system.paths import output_file
 from convit_jax.system.whole_file import write_whole
 from convit_jax.training import Experiment, make_experiment, open_training_examples
-from convit_jax.training.experiment import MOST_STEPS
-from convit_jax.training.step import augmented, step_key, step_keys
+from convit_jax.training.experiment import MAX_STEPS
+from convit_jax.training.step import augment, split_step_key, step_key
 
 _OUT = flags.DEFINE_string("out", "sheet.png", "Where the sheet is written: a .png or .jpg file.")
 _STEP = flags.DEFINE_integer("step", 0, "Which step's batch, from 0.")
@@ -78,8 +78,8 @@ def _on_device(
     """Pixels, uint8, after erasing and mixing, and the share that each class has in each."""
     config = dataclasses.replace(experiment.step_config, label_smoothing=0.0)
     mean, std = jnp.array(config.mean), jnp.array(config.std)
-    _, *keys = step_keys(step_key(config.seed, step))
-    floats, shares = augmented({"image": images, "label": labels}, config, *keys)
+    _, *keys = split_step_key(step_key(config.seed, step))
+    floats, shares = augment({"image": images, "label": labels}, config, *keys)
     pixels = jnp.clip((floats * std + mean) * 255, 0, 255).round().astype(jnp.uint8)
     return np.asarray(pixels), np.asarray(shares)
 
@@ -122,8 +122,8 @@ def main(argv: Sequence[str]) -> int:
     count = _IMAGES.value
     if not 2 <= count <= config.batch_size or count % 2:
         raise InputError(f"--images={count}: expected an even number up to {config.batch_size}")
-    if not 0 <= _STEP.value < MOST_STEPS:
-        raise InputError(f"--step={_STEP.value}: expected 0 or more, below {MOST_STEPS}")
+    if not 0 <= _STEP.value < MAX_STEPS:
+        raise InputError(f"--step={_STEP.value}: expected 0 or more, below {MAX_STEPS}")
     if not _OUT.value.lower().endswith(tuple(_KINDS)) or _OUT.value.startswith("gs://"):
         raise InputError(f"--out={_OUT.value}: expected a .png or .jpg file on this machine")
     out = output_file(_OUT.value, "--out")

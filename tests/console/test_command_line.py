@@ -130,17 +130,17 @@ def test_a_defect_keeps_its_traceback():
 DEFECT = """
 import runpy, sys
 import jax
-from convit_jax import command_line
-from convit_jax.training import processes
+from convit_jax.console import command_line
+from convit_jax.distributed import processes
 
 def run(name, command):
     raise ZeroDivisionError("a defect")
 
-def leave(code):
+def exit_process(code):
     print("left with", code)
     sys.exit(code)
 
-command_line.run, processes.leave = run, leave
+command_line.run, processes.exit_process = run, exit_process
 runpy.run_path("train.py", run_name="__main__")
 """
 

@@ -13,16 +13,16 @@ PROGRAM = """
 import json, sys
 from convit_jax import command_line
 from convit_jax.config import resolve
-from convit_jax.distributed.processes import failing_together, join_processes, leave
+from convit_jax.distributed.processes import ending_all_on_failure, exit_process, join_processes
 
 def main():
     join_processes(heartbeat_seconds=10)
     from convit_jax.training import loop
-    with failing_together():
+    with ending_all_on_failure():
         outcome = loop.train(resolve(json.loads(sys.argv[1])), sys.argv[2])
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
-leave(command_line.run("train", main))
+exit_process(command_line.run("train", main))
 """
 
 

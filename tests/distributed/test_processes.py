@@ -294,7 +294,7 @@ def test_what_fails_for_want_of_another_process_is_a_sentence(said, words, monke
     monkeypatch.setattr(processes.distributed.global_state, "client", Client())
     monkeypatch.setattr(processes, "_OWN_WORDS", 60.0)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(RunError, match=words), processes.failing_together():
+    with pytest.raises(RunError, match=words), processes.ending_all_on_failure():
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset")
 
 

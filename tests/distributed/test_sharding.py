@@ -3,7 +3,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from convit_jax.config import resolve
-from convit_jax.distributed.sharding import RULES, measure_spread, state_sharding
+from convit_jax.distributed.sharding import RULES, measure_sharded_size, state_sharding
 from convit_jax.models import list_models
 from convit_jax.training import make_experiment
 
@@ -29,7 +29,7 @@ def test_nearly_all_of_every_model_is_spread(name):
     state, mesh = state_of(name), abstract_mesh(2, 4)
     where = state_sharding(state, mesh)
     for part in ("params", "opt_state", "ema_params"):
-        spread = measure_spread(getattr(state, part), getattr(where, part))
+        spread = measure_sharded_size(getattr(state, part), getattr(where, part))
         assert spread.spread / spread.total > 0.98
         # What is spread lies in quarters, the rest whole.
         whole = spread.total - spread.spread
@@ -55,7 +55,7 @@ def test_what_a_group_does_not_divide_stays_whole():
 
 def test_on_one_device_nothing_is_spread():
     state, mesh = state_of("deit_tiny"), abstract_mesh(8, 1)
-    spread = measure_spread(state.params, state_sharding(state, mesh).params)
+    spread = measure_sharded_size(state.params, state_sharding(state, mesh).params)
     assert (spread.spread, spread.on_device) == (0, spread.total)
     assert str(spread) == "0.0 % sharded, 22.9 MB a device"
 
