@@ -101,7 +101,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_sentence(
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("train: a checkpoint could not be written to ")
-    assert "kept: none. When that is mended, start again with the same --workdir" in last
+    assert "kept: none. Once that is fixed, start again with the same --workdir" in last
 
 
 def test_of_a_key_that_is_given_twice_the_last_counts(repository):
