@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Measures ConViT-S and ConViT-B on this machine's NVIDIA GPU, and timm's models on the same card:
+# Measures ConViT-S and ConViT-B on this machine's NVIDIA GPU, and timm's models on the same GPU:
 #   scripts/compare_on_gpu.sh [DIRECTORY]     # results and compiled programs; by default gpu_results
-# It uses the python3 (or $PYTHON) that has JAX and PyTorch for the GPU, and installs what is missing
-# beside them into DIRECTORY/packages. Everything is compiled first, side by side, and then measured
-# one after the other.
+# It uses python3 (or $PYTHON), which must have JAX and PyTorch for the GPU, and installs missing
+# packages into DIRECTORY/packages. Everything is compiled first, in parallel, and then measured
+# sequentially.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 directory=$(realpath --canonicalize-missing "${1:-gpu_results}")
@@ -16,7 +16,7 @@ export PYTHONPATH="$directory/packages${PYTHONPATH:+:$PYTHONPATH}"
 export JAX_COMPILATION_CACHE_DIR="$directory/compiled/jax"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 export TORCHINDUCTOR_CACHE_DIR="$directory/compiled/torch"
-export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs the card's memory too
+export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs memory on the GPU too
 # Programs with cuDNN's attention were measured without CUDA graphs: recording one failed once while
 # other programs were being compiled.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_command_buffer="
@@ -37,20 +37,20 @@ needed = {
 }
 
 
-def is_there(module: str) -> bool:
-    """Packages without an __init__ are named by a part of theirs."""
+def is_installed(module: str) -> bool:
+    """Namespace packages are represented by one of their modules."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
 
 
-print("\n".join(wanted for module, wanted in needed.items() if not is_there(module)))
+print("\n".join(package for module, package in needed.items() if not is_installed(module)))
 PYTHON
 )
 if [ -n "$missing" ]; then
-    echo "installing beside what is there: $(echo "$missing" | paste -sd ' ')" >&2
-    # Without what they need in turn: that would be another JAX and another PyTorch.
+    echo "installing missing packages: $(echo "$missing" | paste -sd ' ')" >&2
+    # Without their dependencies, which would include another JAX and PyTorch.
     echo "$missing" | xargs "$python" -m pip install --quiet --no-deps --target "$directory/packages"
 fi
 "$python" - <<'PYTHON'
@@ -66,7 +66,7 @@ if jax.default_backend() != "gpu" or not torch.cuda.is_available():
     sys.exit(f"no GPU for both: {devices}; expected jax[cuda13], PyTorch for CUDA and a driver")
 PYTHON
 
-# measure MODEL WHAT SECONDS → lines of JSON
+# measure MODEL BENCHMARK SECONDS → lines of JSON
 measure() {
     local common=(--batch-size "$batch_size" --dtype bfloat16 --seconds "$3" --json)
     case $2 in
@@ -76,7 +76,7 @@ measure() {
     esac
 }
 
-echo "compiling everything, side by side" >&2
+echo "compiling everything in parallel" >&2
 for model in $models; do
     for what in model plain attention; do
         measure "$model" "$what" 0 >"$directory/compiling-$model-$what.log" 2>&1 &
