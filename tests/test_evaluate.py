@@ -161,7 +161,7 @@ def test_of_real_a_hit_is_any_label_and_images_without_one_do_not_count(
         "evaluate",
         lambda: evaluate.main(["--weights", small, "--data", data, "--per-class"]),
     ) == 2  # fmt: skip
-    assert "has several labels an image" in capsys.readouterr().err
+    assert "has several labels per image" in capsys.readouterr().err
 
 
 def test_weights_of_a_published_shape_are_compared(variant, tmp_path, capsys):
