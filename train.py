@@ -1,10 +1,10 @@
-"""Trains a model: python train.py --config configs/digits.py --workdir /tmp/digits
+"""Train a model: python train.py --config configs/digits.py --workdir /tmp/digits
 
 The workdir receives config.json, checkpoints/, metrics.jsonl and TensorBoard events. The same
 command again resumes from the newest checkpoint. SIGTERM and Ctrl-C save first.
 """
 
-# What is heavy is imported once the flags are known to be right.
+# Slow imports follow once the flags are known to be right.
 import os
 import sys
 
@@ -24,20 +24,20 @@ def main() -> int:
     if not arguments.workdir:
         raise command_line.InputError("expected --workdir=DIR, a directory for the run")
     config = command_line.read_config(arguments, settings)
-    # Imported once the flags are known to be right: it takes seconds, for TensorFlow, which
-    # writes the events and is to keep its remarks on the CPU to itself.
+    # Imported once the flags are known to be right, as it takes seconds: TensorFlow, which writes the
+    # events, is one of them. These settings keep it from logging about the CPU.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
-    from convit_jax.distributed.processes import failing_together, join_processes  # noqa: PLC0415
+    from convit_jax.distributed import processes  # noqa: PLC0415
     from convit_jax.system.cache import keep_compiled_programs  # noqa: PLC0415
     from convit_jax.training import loop  # noqa: PLC0415
-    from convit_jax.training.checkpoints import hush_writers  # noqa: PLC0415
+    from convit_jax.training.checkpoints import silence_checkpoint_logging  # noqa: PLC0415
 
-    hush_writers()
-    join_processes()
+    silence_checkpoint_logging()
+    processes.join_processes()
     keep_compiled_programs()
-    with failing_together():
+    with processes.ending_all_on_failure():
         outcome = loop.train(config, arguments.workdir)
-    # Launchers restart what a signal ended: the shell's code for it.
+    # The shell's exit code after a signal: launchers restart such a run.
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
 
@@ -49,12 +49,12 @@ if __name__ == "__main__":
 
     try:
         code = run("train", main)
-    except Exception:  # a defect of this program: Python's words, and its code
+    except Exception:  # a defect of this program: a traceback, and exit code 1
         sys.excepthook(*sys.exc_info())
         code = 1
-    # It imports JAX, which a mistake in the flags does without.
+    # The import of JAX takes seconds; a mistake in the flags ends before it.
     if "jax" in sys.modules:
-        from convit_jax.distributed.processes import leave
+        from convit_jax.distributed.processes import exit_process
 
-        leave(code)
+        exit_process(code)
     sys.exit(code)

@@ -37,7 +37,7 @@ from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.sources.image_paths import find_images
 from convit_jax.data.sources.opening import KINDS
 from convit_jax.errors import InputError, boundary
-from convit_jax.evaluation.accuracy import IMAGES_A_DEVICE, measure_accuracy
+from convit_jax.evaluation.accuracy import IMAGES_PER_DEVICE, measure_accuracy
 from convit_jax.models import VisionTransformer
 from convit_jax.system.cache import keep_compiled_programs
 from convit_jax.system.paths import output_directory
@@ -247,7 +247,7 @@ def _with_accuracy(
             masked,
             source,
             preprocessing,
-            batch_size=IMAGES_A_DEVICE * jax.device_count(),
+            batch_size=IMAGES_PER_DEVICE * jax.device_count(),
             reading=data.LoaderOptions(),
             class_subset=class_subset,
         ).top1

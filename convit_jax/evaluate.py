@@ -29,8 +29,8 @@ from convit_jax.console.screen import PipedConsole
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.reading import EXIF_ROTATIONS
 from convit_jax.data.sources import imagenet
-from convit_jax.distributed.processes import join_processes, screen_of_process
-from convit_jax.evaluation.accuracy import IMAGES_A_DEVICE, Accuracy, measure_accuracy
+from convit_jax.distributed.processes import join_processes, process_screen
+from convit_jax.evaluation.accuracy import IMAGES_PER_DEVICE, Accuracy, measure_accuracy
 from convit_jax.models import Architecture, VisionTransformer
 from convit_jax.system.cache import keep_compiled_programs
 from convit_jax.system.paths import output_file
@@ -89,7 +89,7 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--batch-size",
         type=int,
-        help=f"images per step on all devices (default {IMAGES_A_DEVICE} per device)",
+        help=f"images per step on all devices (default {IMAGES_PER_DEVICE} per device)",
     )
     parser.add_argument(
         "--crop",
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.confusion is not None:
         output_file(arguments.confusion, "--confusion")
     keep_compiled_programs()
-    with screen_of_process() as screen:
+    with process_screen() as screen:
         weights = open_weights(arguments.weights)
         model = weights.model(**overrides)
         mask = _apply_mask(model, arguments)
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model,
             source,
             preprocessing,
-            batch_size=arguments.batch_size or IMAGES_A_DEVICE * jax.device_count(),
+            batch_size=arguments.batch_size or IMAGES_PER_DEVICE * jax.device_count(),
             reading=data.LoaderOptions(
                 arguments.num_workers,
                 max_broken=arguments.max_broken,

@@ -22,8 +22,8 @@ from convit_jax.system.devices import find_devices
 from convit_jax.system.paths import output_file
 from convit_jax.system.whole_file import write_whole
 from convit_jax.training import Experiment, make_experiment, open_training_examples
-from convit_jax.training.experiment import MOST_STEPS
-from convit_jax.training.step import augmented, step_key, step_keys
+from convit_jax.training.experiment import MAX_STEPS
+from convit_jax.training.step import augment, split_step_key, step_key
 
 # Pixels between pictures and for a caption.
 _GAP, _CAPTION = 4, 12
@@ -83,9 +83,9 @@ def _on_device(
     """
     config = dataclasses.replace(experiment.step_config, label_smoothing=0.0)
     mean, std = jnp.array(config.mean), jnp.array(config.std)
-    _, *keys = step_keys(step_key(config.seed, step))
+    _, *keys = split_step_key(step_key(config.seed, step))
     batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
-    floats, shares = augmented(batch, config, *keys)
+    floats, shares = augment(batch, config, *keys)
     pixels = jnp.clip((floats * std + mean) * 255, 0, 255).round().astype(jnp.uint8)
     return np.asarray(pixels), np.asarray(shares)
 
@@ -144,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     count, step = arguments.images, arguments.step
     fits = 2 <= count <= config.batch_size and count % 2 == 0
     command_line.expect(arguments, "images", fits, f"an even number up to {config.batch_size}")
-    within = 0 <= step < MOST_STEPS
-    command_line.expect(arguments, "step", within, f"0 or more, below {MOST_STEPS}")
+    within = 0 <= step < MAX_STEPS
+    command_line.expect(arguments, "step", within, f"0 or more, below {MAX_STEPS}")
     if not arguments.out.lower().endswith(tuple(_FORMATS)) or arguments.out.startswith("gs://"):
         raise InputError(f"--out={arguments.out}: expected a .png or .jpg file on this machine")
     out = output_file(arguments.out, "--out")

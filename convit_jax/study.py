@@ -201,9 +201,9 @@ def _main_of_process() -> int:
     # TensorFlow, which writes the event files, must not log its remarks on the CPU.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
     from convit_jax.system.cache import compiled_programs_shared  # noqa: PLC0415
-    from convit_jax.training.checkpoints import hush_writers  # noqa: PLC0415
+    from convit_jax.training.checkpoints import silence_checkpoint_logging  # noqa: PLC0415
 
-    hush_writers()
+    silence_checkpoint_logging()
     with compiled_programs_shared():
         return main()
 

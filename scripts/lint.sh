@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What must hold of every change before it is tested; pre-commit and scripts/test.sh run it.
+# The linters that every change must pass; run by pre-commit and scripts/test.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ruff check .

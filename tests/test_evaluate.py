@@ -166,7 +166,7 @@ def test_real_labels_any_label_is_correct_and_unlabelled_images_do_not_count(
         "evaluate",
         lambda: evaluate.main(["--weights", small, "--data", data, "--per-class"]),
     ) == 2  # fmt: skip
-    assert "has several labels an image" in capsys.readouterr().err
+    assert "has several labels per image" in capsys.readouterr().err
 
 
 def test_weights_with_published_shapes_are_compared(prepare_variant, tmp_path, capsys):

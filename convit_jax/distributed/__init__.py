@@ -1,1 +1,1 @@
-"""Devices and hosts: the mesh, how arrays lie on it, and several processes of one program."""
+"""Devices and hosts: the device mesh, shardings of arrays, and multi-process runs."""

@@ -1,4 +1,4 @@
-"""Broken images of all processes together: each reads a part of them, the limit is one of all."""
+"""Counting broken images over all processes: each reads a part of them, under a common limit."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -12,64 +12,71 @@ from convit_jax import data
 _NONE = -1
 
 
-class BrokenTogether:
-    """Tells the other processes which images this one could not read, and hears of theirs.
+class BrokenImageExchange:
+    """Exchanges the indices of unreadable images with the other processes.
 
-    Nothing waits: what is sent at one line of the log is looked at when the next is written. One
-    process alone checks by itself as it reads, and has nothing to tell.
+    Nothing blocks: the indices sent at one metrics line are examined at the next. A single process
+    checks the limit itself while it reads, and exchanges nothing.
+
+    Attributes:
+        health: the broken images that this process encountered.
     """
 
     def __init__(self, images: data.Source, max_broken: float) -> None:
-        """Takes the images and the share of them that may be broken."""
-        self._together = jax.process_count() > 1
-        self.health = data.BrokenImageCounter(images, max_broken, enforce=not self._together)
+        """Count broken images among `images`, of which a share of `max_broken` is allowed."""
+        self._several_processes = jax.process_count() > 1
+        self.counter = data.BrokenImageCounter(
+            images, max_broken, enforce=not self._several_processes
+        )
         self._sent: jax.Array | None = None
 
     def check(self) -> None:
-        """Looks at what was sent the last time, and sends again; every process at the same step.
+        """Examine what was sent last time and send again; all processes call it at the same step.
 
         Raises:
-            RunError: all together have met more broken images than allowed; in every process.
+            RunError: in every process, if all together have more broken images than allowed.
         """
-        if not self._together:
+        if not self._several_processes:
             return
         if self._sent is not None:
             indices = np.asarray(self._sent.addressable_data(0)).ravel()
             self._sent = None
-            self.health.check(indices[indices != _NONE].tolist())
-        self._sent = _everybodys(self._mine())
+            self.counter.check(indices[indices != _NONE].tolist())
+        self._sent = _all_gather(self._local_indices())
 
     def check_now(self) -> None:
-        """As `check`, and waits for what all have to say."""
+        """Like `check`, but wait for the current indices of all processes."""
         self.check()
         self.check()
 
-    def _mine(self) -> np.ndarray:
-        """Int32 [allowed + 1]: as many as make too many, if this process alone met so many."""
-        own = np.full(self.health.allowed + 1, _NONE, np.int32)
-        met = list(self.health.indices)[: len(own)]
-        own[: len(met)] = met
-        return own
+    def _local_indices(self) -> np.ndarray:
+        """Return int32 [allowed + 1], enough to exceed the limit by this process alone."""
+        padded = np.full(self.counter.allowed + 1, _NONE, np.int32)
+        indices = list(self.counter.indices)[: len(padded)]
+        padded[: len(indices)] = indices
+        return padded
 
 
-def checked(batches: Iterator[data.Batch], broken: BrokenTogether) -> Iterator[data.Batch]:
-    """The batches, as many in every process, and after the last the judgement on all of them."""
+def check_at_end(
+    batches: Iterator[data.Batch], broken_images: BrokenImageExchange
+) -> Iterator[data.Batch]:
+    """Yield the batches, equally many in every process, and check broken images after the last."""
     yield from batches
-    broken.check_now()
+    broken_images.check_now()
 
 
-def _everybodys(own: np.ndarray) -> jax.Array:
-    """[processes, ...] of the same array of each process, on every device; does not wait."""
-    one_each, gather = _gathering()
-    shape = (jax.process_count(), *own.shape)
-    return gather(jax.make_array_from_process_local_data(one_each, own[None], shape))
+def _all_gather(local: np.ndarray) -> jax.Array:
+    """Return [processes, ...], each process's array on every device; does not block."""
+    one_per_process, gather = _gather_over_processes()
+    shape = (jax.process_count(), *local.shape)
+    return gather(jax.make_array_from_process_local_data(one_per_process, local[None], shape))
 
 
 @functools.cache
-def _gathering() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
-    """How an array lies that has a row for each process, and what copies it to every device."""
+def _gather_over_processes() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """Return the sharding of an array with a row per process, and a function that replicates it."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    # Every process has as many.
+    # All processes have equally many devices.
     mesh = Mesh(np.array(devices).reshape(jax.process_count(), -1), ("process", "device"))
     everywhere = NamedSharding(mesh, PartitionSpec())
     gather = jax.jit(lambda rows: rows, out_shardings=everywhere)

@@ -1,4 +1,4 @@
-"""Several processes of one program, each with devices of its own."""
+"""Several processes of one program, each with its own devices."""
 
 import contextlib
 import importlib.util
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax._src import distributed  # the public part has no way to send a word
+from jax._src import distributed  # no public API sends a message
 from jax.experimental import multihost_utils
 
 from convit_jax.console.screen import Screen
@@ -23,85 +23,85 @@ from convit_jax.errors import InputError, RunError, first_line
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
-# Where launchers say how many processes they started: Open MPI, MPICH and its kin, Slurm. The
-# innermost first: mpirun works inside a Slurm job, not the other way round.
-_STARTED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-# Where Google Cloud names the hosts of a slice, in pods of GKE and in TPU notebooks.
+# Where launchers state the number of processes: Open MPI, MPICH and its derivatives, Slurm. The
+# innermost launcher is first: mpirun runs inside a Slurm job, not the other way round.
+_LAUNCHER_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+# Where Google Cloud lists the hosts of a slice, in pods of GKE and in TPU notebooks.
 _SLICE_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-# Kubernetes' in every pod, and in the pods of an indexed Job.
+# Kubernetes sets the first in every pod, and the second in the pods of an indexed Job.
 _POD, _POD_INDEX = "KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"
-# All that can make JAX look for other processes, in the order in which it is told.
-_CLAIMS = (
-    *(_ADDRESS, _COUNT, _INDEX, "OMPI_MCA_orte_hnp_uri", *_STARTED, "SLURM_STEP_NODELIST"),
+# All variables that can make JAX look for other processes, in the order of messages about them.
+_CLUSTER_VARIABLES = (
+    *(_ADDRESS, _COUNT, _INDEX, "OMPI_MCA_orte_hnp_uri", *_LAUNCHER_COUNTS, "SLURM_STEP_NODELIST"),
     *(*_SLICE_HOSTS, "TPU_WORKER_ID", "MEGASCALE_NUM_SLICES", _POD, _POD_INDEX),
 )
 
-_SECONDS_IN_SILENCE = 10.0
+_SECONDS_UNTIL_NOTICE = 10.0
 
 
 def join_processes(heartbeat_seconds: int = 60, timeout_seconds: int = 300) -> None:
-    """Joins the other processes of this program, where there are any; to be called before JAX runs.
+    """Join the other processes of this program, if there are any; call it before using JAX.
 
-    JAX finds out about Cloud TPU, GKE, Slurm and Open MPI 4 by itself. Elsewhere the environment
-    tells: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
-    One process alone, in a Slurm allocation or in a pod, too, joins nothing and has all devices.
+    JAX detects Cloud TPU, GKE, Slurm and Open MPI 4. Elsewhere the environment must set
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single
+    process, even in a Slurm allocation or in a pod, joins nothing and has all devices.
 
     Args:
-        heartbeat_seconds: how long a process may not be heard of before JAX's coordination service
-            ends the others, saying so: they would wait for it for ever.
-        timeout_seconds: how long the others are waited for at the beginning; then JAX ends this
-            process, saying so. Whoever waits says within seconds for whom.
+        heartbeat_seconds: how long a process may be silent before JAX's coordination service ends
+            the others with a message; they would wait for it for ever.
+        timeout_seconds: how long to wait for the others at the start before JAX ends this process
+            with a message. A waiting process logs within seconds what it waits for.
 
     Raises:
-        InputError: the environment tells some of the three or what they cannot be, or a launcher
-            started several processes of which JAX does not know how they find each other.
-        RunError: the others cannot be reached: better than each doing all the work alone.
+        InputError: the environment sets only some of the three or invalid values, or a launcher
+            started several processes that JAX cannot detect.
+        RunError: the others cannot be reached; otherwise each would do all the work alone.
     """
-    told = {name: os.environ[name] for name in (_ADDRESS, _COUNT, _INDEX) if name in os.environ}
-    if told and not _makes_sense(told):
+    settings = {name: os.environ[name] for name in (_ADDRESS, _COUNT, _INDEX) if name in os.environ}
+    if settings and not _are_valid(settings):
         raise InputError(
-            f"the environment has {', '.join(f'{k}={v}' for k, v in told.items())}: expected "
+            f"the environment has {', '.join(f'{k}={v}' for k, v in settings.items())}: expected "
             f"{_ADDRESS}=HOST:PORT, {_COUNT}=N and {_INDEX}=0 to N-1, or none of them"
         )
-    if not told and _is_alone():
+    if not settings and _is_single_process():
         return
     arguments: dict[str, Any] = {}
-    if told:
-        arguments = {"num_processes": int(told[_COUNT]), "process_id": int(told[_INDEX])}
-        if _POD in os.environ:  # nothing is to be asked of the cluster, which may not answer
+    if settings:
+        arguments = {"num_processes": int(settings[_COUNT]), "process_id": int(settings[_INDEX])}
+        if _POD in os.environ:  # do not query the cluster, which may not answer
             arguments["cluster_detection_method"] = "deactivate"
     try:
-        with _waiting_told():
+        with _announcing_wait():
             jax.distributed.initialize(
                 **arguments,
                 heartbeat_timeout_seconds=heartbeat_seconds,
                 initialization_timeout=timeout_seconds,
             )
-    except Exception as error:  # whatever the launcher's environment makes JAX raise
-        # What JAX raises where it knows of no cluster, and nothing was told: one process.
-        if not told and "coordinator_address should be defined" in str(error):
-            _check_alone()
+    except Exception as error:  # JAX's cluster detection may raise anything
+        # JAX raises this if it detects no cluster and nothing is set: there is one process.
+        if not settings and "coordinator_address should be defined" in str(error):
+            _check_not_launched()
             return
-        claims = _claims()
+        variables = _cluster_variables()
         raise RunError(
             f"the other processes cannot be reached: {first_line(error)}"
-            + (f" (that there are others say {claims})" if claims else "")
+            + (f" (expected because of {variables})" if variables else "")
         ) from error
-    if _has_its_gpus_alone():
+    if _has_exclusive_gpus():
         for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
             jax.config.update(name, "all")
 
 
-def _is_alone() -> bool:
-    """Whether what the environment says of a cluster is true and concerns one process alone.
+def _is_single_process() -> bool:
+    """Return whether the environment is that of a cluster with this one process.
 
-    JAX would join a cluster of one, at an address that need not be reachable and with one GPU of
-    several; or ask Kubernetes about a pod that is no part of a Job, and raise what that answers.
+    JAX would join a cluster of one, at an address that may be unreachable and with one of several
+    GPUs; or query Kubernetes about a pod that belongs to no Job, and raise the answer.
 
     Raises:
-        InputError: a pod of an indexed Job, whose others JAX has no means to find.
+        InputError: in a pod of an indexed Job if JAX lacks the package to find the others.
     """
-    for name in _STARTED:
+    for name in _LAUNCHER_COUNTS:
         if name in os.environ:
             return os.environ[name] == "1"
     for name in _SLICE_HOSTS:
@@ -112,44 +112,45 @@ def _is_alone() -> bool:
         return False
     if _POD_INDEX in os.environ and importlib.util.find_spec("kubernetes") is None:
         raise InputError(
-            f"{_claims()}: a pod of an indexed Job, of which JAX finds the others by the package "
-            f"kubernetes, which is not installed; expected that, or {_ADDRESS}=HOST:PORT, "
-            f"{_COUNT}=N and {_INDEX}, or no {_POD_INDEX} for one process alone"
+            f"{_cluster_variables()}: a pod of an indexed Job, in which JAX finds the other pods "
+            "with the package kubernetes, which is not installed; expected that package, or "
+            f"{_ADDRESS}=HOST:PORT, {_COUNT}=N and {_INDEX}, or no {_POD_INDEX} for one process"
         )
     return _POD_INDEX not in os.environ
 
 
-def _has_its_gpus_alone() -> bool:
-    """Whether Slurm started one process a node, or shows each the GPU that is its own.
+def _has_exclusive_gpus() -> bool:
+    """Return whether Slurm started one process per node, or gave each process its own GPU.
 
-    Of the GPUs that a process of Slurm's sees JAX takes the one of its number on the node: right
-    where there are as many processes, and all of them see all.
+    Under Slurm, JAX uses the visible GPU with the process's index on the node. That is right only
+    if there are as many processes as GPUs and each sees all of them.
     """
     if "SLURM_LOCALID" not in os.environ or "JAX_LOCAL_DEVICE_IDS" in os.environ:
         return False
-    one_a_node = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES", "")
+    one_per_node = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES", "")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return one_a_node or (visible != "" and "," not in visible)
+    return one_per_node or (visible != "" and "," not in visible)
 
 
-def _claims() -> str:
-    """The variables in the environment that say that this process is one of several."""
-    return ", ".join(f"{name}={os.environ[name]}" for name in _CLAIMS if name in os.environ)
+def _cluster_variables() -> str:
+    """Return the environment variables according to which there are several processes."""
+    names = [name for name in _CLUSTER_VARIABLES if name in os.environ]
+    return ", ".join(f"{name}={os.environ[name]}" for name in names)
 
 
 @contextlib.contextmanager
-def _waiting_told() -> Iterator[None]:
-    """Says for whom this process waits, where it waits for more than a few seconds."""
+def _announcing_wait() -> Iterator[None]:
+    """Print which processes the block waits for, once it takes more than a few seconds."""
 
-    def tell() -> None:
+    def announce() -> None:
         print(
-            f"waiting for the other processes ({_claims() or 'a TPU slice'}); where there "
-            "are none, take these out of the environment",
+            f"waiting for the other processes ({_cluster_variables() or 'a TPU slice'}); if there "
+            "are none, remove these variables from the environment",
             file=sys.stderr,
             flush=True,
         )
 
-    timer = threading.Timer(_SECONDS_IN_SILENCE, tell)
+    timer = threading.Timer(_SECONDS_UNTIL_NOTICE, announce)
     timer.daemon = True
     timer.start()
     try:
@@ -158,121 +159,123 @@ def _waiting_told() -> Iterator[None]:
         timer.cancel()
 
 
-def screen_of_process() -> Screen:
-    """What this process shows: the first everything, the others what only they can know."""
+def process_screen() -> Screen:
+    """Return this process's screen: the first shows everything, the others their own problems."""
     if jax.process_index() == 0:
         return Screen()
     return Screen(only=health.__name__, other_levels=logging.ERROR, is_watched=False)
 
 
-def of_all_processes(value: bool) -> np.ndarray:
-    """What each process has, bool [processes]: every one must ask, and waits for the others."""
+def all_gather_flag(value: bool) -> np.ndarray:
+    """Return the values of all processes, bool [processes]; all must call it, and it blocks."""
     return multihost_utils.process_allgather(np.array(value)).reshape(-1)
 
 
-# Under this name JAX's coordination service keeps what ended the first process that failed.
-_FAILURE = "convit_jax/failure"
-_LOOK_EVERY = 1_000  # milliseconds
-_OWN_WORDS = 3.0  # seconds; what all find at once, each says by itself
-# How JAX says that what all processes compute together failed, by the library or by the status.
-_OF_OTHERS = re.compile(r"Gloo|NCCL|^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED):")
-_LEAVES_LAST = 1.0  # seconds
-_LAST_WORDS = 10_000  # milliseconds in which all hear of a failure
+# The key under which JAX's coordination service stores the message of the first failed process.
+_FAILURE_KEY = "convit_jax/failure"
+_POLL_MILLISECONDS = 1_000
+# An error that all processes have at once is reported by each itself within this time.
+_GRACE_SECONDS = 3.0
+# JAX's errors when a computation of all processes fails, by library or by status.
+_COLLECTIVE_ERROR = re.compile(r"Gloo|NCCL|^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED):")
+_BARRIER_MILLISECONDS = 10_000
+_COORDINATOR_EXIT_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def failing_together() -> Iterator[None]:
-    """Where one process fails, the others end too, each with a sentence that names it.
+def ending_all_on_failure() -> Iterator[None]:
+    """End all processes if the block fails in one, each with a message that names it.
 
-    Without this they would wait for it: at the next step, and it for them at its exit. A process
-    that fails tells the coordination service; in the others a thread hears of it and ends them.
+    Otherwise the others would wait for it at the next step, and it for them at its exit. A failing
+    process publishes its message through the coordination service; a thread of each other process
+    polls for it and ends the process.
     """
     client = distributed.global_state.client
     if client is None or jax.process_count() == 1:
         yield
         return
-    over = threading.Event()
-    watch = threading.Thread(target=_end_with_the_others, args=(client, over), daemon=True)
-    watch.start()
+    finished = threading.Event()
+    watcher = threading.Thread(target=_exit_on_peer_failure, args=(client, finished), daemon=True)
+    watcher.start()
     try:
         yield
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and _OF_OTHERS.search(str(error)):
-            raise RunError(_what_of_the_others(client, error)) from error
-        words = f"process {jax.process_index()}: {first_line(error)}"
+        if isinstance(error, jax.errors.JaxRuntimeError) and _COLLECTIVE_ERROR.search(str(error)):
+            raise RunError(_peer_failure_message(client, error)) from error
+        message = f"process {jax.process_index()}: {first_line(error)}"
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another failed before
-            client.key_value_set(_FAILURE, words)
+            client.key_value_set(_FAILURE_KEY, message)
         raise
     finally:
-        over.set()
-        watch.join()  # it uses the client, which JAX takes down at the end
+        finished.set()
+        watcher.join()  # it uses the client, which JAX shuts down at exit
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this process; after a failure of one of several without waiting for the others."""
+def exit_process(code: int) -> NoReturn:
+    """End this process; after a failure, without JAX's wait for the other processes."""
     client = distributed.global_state.client
     if client is None or jax.process_count() == 1 or code in (0, 128 + signal.SIGTERM):
         sys.exit(code)
-    _say_farewell(client)
+    _wait_for_peers(client)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _end_with_the_others(client: Any, over: threading.Event) -> None:
-    while not over.is_set():
+def _exit_on_peer_failure(client: Any, finished: threading.Event) -> None:
+    while not finished.is_set():
         try:
-            words = client.blocking_key_value_get(_FAILURE, _LOOK_EVERY)
+            message = client.blocking_key_value_get(_FAILURE_KEY, _POLL_MILLISECONDS)
         except jax.errors.JaxRuntimeError:
-            continue  # nothing yet; JAX itself ends a process whose coordinator is gone
-        if over.wait(_OWN_WORDS):
+            continue  # no failure yet; JAX itself ends a process that has lost its coordinator
+        if finished.wait(_GRACE_SECONDS):
             return
-        print(f"train: ended, since another process failed: {words}", file=sys.stderr, flush=True)
-        _say_farewell(client)
+        print(f"train: ended, since another process failed: {message}", file=sys.stderr, flush=True)
+        _wait_for_peers(client)
         os._exit(1)
 
 
-def _what_of_the_others(client: Any, error: BaseException) -> str:
-    """Why what all compute together failed: what another process said, if it could."""
+def _peer_failure_message(client: Any, error: BaseException) -> str:
+    """Explain a failed collective by the message of the process that failed, if it left one."""
     try:
-        words = client.blocking_key_value_get(_FAILURE, _LOOK_EVERY)
+        message = client.blocking_key_value_get(_FAILURE_KEY, _POLL_MILLISECONDS)
     except jax.errors.JaxRuntimeError:
         return f"another process is gone, or cannot be reached: {first_line(error)}"
-    return f"ended, since another process failed: {words}"
+    return f"ended, since another process failed: {message}"
 
 
-def _say_farewell(client: Any) -> None:
-    """Waits until all processes have heard of the failure: the first keeps the service.
+def _wait_for_peers(client: Any) -> None:
+    """Wait until all processes know of the failure, because process 0 hosts the service.
 
-    It leaves last: JAX ends, by SIGABRT, a process whose service goes away before it has left.
+    Process 0 exits last: JAX aborts, with SIGABRT, any process that outlives the service.
     """
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # some may be gone
-        client.wait_at_barrier("convit_jax/farewell", _LAST_WORDS)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # some processes may be gone
+        client.wait_at_barrier("convit_jax/farewell", _BARRIER_MILLISECONDS)
     if jax.process_index() == 0:
-        time.sleep(_LEAVES_LAST)
+        time.sleep(_COORDINATOR_EXIT_SECONDS)
 
 
-def _makes_sense(told: dict[str, str]) -> bool:
-    """Whether all three are there and can be what they are said to be."""
-    if len(told) < 3 or not told[_COUNT].isdigit() or not told[_INDEX].isdigit():
+def _are_valid(settings: dict[str, str]) -> bool:
+    """Return whether all three variables are set to possible values."""
+    if len(settings) < 3 or not settings[_COUNT].isdigit() or not settings[_INDEX].isdigit():
         return False
-    reachable = re.fullmatch(r".+:\d{1,5}", told[_ADDRESS])
-    return bool(reachable) and int(told[_INDEX]) < int(told[_COUNT])
+    is_address = re.fullmatch(r".+:\d{1,5}", settings[_ADDRESS])
+    return bool(is_address) and int(settings[_INDEX]) < int(settings[_COUNT])
 
 
-def _check_alone() -> None:
-    """Refuses to be one of several processes that know nothing of each other.
+def _check_not_launched() -> None:
+    """Check that no launcher started several processes, each of which would run alone.
 
-    Open MPI 5 no longer tells what JAX looks for, and of MPICH it knows nothing.
+    JAX does not detect MPICH, nor Open MPI 5, which no longer sets the variable that JAX reads.
 
     Raises:
-        InputError: a launcher says that it started several.
+        InputError: a launcher started several processes.
     """
-    for name in _STARTED:
+    for name in _LAUNCHER_COUNTS:
         count = os.environ.get(name, "1")
         if count.isdigit() and int(count) > 1:
             raise InputError(
-                f"{name}={count}: a launcher started so many processes, of which JAX does not know "
+                f"{name}={count}: a launcher started that many processes, and JAX cannot detect "
                 f"how they find each other; expected {_ADDRESS}=HOST:PORT, {_COUNT}=N and "
-                f"{_INDEX}=0 to N-1 in the environment (docs/tpu.md says how)"
+                f"{_INDEX}=0 to N-1 in the environment (see docs/tpu.md)"
             )

@@ -1,4 +1,4 @@
-"""Which part of the state lies on which device: rules by the parameters' names."""
+"""Sharding of the state over the devices, by rules for the parameters' names."""
 
 import dataclasses
 import math
@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Any tree with arrays that are named after parameters.
+# Any tree whose array names end in parameter names.
 State = TypeVar("State")
 
-# (parameter, how its axes are spread), the first rule that matches holds. Matrices are spread along
-# the axis between a pair of them, the channels of heads or of the hidden layer; vectors are small.
+# (parameter, partition); the first match applies. Matrices are sharded along the axis shared by a
+# pair of them, the channels of the heads or of the hidden layer; vectors are small.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks\.\d+\.attention\.(qk|v|qkv)\.kernel", PartitionSpec(None, "fsdp")),
     (r"blocks\.\d+\.attention\.proj\.kernel", PartitionSpec("fsdp", None)),
@@ -26,68 +26,68 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 
 def state_sharding(abstract_state: State, mesh: Mesh) -> State:
-    """How each array of the state lies on the devices.
+    """Return the sharding of each array of the state.
 
-    The optimizer's moments lie as their parameters do, and so does the running average. An array
-    whose axis the group of devices does not divide stays whole on each.
+    The optimizer's moments and the moving average are sharded like their parameters. An array whose
+    axis size is not divisible by the size of the group is replicated.
 
     Args:
-        abstract_state: shapes.
+        abstract_state: shapes of the state.
         mesh: the devices.
 
     Returns:
         A tree like the state, of `NamedSharding`.
     """
 
-    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def leaf_sharding(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         return NamedSharding(mesh, _partition(name, leaf.shape, mesh))
 
-    return jax.tree_util.tree_map_with_path(place, abstract_state)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, abstract_state)
 
 
 def _partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    # A name ends in the parameter's: opt_state.1.0.mu.head.kernel.
+    # Names end in the parameter's name: opt_state.1.0.mu.head.kernel.
     spec = next(spec for rule, spec in RULES if re.fullmatch(rf"(.*\.)?({rule})", name))
     if len(spec) > len(shape):
-        return PartitionSpec()  # a placeholder in the optimizer's state of what it leaves alone
-    fits = all(
+        return PartitionSpec()  # a placeholder in the state of a masked optimizer
+    divisible = all(
         axis is None or size % mesh.shape[axis] == 0
         for size, axis in zip(shape, spec, strict=False)
     )
-    return spec if fits else PartitionSpec()
+    return spec if divisible else PartitionSpec()
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
-    """How much of a tree is really spread over the devices.
+class ShardedSize:
+    """How much of a tree is sharded over the devices.
 
     Attributes:
-        total: bytes of one whole copy.
-        spread: bytes of those arrays of it of which no device holds the whole.
-        on_device: bytes that each device holds.
+        total: bytes of one full copy.
+        sharded: bytes of the arrays of which no device holds a full copy.
+        on_device: bytes on each device.
     """
 
     total: int
-    spread: int
+    sharded: int
     on_device: int
 
     def __str__(self) -> str:
-        share = self.spread / self.total if self.total else 0.0
+        share = self.sharded / self.total if self.total else 0.0
         return f"{100 * share:.1f} % sharded, {self.on_device / 1e6:.1f} MB a device"
 
 
-def measure_spread(tree: Any, shardings: Any) -> Spread:
-    """Adds up what lies where.
+def measure_sharded_size(tree: Any, shardings: Any) -> ShardedSize:
+    """Sum up the sizes of the arrays of a tree.
 
     Args:
-        tree: of arrays or their shapes.
-        shardings: a tree like it.
+        tree: arrays or their shapes.
+        shardings: their shardings, a tree like it.
     """
-    total = spread = on_device = 0
+    total = sharded = on_device = 0
     for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True):
         size = leaf.size * leaf.dtype.itemsize
         part = size // (leaf.size or 1) * math.prod(sharding.shard_shape(leaf.shape))
         total, on_device = total + size, on_device + part
-        spread += size if part < size else 0
-    return Spread(total, spread, on_device)
+        sharded += size if part < size else 0
+    return ShardedSize(total, sharded, on_device)

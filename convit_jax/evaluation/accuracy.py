@@ -1,4 +1,4 @@
-"""How well a model tells classes apart, on all of some examples."""
+"""The accuracy of a model on a dataset."""
 
 import csv
 import dataclasses
@@ -16,7 +16,7 @@ from convit_jax import data
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.sources import imagenet
 from convit_jax.distributed import mesh as meshes
-from convit_jax.distributed.broken_images import BrokenTogether, checked
+from convit_jax.distributed.broken_images import BrokenImageExchange, check_at_end
 from convit_jax.errors import InputError, boundary, fitting_memory
 from convit_jax.evaluation.step import make_eval_step
 from convit_jax.evaluation.sums import means, sum_over_examples
@@ -24,20 +24,20 @@ from convit_jax.kernels import attention_for
 from convit_jax.models import VisionTransformer
 from convit_jax.system.paths import user_path
 
-# Images of a step for each device, where nobody says.
-IMAGES_A_DEVICE = 64
+# Default number of images per step and device.
+IMAGES_PER_DEVICE = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Accuracy:
-    """What was measured.
+    """The result of an evaluation.
 
     Attributes:
-        examples: how many, each counted once.
-        top1, top5: share of the examples whose label is the first, or among the first five.
+        examples: number of examples, each counted once.
+        top1, top5: share of the examples whose label is the top class, or among the top five.
         loss: mean cross-entropy, natural logarithm.
-        confusion: [classes, classes], how many examples of a class (row) were taken for another
-            (column), if that was asked for.
+        confusion: [classes, classes], number of examples of a class (row) predicted as another
+            (column), if requested.
     """
 
     examples: int
@@ -47,42 +47,44 @@ class Accuracy:
     confusion: np.ndarray | None
 
     def per_class(self, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-        """A record for each class that has examples, the worst first; needs `confusion`.
+        """Return a record of each class that has examples, the worst first; needs `confusion`.
 
-        Each has `class`, `name` (for people), `examples`, `accuracy` and `mistaken_for`, the class
-        that it is most often taken for by mistake, or None.
+        Each has `class`, `name` (readable), `examples`, `accuracy` and `mistaken_for`, the wrong
+        class most often predicted for it, or None.
         """
+        assert self.confusion is not None
         names = imagenet.readable_names(class_names)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for label in np.flatnonzero(self.confusion.sum(axis=1)):
             counts = self.confusion[label]
             mistakes = np.delete(counts, label)
-            often = int(np.argmax(mistakes))
+            worst = int(np.argmax(mistakes))
             rows.append(
                 {
                     "class": class_names[label],
                     "name": names[label],
                     "examples": int(counts.sum()),
                     "accuracy": float(counts[label] / counts.sum()),
-                    "mistaken_for": names[often + (often >= label)] if mistakes[often] else None,
+                    "mistaken_for": names[worst + (worst >= label)] if mistakes[worst] else None,
                 }
             )
         return sorted(rows, key=lambda row: row["accuracy"])
 
     def write_confusion(self, path: str, class_names: tuple[str, ...]) -> None:
-        """Writes `confusion` as a .csv file, classes named in its first row and column.
+        """Write `confusion` as a .csv file, with the classes in its first row and column.
 
         Raises:
             InputError: it cannot be written.
-            MachineError: the machine is to blame for that.
+            MachineError: a fault of the machine prevents writing it.
         """
+        assert self.confusion is not None
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["", *class_names])
         for name, row in zip(class_names, self.confusion, strict=True):
             writer.writerow([name, *row.astype(int)])
         with boundary(path, "cannot be written", chosen=True):
-            # Classes are directories' names, which may be no UTF-8.
+            # Classes are directory names, which may not be valid UTF-8.
             user_path(path).write_bytes(text.getvalue().encode(errors="surrogateescape"))
 
 
@@ -95,37 +97,36 @@ def measure_accuracy(
     reading: data.LoaderOptions,
     class_subset: Sequence[int] | None = None,
     confusion: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda num_batches, total: None,
 ) -> Accuracy:
-    """Evaluates a model on every example exactly once, on all devices of all processes.
+    """Evaluate a model on every example exactly once, on all devices of all processes.
 
     Args:
-        model: to be evaluated.
+        model: the model to evaluate.
         source: the examples, with the model's labels.
-        preprocessing: of images.
-        batch_size: images a step, over all devices.
-        reading: how the reading is spread over this machine.
-        class_subset: the classes that are told apart, or None for all that the model knows.
-        confusion: also count which classes are taken for which.
-        progress: told how many batches of how many are done.
+        preprocessing: the preprocessing of the images.
+        batch_size: images per step, over all devices.
+        reading: how this machine reads the images.
+        class_subset: the classes to choose from, or None for all that the model knows.
+        confusion: also count which classes are predicted for which.
+        progress: called with the numbers of batches done and of all batches.
 
     Raises:
-        InputError: the batch does not divide among the devices, or images of several labels
-            cannot make a table of confusion.
+        InputError: the batch does not divide among the devices, or a confusion table was requested
+            for images with several labels.
         RunError: more images are broken than `reading` allows.
     """
     if confusion and source.label_shape:
         raise InputError(
-            f"{source.name} has several labels an image: there are no classes to tell apart"
+            f"{source.name} has several labels per image: expected one for a table of confusion"
         )
     mesh = meshes.create_mesh()
     meshes.check_divides(mesh, batch_size, "--batch-size")
-    # A step has no more rows than there are examples, but for those that fill up the devices'.
+    # A step has no more rows than there are examples, rounded up to a multiple of the devices.
     batch_size = min(batch_size, -(-len(source) // mesh.size) * mesh.size)
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     graph, params = nnx.split(model.with_attention(attention_for(mesh)), nnx.Param)
-    how = (preprocessing.mean, preprocessing.std, class_subset and tuple(class_subset), confusion)
-    broken = BrokenTogether(source, reading.max_broken)
+    broken_images = BrokenImageExchange(source, reading.max_broken)
     batches = data.eval_batches(
         source,
         batch_size,
@@ -133,17 +134,27 @@ def measure_accuracy(
             preprocessing.image_size, len(preprocessing.mean), preprocessing.crop_fraction
         ),
         rows=meshes.local_rows(rows, batch_size),
-        options=reading,
-        broken_counter=broken.health,
+        reading=reading,
+        broken_counter=broken_images.counter,
     )
     total = data.num_eval_batches(len(source), batch_size)
     height, width = preprocessing.image_size
     with fitting_memory(f"--batch-size={batch_size}, images of {height}x{width} pixels"):
         totals = sum_over_examples(
-            _compiled_step(graph, *how, mesh),
+            _compiled_step(
+                graph,
+                preprocessing.mean,
+                preprocessing.std,
+                None if class_subset is None else tuple(class_subset),
+                confusion,
+                mesh,
+            ),
             jax.device_put(nnx.to_pure_dict(params), everywhere),
-            (meshes.to_global(batch, rows, batch_size) for batch in checked(batches, broken)),
-            lambda done: progress(done, total),
+            (
+                meshes.to_global(batch, rows, batch_size)
+                for batch in check_at_end(batches, broken_images)
+            ),
+            lambda num_batches: progress(num_batches, total),
         )
     if not totals["examples"]:
         raise InputError(f"no example of {source.name} could be read and has a label")
@@ -166,7 +177,7 @@ def _compiled_step(
     confusion: bool,
     mesh: Mesh,
 ) -> Callable[..., Any]:
-    """One program for all models of one structure: a model under several masks compiles once."""
+    """Return the jitted step, compiled once for all models of the same structure."""
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     step = make_eval_step(graph, mean, std, class_subset=class_subset, confusion=confusion)
     return jax.jit(step, in_shardings=(everywhere, rows), out_shardings=everywhere)

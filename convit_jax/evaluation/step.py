@@ -20,38 +20,40 @@ def make_eval_step(
     class_subset: Sequence[int] | None = None,
     confusion: bool = False,
 ) -> Callable[[Any, dict[str, jax.Array]], Metrics]:
-    """The function (params, batch) → sums over the batch's rows of mask 1.
+    """Return the function (params, batch) → sums over the batch's rows of mask 1.
 
-    The batch has `image`, `mask` [B], and `label`: [B], or where an image may have several or none,
-    [B, num_classes] of 0 and 1. Rows without a label count for nothing. A hit is any of an image's
-    labels among the first, or the first five, classes; the loss is the labels' mean cross-entropy.
+    The batch has `image`, `mask` [B], and `label`: [B], or if images may have several labels or
+    none, [B, num_classes] of 0 and 1. Rows without a label are ignored. A prediction is correct if
+    any of the image's labels is the top class, or among the top five; the loss is the mean
+    cross-entropy over the image's labels.
 
     Args:
         model: the model's structure.
-        mean, std: of the images, for each channel, in units of full scale.
-        class_subset: the classes that are told apart, of all that the model knows; None for all.
-        confusion: also count how often a label (row) was taken for a class (column), for data of
-            one label an image.
+        mean, std: mean and standard deviation of each image channel, in units of full scale.
+        class_subset: the classes to choose from, of all that the model knows; None for all.
+        confusion: also count how often each label (row) was predicted as each class (column), for
+            data with one label per image.
     """
 
     def eval_step(params: Any, batch: dict[str, jax.Array]) -> Metrics:
         images = normalise(batch["image"], mean, std)
         logits = nnx.merge(model, nnx.State(params))(images)
         if class_subset is not None:
-            told_apart = jnp.zeros(logits.shape[-1], bool).at[jnp.array(class_subset)].set(True)
-            logits = jnp.where(told_apart, logits, -jnp.inf)
+            in_subset = jnp.zeros(logits.shape[-1], bool).at[jnp.array(class_subset)].set(True)
+            logits = jnp.where(in_subset, logits, -jnp.inf)
         label = batch["label"]
-        true = jax.nn.one_hot(label, logits.shape[-1]) if label.ndim == 1 else label
-        true = true.astype(bool)
-        count = true.sum(axis=-1)
-        mask = batch["mask"] * (count > 0)
+        is_label = jax.nn.one_hot(label, logits.shape[-1]) if label.ndim == 1 else label
+        is_label = is_label.astype(bool)
+        num_labels = is_label.sum(axis=-1)
+        mask = batch["mask"] * (num_labels > 0)
         log_probabilities = jax.nn.log_softmax(logits)
-        losses = -jnp.where(true, log_probabilities, 0.0).sum(axis=-1) / jnp.maximum(count, 1)
-        # NaN is no number: it is never the best, and what it is compared with is behind it.
-        of_label = jnp.where(true, logits, -jnp.inf).max(axis=-1, keepdims=True)
-        rank = jnp.sum(~(logits <= of_label), axis=-1)
+        label_log_probabilities = jnp.where(is_label, log_probabilities, 0.0).sum(axis=-1)
+        losses = -label_log_probabilities / jnp.maximum(num_labels, 1)
+        # Negated so that NaN counts as above any label, and a NaN label is never correct.
+        label_logit = jnp.where(is_label, logits, -jnp.inf).max(axis=-1, keepdims=True)
+        rank = jnp.sum(~(logits <= label_logit), axis=-1)
         sums = {
-            # Padding has a label of its own, which may not be among those told apart: ∞ · 0.
+            # The label of padding may be outside the subset, with an infinite loss: ∞ · 0 is NaN.
             "loss": jnp.sum(jnp.where(mask > 0, losses, 0.0)),
             "accuracy": jnp.sum((rank < 1) * mask),
             "accuracy_top5": jnp.sum((rank < 5) * mask),

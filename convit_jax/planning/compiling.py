@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 
 from convit_jax.config import Config
 from convit_jax.distributed import mesh as meshes
-from convit_jax.distributed.sharding import measure_spread
+from convit_jax.distributed.sharding import measure_sharded_size
 from convit_jax.kernels import Form
 from convit_jax.models import forward_flops
 from convit_jax.planning import schedules
@@ -116,9 +116,9 @@ def make_plan(
         fits=False,
         problem="",
         hbm_bytes=topology.chip.hbm_bytes,
-        parameter_bytes=measure_spread(state.params, sharding.params).on_device,
-        optimizer_bytes=measure_spread(state.opt_state, sharding.opt_state).on_device
-        + measure_spread(state.ema_params, sharding.ema_params).on_device,
+        parameter_bytes=measure_sharded_size(state.params, sharding.params).on_device,
+        optimizer_bytes=measure_sharded_size(state.opt_state, sharding.opt_state).on_device
+        + measure_sharded_size(state.ema_params, sharding.ema_params).on_device,
     )
     schedules.clear()
     batch = _abstract_batch(experiment, placement.rows)

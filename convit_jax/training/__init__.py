@@ -1,6 +1,7 @@
-"""Training: an experiment put together, its steps, its checkpoints and the loop around them.
+"""Training: building an experiment, its steps, its checkpoints and the loop around them.
 
-`training.loop.train` runs it all. It is not imported here: it brings TensorFlow, for its events.
+The entry point is `training.loop.train`. It is not imported here because it imports TensorFlow,
+which writes the event files.
 """
 
 from convit_jax.training.examples import open_training_data, open_training_examples

@@ -1,6 +1,6 @@
-"""A config put together: the model, the optimizer and the steps that train it.
+"""Building an experiment from a config: the model, the optimizer and the steps that train it.
 
-Everything here is shapes and functions: nothing is read and no array is made, so the same
+Everything here is shapes and functions. No data is read and no array is created, so the same
 experiment can be run, planned for another machine, or timed.
 """
 
@@ -33,23 +33,23 @@ from convit_jax.training.step import (
 
 log = logging.getLogger(__name__)
 
-# Steps are counted in an int32 on the devices.
-MOST_STEPS = 2**31 - 1
-PROFILED_STEPS = 5
+# The devices count steps in an int32.
+MAX_STEPS = 2**31 - 1
+NUM_PROFILED_STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a run is made of.
+    """The components of a run.
 
     Attributes:
-        config: the configuration it was made from.
-        architecture: the model's.
-        order: which example stands where.
+        config: the configuration.
+        architecture: the architecture of the model.
+        order: the order of the examples in each epoch.
         train_transform, eval_transform: pixels → the uint8 image that goes to the device.
-        step_config: what the steps know, the device's part of augmentation among it.
+        step_config: settings of the training step, including augmentation on the device.
         total_steps: length of the run.
-        eval_every, checkpoint_every, log_every: in steps.
+        eval_every, checkpoint_every, log_every: intervals in steps.
         graph: the model's structure.
         init_state: () → state before the first step; a function of the seed, for `jax.jit`.
         train_step: (state, batch) → (state, metrics).
@@ -72,7 +72,7 @@ class Experiment:
     eval_step: Callable[[Any, dict[str, jax.Array]], Metrics]
 
     def abstract_state(self) -> TrainState:
-        """Shapes and types of the state."""
+        """Return the shapes and types of the state."""
         return jax.eval_shape(self.init_state)
 
 
@@ -84,26 +84,26 @@ def make_experiment(
     mesh: Mesh | None = None,
     attention: Form | None = None,
 ) -> Experiment:
-    """Puts a config together for a dataset of the given size.
+    """Build the experiment of a config for a dataset of the given size.
 
     Args:
         config: the configuration.
-        num_examples, num_classes: of the training data.
+        num_examples, num_classes: size of the training data.
         mesh: the devices that the steps will be compiled for; None for the default one.
-        attention: the form of attention, where it is not the config's.
+        attention: the form of attention, to override the config's.
 
     Raises:
-        InputError: the config asks for something that does not fit together, or for a form of
-            attention that the devices cannot have.
+        InputError: values of the config contradict each other, or the devices do not support the
+            form of attention.
     """
     a, augment = architecture(config, num_classes), config.augment
-    order = EpochOrder(num_examples, config.batch_size, config.seed, config.augment.repeats)
+    order = EpochOrder(num_examples, config.batch_size, config.seed, augment.repeats)
 
     def steps(key: str) -> int:
         return duration_in_steps(config, key, order.steps_per_epoch)
 
-    whole_epoch = order.steps_per_epoch / (config.data.fraction if config.keep_budget else 1)
-    total_steps = duration_in_steps(config, "train_for", whole_epoch)
+    full_epoch = order.steps_per_epoch / (config.data.fraction if config.keep_budget else 1)
+    total_steps = duration_in_steps(config, "train_for", full_epoch)
     warmup_steps = steps("optimizer.warmup")
     _check_length(config, total_steps, warmup_steps)
 
@@ -149,18 +149,18 @@ def make_experiment(
 
 
 def _check_length(config: Config, total_steps: int, warmup_steps: int) -> None:
-    """Refuses what a run of so many steps cannot have, and says what it will not reach."""
-    if total_steps > MOST_STEPS:
+    """Check that the run is not too long, nor too short for its profile and warm-up."""
+    if total_steps > MAX_STEPS:
         raise InputError(
             f"config.train_for='{config.train_for}' is {total_steps:,} steps: expected at most "
-            f"{MOST_STEPS}"
+            f"{MAX_STEPS}"
         )
-    last = total_steps - PROFILED_STEPS + 1
+    last = total_steps - NUM_PROFILED_STEPS + 1
     if config.profile_at and config.profile_at > last:
         expected = f"1 to {last}, or 0 for none" if last > 0 else "0, for none"
         raise InputError(
-            f"config.profile_at={config.profile_at}: {PROFILED_STEPS} steps are profiled and the "
-            f"run has {total_steps} steps: expected {expected}"
+            f"config.profile_at={config.profile_at}: {NUM_PROFILED_STEPS} steps are profiled and "
+            f"the run has {total_steps} steps: expected {expected}"
         )
     if warmup_steps > total_steps:
         log.warning(
@@ -172,8 +172,8 @@ def _check_length(config: Config, total_steps: int, warmup_steps: int) -> None:
 
 
 def _train_transform(config: Config, a: models.Architecture) -> TrainTransform:
-    """The keys of the augment section that are the host's work; the device does the rest."""
+    """Return the part of the augmentation that the host does; the device does the rest."""
     fields = {field.name for field in dataclasses.fields(TrainTransform)}
     augment = dataclasses.asdict(config.augment)
-    host = {name: value for name, value in augment.items() if name in fields}
-    return TrainTransform(a.image_size, a.in_channels, **host)
+    host_options = {name: value for name, value in augment.items() if name in fields}
+    return TrainTransform(a.image_size, a.in_channels, **host_options)

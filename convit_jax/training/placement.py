@@ -1,4 +1,4 @@
-"""An experiment on a mesh: where its arrays lie, and its steps compiled for that."""
+"""Placing an experiment on a mesh: the sharding of its arrays, and its jitted steps."""
 
 import dataclasses
 
@@ -14,13 +14,13 @@ from convit_jax.training.step import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """What a run needs to know of its devices.
+    """The shardings and jitted steps of an experiment on a mesh.
 
     Attributes:
         mesh: the devices.
-        state: how each array of the state lies on them.
-        rows: how a batch does.
-        train_step: jitted (state, batch) → (state, metrics), which gives the old state away.
+        state: the sharding of each array of the state.
+        rows: the sharding of a batch.
+        train_step: jitted (state, batch) → (state, metrics), which donates the old state.
         eval_step: jitted (params, batch) → sums of metrics.
     """
 
@@ -31,20 +31,20 @@ class Placement:
     eval_step: jax.stages.Wrapped
 
 
-def memory_advice(config: Config, devices: int) -> str:
-    """What to try where a step does not fit the memory of so many devices."""
+def memory_advice(config: Config, num_devices: int) -> str:
+    """Return what to try when a step does not fit in the memory of `num_devices` devices."""
     advice = [] if config.model.remat else ["--config.model.remat=true"]
     advice += ["a smaller config.batch_size", "a larger config.optimizer.accumulate"]
-    if config.mesh.fsdp < devices:
+    if config.mesh.fsdp < num_devices:
         advice.append("a larger config.mesh.fsdp")
     return f"try {', '.join(advice[:-1])} or {advice[-1]}"
 
 
 def place(experiment: Experiment, mesh: Mesh) -> Placement:
-    """Puts an experiment on a mesh, the one it was made for. Nothing is compiled yet.
+    """Place an experiment on the mesh it was built for. Nothing is compiled yet.
 
     Raises:
-        InputError: the devices do not divide a batch.
+        InputError: a batch does not divide evenly among the devices.
     """
     config = experiment.config
     meshes.check_divides(

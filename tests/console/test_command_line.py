@@ -101,7 +101,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_sentence(
     assert "Traceback" not in completed.stderr
     last = completed.stderr.splitlines()[-1]
     assert last.startswith("train: a checkpoint could not be written to ")
-    assert "kept: none. When that is mended, start again with the same --workdir" in last
+    assert "kept: none. Once that is fixed, start again with the same --workdir" in last
 
 
 def test_the_last_value_of_a_key_given_twice_counts(repository):
@@ -136,11 +136,11 @@ from convit_jax.distributed import processes
 def run(name, command):
     raise ZeroDivisionError("a defect")
 
-def leave(code):
+def exit_process(code):
     print("left with", code)
     sys.exit(code)
 
-command_line.run, processes.leave = run, leave
+command_line.run, processes.exit_process = run, exit_process
 runpy.run_path("train.py", run_name="__main__")
 """
 

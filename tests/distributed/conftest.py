@@ -1,4 +1,4 @@
-"""Several processes of one run, on this machine."""
+"""Starting several processes of one run on this machine."""
 
 import dataclasses
 import json
@@ -11,39 +11,43 @@ import pytest
 
 PROGRAM = """
 import json, sys
-from convit_jax import command_line
 from convit_jax.config import resolve
-from convit_jax.distributed.processes import failing_together, join_processes, leave
+from convit_jax.console import command_line
+from convit_jax.distributed.processes import ending_all_on_failure, exit_process, join_processes
 
 def main():
     join_processes(heartbeat_seconds=10)
     from convit_jax.training import loop
-    with failing_together():
+    with ending_all_on_failure():
         outcome = loop.train(resolve(json.loads(sys.argv[1])), sys.argv[2])
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
-leave(command_line.run("train", main))
+exit_process(command_line.run("train", main))
 """
 
 
 @pytest.fixture
 def start(repository, tmp_path):
-    """A function: starts processes of 4 devices that train with a config; ends them at the end.
+    """A function that starts processes with 4 devices each, which are killed after the test.
 
-    They run in the checkout, or `apart`, each in a directory of its own. `faults`: what is done in
-    the process of an index before it begins, such as breaking a function.
+    Args:
+        config: a config, or its values as a dict.
+        workdir: the workdir.
+        num_processes: number of processes.
+        separate_directories: whether each runs in its own directory instead of the checkout.
+        faults: {process index: code} to run before the program, such as breaking a function.
     """
     running = []
 
-    def run(config, workdir, count, apart=False, faults=None):
+    def run(config, workdir, num_processes, separate_directories=False, faults=None):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
-        for index in range(count):
+        for index in range(num_processes):
             environment = os.environ | {
                 "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": str(count),
+                "JAX_NUM_PROCESSES": str(num_processes),
                 "JAX_PROCESS_ID": str(index),
             }
             if dataclasses.is_dataclass(config):
@@ -53,11 +57,11 @@ def start(repository, tmp_path):
                 fault = (faults or {}).get(index, "")
                 process = subprocess.Popen(
                     [sys.executable, "-c", fault + PROGRAM, values, str(workdir)],
-                    cwd=tmp_path / str(index) if apart else repository,
+                    cwd=tmp_path / str(index) if separate_directories else repository,
                     env=environment | {"PYTHONPATH": str(repository)}, stdout=log, stderr=log,
                 )  # fmt: skip
             running.append(process)
-        return running[-count:]
+        return running[-num_processes:]
 
     yield run
     for process in running:

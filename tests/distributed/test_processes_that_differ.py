@@ -1,4 +1,4 @@
-"""Two processes of which one fails, or has another workdir or other data than the first."""
+"""Two processes of which one fails, or has another workdir or other data."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from convit_jax.training import loop
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A function of a name: a directory of two classes of 24 small pictures."""
+    """A function that creates a directory of two classes of 24 small pictures."""
 
     def make(name):
         rng = np.random.default_rng(0)
@@ -25,45 +25,47 @@ def pictures(tmp_path):
     return make
 
 
-def ends(processes, tmp_path, seconds=90):
-    """(exit code, last line) of each."""
+def wait_for_end(processes, tmp_path, seconds=90):
+    """Return the exit codes, last lines and logs of the processes."""
     codes = [process.wait(timeout=seconds) for process in processes]
     logs = [(tmp_path / f"{i}.log").read_text() for i in range(len(processes))]
     return codes, [log.strip().splitlines()[-1] for log in logs], logs
 
 
-def test_one_that_fails_ends_the_other_which_names_it(make_config, start, tmp_path):
-    """Metrics that cannot be written are the first process's alone."""
+def test_a_failing_process_ends_the_other_which_names_it(make_config, start, tmp_path):
+    """Metrics are written, and can fail to be, only by the first process."""
     config = make_config(train_for="100000 steps", log_every="1 steps", batch_size=32)
     workdir = tmp_path / "run"
     (workdir / "metrics.jsonl").mkdir(parents=True)
-    codes, lines, logs = ends(start(config, workdir, 2), tmp_path)
+    codes, lines, logs = wait_for_end(start(config, workdir, 2), tmp_path)
     assert codes == [2, 1], logs
     assert lines[1].startswith("train: ended, since another process failed: process 0: ")
 
 
-def test_workdirs_of_one_name_are_told_before_the_first_step(make_config, start, tmp_path):
+def test_separate_workdirs_of_the_same_name_are_reported_before_the_first_step(
+    make_config, start, tmp_path
+):
     config = make_config(train_for="100000 steps", log_every="1 steps", batch_size=32)
     for index in range(2):
         (tmp_path / str(index)).mkdir()
-    codes, _, logs = ends(start(config, "run", 2, apart=True), tmp_path)
+    codes, _, logs = wait_for_end(start(config, "run", 2, separate_directories=True), tmp_path)
     assert codes == [2, 2], logs
     for log in logs:
         assert "is not one directory for all processes" in log
-        assert "is not there for process 1" in log
+        assert "wrote there is missing for process 1" in log
     assert "step 1/" not in "".join(logs)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda d: (d / "dog" / "23.png").unlink(), "process 1 47 examples of 2 classes"),
         (lambda d: (d / "dog" / "23.png").rename(d / "dog" / "24.png"), "other files"),
-        (lambda d: (d / "dog").rename(d / "cow"), "other names of classes"),
+        (lambda d: (d / "dog").rename(d / "cow"), "other class names"),
     ],
 )
-def test_data_that_differ_are_told_before_the_first_step(
-    change, words, make_config, start, pictures, tmp_path
+def test_differing_data_are_reported_before_the_first_step(
+    change, message, make_config, start, pictures, tmp_path
 ):
     for index in range(2):
         pictures(f"{index}/images")
@@ -72,41 +74,45 @@ def test_data_that_differ_are_told_before_the_first_step(
         make_config(train_for="100000 steps", log_every="1 steps", batch_size=32)
     )
     values["data"] |= {"train": "folder:images", "eval": "folder:images", "num_workers": 0}
-    codes, _, logs = ends(start(values, tmp_path / "run", 2, apart=True), tmp_path)
+    codes, _, logs = wait_for_end(
+        start(values, tmp_path / "run", 2, separate_directories=True), tmp_path
+    )
     assert codes == [2, 2], logs
     for log in logs:
         assert "config.data.train=folder:images is not the same for all processes" in log
-        assert words in log
+        assert message in log
     assert "step 1/" not in "".join(logs)
 
 
 UNREADABLE = """
-from convit_jax.training import checkpoints
+from convit_jax.training import restoration
 def refuse(*arguments):
     raise {error}
-checkpoints.read_state = refuse
+restoration.read_state = refuse
 """
-SEEN_AS_DAMAGED = """
-checkpoints.find_damage = lambda *arguments: "a file is short"
+DAMAGED = """
+restoration.find_damage = lambda *arguments: "a file is short"
 """
 
 
-def test_a_checkpoint_that_one_alone_cannot_read_renames_nothing(make_config, start, tmp_path):
-    """The machine of one process refuses it; or what one reads is not what the other does."""
+def test_a_checkpoint_that_only_one_process_cannot_read_is_not_renamed(
+    make_config, start, tmp_path
+):
+    """Because of a fault of one machine, or because the processes read different contents."""
     config = make_config(
         train_for="4 steps", checkpoint__every="2 steps", eval_every="4 steps", batch_size=32
     )
     workdir = tmp_path / "run"
     loop.train(config, str(workdir))
-    refused = UNREADABLE.format(error="PermissionError(13, 'Permission denied')")
-    codes, _, logs = ends(start(config, workdir, 2, faults={1: refused}), tmp_path)
+    no_permission = UNREADABLE.format(error="PermissionError(13, 'Permission denied')")
+    codes, _, logs = wait_for_end(start(config, workdir, 2, faults={1: no_permission}), tmp_path)
     assert codes == [1, 1], logs
     assert "train: the checkpoint of step 4: permission denied" in logs[1]
     assert "train: the checkpoint of step 4 cannot be read by process 1, whose log" in logs[0]
 
-    seen = UNREADABLE.format(error="ValueError('short')") + SEEN_AS_DAMAGED
-    codes, _, logs = ends(start(config, workdir, 2, faults={1: seen}), tmp_path)
+    damaged = UNREADABLE.format(error="ValueError('short')") + DAMAGED
+    codes, _, logs = wait_for_end(start(config, workdir, 2, faults={1: damaged}), tmp_path)
     assert codes == [1, 1], logs
     for log in logs:
-        assert "step 4 is sound as process 0 reads it, and damaged as others do" in log
+        assert "step 4 is sound as read by process 0, but damaged as read by the others" in log
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]

@@ -3,7 +3,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from convit_jax.config import resolve
-from convit_jax.distributed.sharding import RULES, measure_spread, state_sharding
+from convit_jax.distributed.sharding import RULES, measure_sharded_size, state_sharding
 from convit_jax.models import list_models
 from convit_jax.training import make_experiment
 
@@ -25,39 +25,39 @@ def partitions(state, mesh):
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_nearly_all_of_every_model_is_spread(name):
+def test_nearly_all_of_every_model_is_sharded(name):
     state, mesh = state_of(name), abstract_mesh(2, 4)
-    where = state_sharding(state, mesh)
+    sharding = state_sharding(state, mesh)
     for part in ("params", "opt_state", "ema_params"):
-        spread = measure_spread(getattr(state, part), getattr(where, part))
-        assert spread.spread / spread.total > 0.98
-        # What is spread lies in quarters, the rest whole.
-        whole = spread.total - spread.spread
-        assert spread.on_device == pytest.approx(spread.spread / 4 + whole)
+        size = measure_sharded_size(getattr(state, part), getattr(sharding, part))
+        assert size.sharded / size.total > 0.98
+        # A device holds a quarter of each sharded array and all of the others.
+        replicated = size.total - size.sharded
+        assert size.on_device == pytest.approx(size.sharded / 4 + replicated)
 
 
-def test_moments_and_averages_lie_as_their_parameters():
-    found = partitions(state_of("convit_tiny"), abstract_mesh(1, 8))
-    assert found["params.blocks.3.mlp.fc1.kernel"] == PartitionSpec(None, "fsdp")
-    for name, spec in found.items():
+def test_moments_and_averages_are_sharded_like_their_parameters():
+    specs = partitions(state_of("convit_tiny"), abstract_mesh(1, 8))
+    assert specs["params.blocks.3.mlp.fc1.kernel"] == PartitionSpec(None, "fsdp")
+    for name, spec in specs.items():
         for part in (".mu.", ".nu."):
             if part in name:
-                assert found[f"params.{name.partition(part)[2]}"] == spec
+                assert specs[f"params.{name.partition(part)[2]}"] == spec
         if name.startswith("ema_params."):
-            assert found[name.removeprefix("ema_")] == spec
-    assert found["step"] == PartitionSpec()
+            assert specs[name.removeprefix("ema_")] == spec
+    assert specs["step"] == PartitionSpec()
 
 
-def test_what_a_group_does_not_divide_stays_whole():
-    found = partitions(state_of("convit_tiny"), abstract_mesh(1, 5))
-    assert set(found.values()) == {PartitionSpec()}
+def test_arrays_that_a_group_does_not_divide_are_replicated():
+    specs = partitions(state_of("convit_tiny"), abstract_mesh(1, 5))
+    assert set(specs.values()) == {PartitionSpec()}
 
 
-def test_on_one_device_nothing_is_spread():
+def test_with_groups_of_one_device_nothing_is_sharded():
     state, mesh = state_of("deit_tiny"), abstract_mesh(8, 1)
-    spread = measure_spread(state.params, state_sharding(state, mesh).params)
-    assert (spread.spread, spread.on_device) == (0, spread.total)
-    assert str(spread) == "0.0 % sharded, 22.9 MB a device"
+    size = measure_sharded_size(state.params, state_sharding(state, mesh).params)
+    assert (size.sharded, size.on_device) == (0, size.total)
+    assert str(size) == "0.0 % sharded, 22.9 MB a device"
 
 
 def test_every_rule_matches_some_parameter_of_a_convit():
