@@ -24,8 +24,7 @@ def main() -> int:
     if not arguments.workdir:
         raise command_line.InputError("expected --workdir=DIR, a directory for the run")
     config = command_line.read_config(arguments, settings)
-    # Imported once the flags are known to be right, as it takes seconds: TensorFlow, which writes the
-    # events, is one of them. These settings keep it from logging about the CPU.
+    # TensorFlow, which writes the events, would log about the CPU; it takes seconds to import.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"} | os.environ
     from convit_jax.distributed import processes  # noqa: PLC0415
     from convit_jax.system.cache import keep_compiled_programs  # noqa: PLC0415
