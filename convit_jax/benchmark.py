@@ -77,9 +77,7 @@ def _make_parser() -> command_line.Parser:
         "--compiled", action="store_true", help="also time timm's model with torch.compile"
     )
     model.add_argument(
-        "--profile",
-        metavar="DIR",
-        help="write a profile of five train steps, for TensorBoard",
+        "--profile", metavar="DIR", help="write a profile of five train steps, for TensorBoard"
     )
 
     input_ = commands.add_parser(

@@ -26,13 +26,7 @@ from convit_jax.console import command_line
 from convit_jax.console.screen import PipedConsole
 from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
-from convit_jax.planning import (
-    Plan,
-    Topology,
-    describe_topologies,
-    find_topology,
-    make_plan,
-)
+from convit_jax.planning import Plan, Topology, describe_topologies, find_topology, make_plan
 
 # Images a chip of the largest batch that a sweep tries.
 _MAX_BATCH_PER_CHIP = 2048

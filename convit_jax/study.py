@@ -113,10 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = description.open_study(out, configs, write=True)
 
     outcome = run_jobs(
-        own_jobs,
-        workdir,
-        pace,
-        on_finished=lambda _: report.write_tables(out, results(), models),
+        own_jobs, workdir, pace, on_finished=lambda _: report.write_tables(out, results(), models)
     )
     table = report.write_tables(out, results(), models)
     figures = report.write_figures(out, results(), models)

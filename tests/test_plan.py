@@ -14,12 +14,7 @@ from convit_jax.errors import InputError
 from convit_jax.models import architecture, forward_flops
 from convit_jax.planning.program import read_cost
 from convit_jax.planning.schedules import count_cycles
-from convit_jax.planning.topologies import (
-    CHIPS,
-    TOPOLOGIES,
-    describe_topologies,
-    find_topology,
-)
+from convit_jax.planning.topologies import CHIPS, TOPOLOGIES, describe_topologies, find_topology
 from convit_jax.training.placement import memory_advice
 
 compiler_only = pytest.mark.skipif(
@@ -158,11 +153,7 @@ def test_advice_leaves_out_options_that_are_already_set(make_config):
     [
         (64, [64, 128, 96, 80, 72], "fits: 64, 16 a chip (72 does not)."),
         (80, [64, 128, 96, 80, 88], "(88 does not)."),
-        (
-            88,
-            [64, 128, 96, 80, 88],
-            "(96 does not). The fastest that was tried is 80: 2 images/s.",
-        ),
+        (88, [64, 128, 96, 80, 88], "(96 does not). The fastest that was tried is 80: 2 images/s."),
         (100, [64, 128, 96, 112, 104], "fits: 96, 24 a chip (104 does not)"),
         (330, [64, 128, 256, 512, 384, 320, 352], "fits: 320, 80 a chip (352 does not)"),
         (20, [64, 32, 16, 24], "fits: 16, 4 a chip (24 does not)"),

@@ -53,10 +53,7 @@ def test_impossible_pairs_hide_no_others(script):
 
     pairs, rows = script.Pairs(VALUES, is_valid, seed=0), []
     impossible = pairs.impossible()
-    assert set(impossible) == {
-        frozenset((("c", 1), ("d", 1))),
-        frozenset((("e", 1), ("f", 0))),
-    }
+    assert set(impossible) == {frozenset((("c", 1), ("d", 1))), frozenset((("e", 1), ("f", 0)))}
     pairs.uncovered -= set(impossible)
     for row in pairs.rows():
         assert is_valid(row)

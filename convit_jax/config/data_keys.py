@@ -127,10 +127,7 @@ class AugmentConfig:
         (3 / 4, 4 / 3), "the random part's width over its height", **_SPAN, read_if=(_RANDOM_CROP,)
     )
     crop_padding: int = key(
-        4,
-        "largest shift of 'pad' in each direction, in pixels",
-        at_least=0,
-        read_if=(_PADDED,),
+        4, "largest shift of 'pad' in each direction, in pixels", at_least=0, read_if=(_PADDED,)
     )
     flip: float = key(0.0, "probability of a horizontal flip", **_PROBABILITY)
     randaugment: str = key(
@@ -140,10 +137,7 @@ class AugmentConfig:
         0.0, "largest rotation in either direction, in degrees", at_least=0, at_most=180
     )
     zoom: float = key(
-        0.0,
-        "largest relative change of scale: 0.1 is 0.9 to 1.1",
-        at_least=0,
-        below=1,
+        0.0, "largest relative change of scale: 0.1 is 0.9 to 1.1", at_least=0, below=1
     )
     shear: float = key(0.0, "largest shear, in degrees", at_least=0, below=90)
     translate: float = key(
@@ -153,17 +147,10 @@ class AugmentConfig:
         0.0, "probability of random erasing, by noise after normalisation", **_PROBABILITY
     )
     erase_area: tuple[float, ...] = key(
-        (0.02, 1 / 3),
-        "share of the area to erase",
-        **_SPAN,
-        at_most=1,
-        read_if=(_ERASED,),
+        (0.02, 1 / 3), "share of the area to erase", **_SPAN, at_most=1, read_if=(_ERASED,)
     )
     erase_ratio: tuple[float, ...] = key(
-        (0.3, 1 / 0.3),
-        "height over width of the erased rectangle",
-        **_SPAN,
-        read_if=(_ERASED,),
+        (0.3, 1 / 0.3), "height over width of the erased rectangle", **_SPAN, read_if=(_ERASED,)
     )
     mixup: float = key(0.0, "α of mixup's Beta(α, α); 0: none", at_least=0)
     cutmix: float = key(0.0, "α of CutMix's Beta(α, α); 0: none", at_least=0)

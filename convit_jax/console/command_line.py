@@ -14,14 +14,7 @@ from typing import Any, NoReturn, TextIO
 from convit_jax.config import Config
 from convit_jax.config.files import Overrides, make_config, split_overrides
 from convit_jax.config.typed import from_text, keys
-from convit_jax.errors import (
-    InputError,
-    RunError,
-    first_line,
-    in_one_line,
-    machine_fault,
-    nearest,
-)
+from convit_jax.errors import InputError, RunError, first_line, in_one_line, machine_fault, nearest
 from convit_jax.models import Architecture
 from convit_jax.models.architecture import as_image_size
 

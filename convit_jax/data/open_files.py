@@ -49,10 +49,7 @@ class OpenFiles(Generic[File]):
     """A thread-safe cache that keeps the most recently used files open."""
 
     def __init__(
-        self,
-        open_file: Callable[[str], File],
-        close_file: Callable[[File], None],
-        capacity: int,
+        self, open_file: Callable[[str], File], close_file: Callable[[File], None], capacity: int
     ) -> None:
         """Set how to open and close a file, and how many to keep open."""
         self._open, self._close, self._capacity = open_file, close_file, capacity

@@ -77,10 +77,7 @@ class WorkerPool:
         """Start the processes, each with a copy of the reader."""
         self._shape = reader.image_shape
         self._pool = ProcessPoolExecutor(
-            num_workers,
-            mp_context=_Context(),
-            initializer=_initialise_worker,
-            initargs=(reader,),
+            num_workers, mp_context=_Context(), initializer=_initialise_worker, initargs=(reader,)
         )
 
     def __enter__(self) -> Self:

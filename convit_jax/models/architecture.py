@@ -117,11 +117,6 @@ class Architecture:
         """Rows of the absolute position embedding."""
         return self.grid[0] * self.grid[1] + self.class_token_position
 
-    @property
-    def has_class_token(self) -> bool:
-        """Whether there is a class token: only plain attention layers have one."""
-        return self.gpsa_layers < self.depth
-
 
 def as_image_size(size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width) for the side of a square or for (height, width).

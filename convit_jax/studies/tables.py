@@ -72,11 +72,7 @@ def _caption(results: Sequence[Result]) -> str:
 
 
 def _efficiency_rows(
-    results: Sequence[Result],
-    models: Sequence[str],
-    zoo: Mapping[str, str],
-    metric: str,
-    name: str,
+    results: Sequence[Result], models: Sequence[str], zoo: Mapping[str, str], metric: str, name: str
 ) -> Iterator[list[str]]:
     means = {model: summaries.efficiency(results, metric, model) for model in models}
     published = {model: SAMPLE_EFFICIENCY.get(zoo.get(model, ""), {}) for model in models}

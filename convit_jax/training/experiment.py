@@ -23,13 +23,7 @@ from convit_jax.errors import InputError
 from convit_jax.evaluation.step import make_eval_step
 from convit_jax.kernels import Form, attention_for
 from convit_jax.training.optimizer import learning_rate, make_optimizer
-from convit_jax.training.step import (
-    Metrics,
-    StepConfig,
-    TrainState,
-    make_train_step,
-    new_state,
-)
+from convit_jax.training.step import Metrics, StepConfig, TrainState, make_train_step, new_state
 
 log = logging.getLogger(__name__)
 

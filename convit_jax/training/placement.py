@@ -69,8 +69,6 @@ def place(experiment: Experiment, mesh: Mesh) -> Placement:
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            experiment.eval_step,
-            in_shardings=(state.eval_params, rows),
-            out_shardings=everywhere,
+            experiment.eval_step, in_shardings=(state.eval_params, rows), out_shardings=everywhere
         ),
     )

@@ -93,11 +93,7 @@ def _check_num_heads(weights: Weights, architecture: Architecture) -> None:
 
 
 def _report(
-    weights: Weights,
-    architecture: Architecture,
-    names: list[str],
-    keeps_head: bool,
-    head_note: str,
+    weights: Weights, architecture: Architecture, names: list[str], keeps_head: bool, head_note: str
 ) -> str:
     """Describe what was loaded, resampled and left fresh."""
     fresh = [] if keeps_head else [name for name in names if name.startswith(_HEAD)]

@@ -73,12 +73,7 @@ def test_a_distant_step_is_reached_without_reading_earlier_ones(digits):
 
     order = EpochOrder(len(digits), 32, 0)
     batches = train_batches(
-        Counting(),
-        order,
-        TRANSFORM,
-        start_step=10**7,
-        num_steps=10**7 + 1,
-        options=PREFETCH_ONE,
+        Counting(), order, TRANSFORM, start_step=10**7, num_steps=10**7 + 1, options=PREFETCH_ONE
     )
     next(batches)
     assert len(reads) == 32

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from convit_jax.config import template
-from convit_jax.data.mixing import (
-    Erasing,
-    Mixing,
-    _cutmix_box,
-    erase,
-    mix,
-    normalise,
-    soft_labels,
-)
+from convit_jax.data.mixing import Erasing, Mixing, _cutmix_box, erase, mix, normalise, soft_labels
 
 DRAWS = 2000
 
@@ -53,8 +45,7 @@ def mixed_pair(mixing, height=24, width=32):
 
 
 @pytest.mark.parametrize(
-    "mixing",
-    [Mixing(mixup=0.8), Mixing(cutmix=1.0), Mixing(mixup=0.8, cutmix=1.0, prob=0.7)],
+    "mixing", [Mixing(mixup=0.8), Mixing(cutmix=1.0), Mixing(mixup=0.8, cutmix=1.0, prob=0.7)]
 )
 def test_a_labels_share_equals_its_pixels_share_and_mass_is_conserved(mixing):
     images, labels = mixed_pair(mixing)

@@ -149,17 +149,9 @@ def test_a_process_that_dies_ends_the_others_with_a_message(make_config, start, 
     [
         {"JAX_PROCESS_ID": "1"},
         {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2"},
-        {
-            "JAX_COORDINATOR_ADDRESS": "host:1",
-            "JAX_NUM_PROCESSES": "two",
-            "JAX_PROCESS_ID": "0",
-        },
+        {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
         *(
-            {
-                "JAX_COORDINATOR_ADDRESS": address,
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": index,
-            }
+            {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": index}
             for address, index in (("host", "0"), (":1", "0"), ("host:port", "0"), ("host:1", "2"))
         ),
     ],

@@ -145,9 +145,7 @@ def prepare_dataset(
 
     def info(self):
         return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=supervised,
+            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=supervised
         )
 
     def generate(self, dl_manager):

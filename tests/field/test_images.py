@@ -123,8 +123,7 @@ LOCATIONS = {
     "as a fraction": lambda v: with_segments(
         JPEG,
         segment(
-            0xE1,
-            exif(entry(0x112, 5, 1, struct.pack("<I", 26)), after=struct.pack("<II", v, 1)),
+            0xE1, exif(entry(0x112, 5, 1, struct.pack("<I", 26)), after=struct.pack("<II", v, 1))
         ),
     ),
     "two headings": lambda v: with_segments(
@@ -135,8 +134,7 @@ LOCATIONS = {
     ),
     "JPEG's XMP": lambda v: with_segments(JPEG, segment(0xE1, XMP_HEADING + xmp(v))),
     "XMP as an element": lambda v: with_segments(
-        JPEG,
-        segment(0xE1, XMP_HEADING + b"<tiff:Orientation>%d</tiff:Orientation>" % v),
+        JPEG, segment(0xE1, XMP_HEADING + b"<tiff:Orientation>%d</tiff:Orientation>" % v)
     ),
     "EXIF before XMP": lambda v: with_segments(
         JPEG, segment(0xE1, XMP_HEADING + xmp(3)), segment(0xE1, exif(orientation(v)))
@@ -146,8 +144,7 @@ LOCATIONS = {
         PNG, chunk(b"eXIf", tiff_header(orientation(v))), last=True
     ),
     "PNG's raw profile, compressed": lambda v: with_chunks(
-        PNG,
-        compressed_text(b"Raw profile type exif", raw_profile(exif(orientation(v)))[1]),
+        PNG, compressed_text(b"Raw profile type exif", raw_profile(exif(orientation(v)))[1])
     ),
     "PNG's raw profile, as text": lambda v: with_chunks(
         PNG, chunk(b"tEXt", b"".join(raw_profile(exif(orientation(v)))))

@@ -165,10 +165,7 @@ def test_valid_names(shapes, name, count):
         ("shapes:train[", r"'train\[.*' is not a split of"),
         ("shapes:train[:0]", r"split 'train\[:0\]' has no examples"),
         ("shapes:train[5:2]", r"split 'train\[5:2\]' has no examples"),
-        (
-            "blobs:train",
-            "several configs of blobs are prepared: name one of tfds:blobs/matched",
-        ),
+        ("blobs:train", "several configs of blobs are prepared: name one of tfds:blobs/matched"),
         ("blobs/matched-freqency:train", "did you mean 'matched-frequency'"),
         ("shapes/foo:train", "shapes has no config 'foo': expected tfds:shapes:SPLIT"),
         ("mnist/foo:train", "mnist has no config 'foo'"),

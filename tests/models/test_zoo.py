@@ -76,8 +76,7 @@ def test_parameter_counts_are_exact(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
-    [("tiny", 9_972_712), ("small", 48_979_432), ("base", 153_134_056)],
+    ("name", "count"), [("tiny", 9_972_712), ("small", 48_979_432), ("base", 153_134_056)]
 )
 def test_plus_models_without_gpsa_have_the_released_codes_counts(name, count):
     leaves = jax.tree.leaves(abstract_parameters(f"convit_{name}_plus", gpsa_layers=0))

@@ -13,13 +13,7 @@ from convit_jax.studies import summaries
 from convit_jax.studies.cells import list_cells, make_jobs
 from convit_jax.studies.progress import Pace
 from convit_jax.studies.report import write_figures, write_tables
-from convit_jax.studies.results import (
-    Mean,
-    read_result,
-    read_results,
-    results_csv,
-    write_result,
-)
+from convit_jax.studies.results import Mean, read_result, read_results, results_csv, write_result
 from convit_jax.studies.tables import markdown
 
 

@@ -19,9 +19,7 @@ _MIN_SHRINKAGE = 2.0
 
 
 def resize_exactly(
-    image: np.ndarray,
-    size: tuple[int, int],
-    box: tuple[float, float, float, float] | None = None,
+    image: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
     """Resize by Pillow's antialiased bicubic filter: uint8 [H, W, C] → [height, width, C].
 

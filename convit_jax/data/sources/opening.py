@@ -24,11 +24,7 @@ from convit_jax.errors import InputError, boundary, nearest
 log = logging.getLogger(__name__)
 
 # The kinds of names, with the format of each.
-KINDS = {
-    "digits": "digits:train|test",
-    "tfds": NAME_FORMAT,
-    "folder": "folder:PATH",
-}
+KINDS = {"digits": "digits:train|test", "tfds": NAME_FORMAT, "folder": "folder:PATH"}
 
 
 def open_source(name: str) -> Source:

@@ -235,8 +235,7 @@ def test_the_real_imagenet_builder(tmp_path, monkeypatch):
             for i in range(1, 6):
                 add(tar, f"ILSVRC2012_{split}_{i:08d}.JPEG", encode(i))
     builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=manual),
-        file_format="tfrecord",
+        download_config=tfds.download.DownloadConfig(manual_dir=manual), file_format="tfrecord"
     )
     train, validation = (
         open_source(f"tfds:imagenet2012:{split}:{tmp_path}") for split in ("train", "validation")
