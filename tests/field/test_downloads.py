@@ -22,7 +22,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.0"
 
     def do_GET(self):
-        self.server.asked.append((self.command, self.path))
+        self.server.requests.append((self.command, self.path))
         status, headers, content = self.server.answers.get(self.path, (404, {}, b"not here"))
         self.send_response(status)
         for name, value in headers.items():
@@ -162,7 +162,7 @@ def test_a_hub_model_has_its_config_and_is_cached(hub, server, file_content):
     for _ in range(2):
         weights = open_weights("hf://org/name")
         assert weights.card.mean == (0.5, 0.5, 0.5)
-        requests, server.asked = list(server.asked), []
+        requests, server.requests = list(server.requests), []
     assert requests == []
 
 

@@ -16,7 +16,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves a directory; responses to /short… are cut off, /page… is a web page."""
 
     def do_GET(self):
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         if self.path.startswith(("/short", "/page")):
             content = b"<!DOCTYPE html> sign in" if self.path.startswith("/page") else b"12345"
             self.send_response(200)
@@ -40,7 +40,7 @@ def test_a_file_is_fetched_once(server, assert_agrees, tmp_path):
     address = f"{server.address}/four_heads.safetensors"
     assert_agrees(open_weights(address).model())
     open_weights(address)
-    assert server.asked == ["/four_heads.safetensors"]
+    assert server.requests == ["/four_heads.safetensors"]
     cached = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert [path.name for path in cached] == ["four_heads.safetensors"]
 
