@@ -121,6 +121,48 @@ def test_the_compilers_devices_are_chips_and_its_cycles_agree_with_the_matrix_un
         assert 0.8 < share <= 1.0
 
 
+DECODINGS = """
+import collections, json, math
+from convit_jax.data import EpochOrder
+from convit_jax.data.sources import imagenet
+from convit_jax.distributed.mesh import create_mesh
+from convit_jax.planning import TOPOLOGIES
+
+ratios = {}
+for name, topology in TOPOLOGIES.items():
+    devices = list(create_mesh(1, topology.devices()).devices.flat)
+    rows_per_device = max(1024 // len(devices), 4)
+    batch_size = rows_per_device * len(devices)
+    order = EpochOrder(imagenet.NUM_TRAIN_IMAGES, batch_size, 0, repeats=3)
+    worst = 0
+    for step in range(3):
+        examples = [order.locate(step, row).example for row in range(batch_size)]
+        hosts = collections.defaultdict(list)
+        for row, example in enumerate(examples):
+            hosts[devices[row // rows_per_device].process_index].append(example)
+        worst = max(worst, sum(len(set(rows)) for rows in hosts.values()))
+    least = sum(math.ceil(len(rows) / 3) for rows in hosts.values())
+    ratios[name] = [batch_size // len(hosts), worst / least]
+print(json.dumps(ratios))
+"""
+
+
+@compiler_only
+def test_hosts_decode_images_in_three_views_once_on_every_slice(repository):
+    """32 rows of a host need more than a third: see test_order."""
+    result = subprocess.run(
+        [sys.executable, "-c", DECODINGS],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ratios = json.loads(result.stdout.splitlines()[-1])
+    assert ratios.keys() == TOPOLOGIES.keys()
+    for name, (rows, ratio) in ratios.items():
+        assert ratio <= (1.035 if rows == 32 else 1.02), name
+
+
 @compiler_only
 def test_a_step_that_does_not_fit_is_reported_with_advice(repository):
     """Two layers at 224 pixels, 65,536 images per chip."""

@@ -14,6 +14,8 @@ _MODULE_OF = {
     "LoaderOptions": "loader",
     "Source": "sources.source",
     "TrainTransform": "images.transforms",
+    "WorkerPool": "workers",
+    "worker_pool": "loader",
     "eval_batches": "loader",
     "num_eval_batches": "loader",
     "open_source": "sources.opening",

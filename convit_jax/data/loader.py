@@ -63,6 +63,16 @@ class LoaderOptions:
         return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+@contextlib.contextmanager
+def worker_pool(options: LoaderOptions) -> Iterator[WorkerPool | None]:
+    """Provide the worker processes that the options ask for; None for none."""
+    if not options.num_processes:
+        yield None
+        return
+    with WorkerPool(options.num_processes) as pool:
+        yield pool
+
+
 def train_batches(
     images: Images,
     order: EpochOrder,
@@ -73,6 +83,7 @@ def train_batches(
     rows: Sequence[int] | None = None,
     options: LoaderOptions = LoaderOptions(),
     broken_counter: BrokenImageCounter | None = None,
+    pool: WorkerPool | None = None,
 ) -> Iterator[Batch]:
     """Return this process's rows of the global batches of steps `start_step` to `num_steps` - 1.
 
@@ -87,6 +98,7 @@ def train_batches(
         rows: which rows of each batch are this process's, ascending; None for all.
         options: how examples are read on this machine.
         broken_counter: counts the broken images; None for a new counter.
+        pool: worker processes to use; None to start `options.num_processes` of them.
 
     Raises:
         RunError: more images are broken than allowed.
@@ -99,7 +111,7 @@ def train_batches(
         return [order.locate(step, row) for row in local_rows]
 
     counter = broken_counter or BrokenImageCounter(images, options.max_broken)
-    return _batches(reader, rows_of_step, range(start_step, num_steps), options, counter)
+    return _batches(reader, rows_of_step, range(start_step, num_steps), options, counter, pool)
 
 
 def num_eval_batches(num_examples: int, batch_size: int) -> int:
@@ -115,11 +127,12 @@ def eval_batches(
     rows: Sequence[int] | None = None,
     options: LoaderOptions = LoaderOptions(),
     broken_counter: BrokenImageCounter | None = None,
+    pool: WorkerPool | None = None,
 ) -> Iterator[Batch]:
     """Return this process's rows of batches that contain every example once, in order.
 
-    Rows that pad the last batch and rows of broken images have `mask` 0. `rows`, `options` and
-    `broken_counter` are as in `train_batches`.
+    Rows that pad the last batch and rows of broken images have `mask` 0. `rows`, `options`,
+    `broken_counter` and `pool` are as in `train_batches`.
 
     Raises:
         RunError: more images are broken than allowed.
@@ -134,7 +147,7 @@ def eval_batches(
 
     counter = broken_counter or BrokenImageCounter(images, options.max_broken)
     steps = range(num_eval_batches(num_examples, batch_size))
-    return _batches(reader, rows_of_step, steps, options, counter)
+    return _batches(reader, rows_of_step, steps, options, counter, pool)
 
 
 def _batches(
@@ -143,6 +156,7 @@ def _batches(
     steps: range,
     options: LoaderOptions,
     counter: BrokenImageCounter,
+    pool: WorkerPool | None,
 ) -> Iterator[Batch]:
     """Yield the batches of some steps, prepared ahead; those of an evaluation have a mask."""
     evaluating = reader.seed is None
@@ -152,9 +166,8 @@ def _batches(
         return images, reader.read(rows, images)
 
     with contextlib.ExitStack() as stack:
-        read = read_in_this_process
-        if options.num_processes:
-            read = stack.enter_context(WorkerPool(reader, options.num_processes)).read
+        pool = pool or stack.enter_context(worker_pool(options))
+        read = stack.enter_context(pool.reading(reader)) if pool else read_in_this_process
         batches = (
             grain.MapDataset.range(steps.start, steps.stop)
             .map(rows_of_step)
@@ -163,7 +176,7 @@ def _batches(
                 grain.ReadOptions(
                     # Several threads keep the worker processes busy between batches; without
                     # workers, threads would only wait for each other.
-                    num_threads=options.prefetch_batches if options.num_processes else 1,
+                    num_threads=options.prefetch_batches if pool else 1,
                     prefetch_buffer_size=options.prefetch_batches,
                 )
             )

@@ -1,7 +1,9 @@
 """The order of the examples: a pure function of the seed and the position in the run."""
 
+import collections
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 from grain.experimental import index_shuffle
@@ -66,19 +68,47 @@ class EpochOrder:
 def views_layout(repeats: int) -> tuple[tuple[int, int], ...]:
     """Return (image, view) of each row of a block of images with all their views.
 
-    Neighbouring rows are mixed with each other (`mixing.mix`), so they are never two views of one
-    image, and no two images are neighbours twice: in view v, image i is next to image
-    i XOR (v + 1). A block is small, so that one process reads all views of an image and decodes it
-    once.
+    Rows 0 and 1, 2 and 3, and so on are mixed with each other (`mixing.mix`), so they are never two
+    views of one image, and no two images are in such a pair twice.
+
+    Hosts read contiguous ranges of a batch's rows, usually a power of two of them, and decode an
+    image once for all its views in that range. So a block consists of `repeats` units of 2^k rows.
+    A unit has all views of its own images, and one view each of a few images shared by all units:
+    for three views it has 16 rows, of five own images and of one that the three units share.
     """
-    num_images = 1 << repeats.bit_length()
-    return tuple(
-        (image, view)
-        for view in range(repeats)
-        for i in range(num_images)
-        if i < i ^ (view + 1)
-        for image in (i, i ^ (view + 1))
-    )
+    unit_size = 2
+    while unit_size // repeats <= repeats:
+        unit_size *= 2
+    num_own, num_shared = divmod(unit_size, repeats)
+    numbers: dict[int, int] = {}
+    num_views: collections.Counter[int] = collections.Counter()
+    layout = []
+    for unit in range(repeats):
+        own = range(unit * num_own, (unit + 1) * num_own)
+        for image in itertools.chain.from_iterable(_unit_pairs(own, num_shared, repeats)):
+            # Images are numbered as they occur, so that short runs use the first numbers alone.
+            layout.append((numbers.setdefault(image, len(numbers)), num_views[image]))
+            num_views[image] += 1
+    return tuple(layout)
+
+
+def _unit_pairs(own: range, num_shared: int, repeats: int) -> list[tuple[int, int]]:
+    """Return pairs of images: each own image in `repeats` of them, each shared image in one.
+
+    A simple graph with these degrees, by the construction of Havel and Hakimi. The shared images
+    have negative numbers.
+    """
+    pairs = [(own[i], -1 - i) for i in range(num_shared)]
+    remaining = {image: repeats - (i < num_shared) for i, image in enumerate(own)}
+    while remaining:
+        image = max(remaining, key=remaining.__getitem__)
+        degree = remaining.pop(image)
+        partners = sorted(remaining, key=remaining.__getitem__, reverse=True)[:degree]
+        pairs += [(image, partner) for partner in partners]
+        for partner in partners:
+            remaining[partner] -= 1
+    # In an order in which a part of a unit has few images.
+    return sorted(pairs, key=lambda pair: (max(pair), pair))
 
 
 def _shuffled_index(position: int, num_examples: int, seed: int) -> int:

@@ -89,8 +89,8 @@ class RowReader:
     seed: int | None
     rotate: bool = True
 
-    def read(self, rows: Sequence[Row], out: np.ndarray) -> ReadResult:
-        """Read rows into `out`, uint8 [rows, H, W, channels].
+    def read(self, rows: Sequence[Row], out: Sequence[np.ndarray] | np.ndarray) -> ReadResult:
+        """Read rows into the arrays `out`, a uint8 [H, W, channels] for each row.
 
         In training, a broken image is replaced by the next readable one, or masked out if none of
         the next `_MAX_REPLACEMENTS` is readable; in evaluation its row is masked out.
@@ -102,15 +102,15 @@ class RowReader:
         labels = np.zeros((len(rows), *self.images.label_shape), np.int32)
         mask = np.zeros(len(rows), np.float32)
         broken: dict[int, BrokenImage] = {}
-        for index, positions in _positions_by_example(rows).items():
+        for index, positions in positions_by_example(rows).items():
             example = self._load(index, broken) if index >= 0 else None
             for position in positions:
                 if example is None:
-                    out[position] = 0
+                    out[position][...] = 0
                     continue
                 pixels, labels[position] = example
                 mask[position] = 1.0
-                out[position] = self._transformed(pixels, rows[position])
+                out[position][...] = self._transformed(pixels, rows[position])
         return ReadResult(labels, mask, tuple(broken.values()))
 
     def _transformed(self, pixels: np.ndarray, row: Row) -> np.ndarray:
@@ -158,7 +158,7 @@ class RowReader:
         return False
 
 
-def _positions_by_example(rows: Sequence[Row]) -> dict[int, list[int]]:
+def positions_by_example(rows: Sequence[Row]) -> dict[int, list[int]]:
     """Map each example to the positions of its rows, so that its views share one decoding."""
     positions: dict[int, list[int]] = {}
     for position, row in enumerate(rows):

@@ -15,6 +15,10 @@ AXES = ("data", "fsdp")
 def create_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return a mesh [data, fsdp]: parameters are sharded within groups of `fsdp` devices.
 
+    With `fsdp=1` only the gradients are exchanged, by all devices at once, so the devices are
+    ordered by host: a host's rows of a batch are then contiguous, and it decodes an image once for
+    all its views (`data.order.views_layout`). Otherwise the order follows the links between chips.
+
     Args:
         fsdp: size of a group.
         devices: the devices to use; None for those of all processes.
@@ -22,7 +26,8 @@ def create_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> M
     Raises:
         InputError: the devices do not divide into such groups.
     """
-    num_devices = jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else devices
+    num_devices = len(devices)
     if num_devices % fsdp:
         divisors = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
         closest = sorted(sorted(divisors, key=lambda size: abs(size - fsdp))[:2])
@@ -31,7 +36,10 @@ def create_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> M
             f"nearest that do: {' and '.join(map(str, closest))}"
         )
     shape, axis_types = (num_devices // fsdp, fsdp), (AxisType.Auto,) * 2
-    return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+    if fsdp > 1:
+        return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+    by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(by_host).reshape(shape), AXES, axis_types=axis_types)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -74,7 +82,7 @@ def check_divides(
 def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
     """Return the rows of a batch that this process's devices hold, ascending.
 
-    On a pod they may not be contiguous: a mesh follows the links between chips, not the hosts.
+    On a pod with `fsdp > 1` they may not be contiguous: see `create_mesh`.
     """
     indices = sharding.addressable_devices_indices_map((batch_size,)).values()
     return sorted({row for index in indices if index for row in range(batch_size)[index[0]]})

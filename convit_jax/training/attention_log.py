@@ -22,7 +22,8 @@ def make_attention_log(
     experiment: Experiment,
     placement: Placement,
     eval_examples: data.Source,
-    reading: data.LoaderOptions,
+    options: data.LoaderOptions,
+    pool: data.WorkerPool | None,
 ) -> Callable[[Any], dict[str, float]]:
     """Return the function params → scalars of paper Fig. 5 and 6, for parameters on the mesh.
 
@@ -33,7 +34,7 @@ def make_attention_log(
     config, architecture = experiment.config, experiment.architecture
     examples = data.evenly_spaced_subset(eval_examples, config.attention_images)
     # The evaluation checks the share of broken images; in a sample this small it means little.
-    reading = dataclasses.replace(reading, max_broken=1.0)
+    options = dataclasses.replace(options, max_broken=1.0)
     num_devices = placement.mesh.size
     images_per_device = min(locality.images_at_once(architecture), -(-len(examples) // num_devices))
     batch_size = num_devices * images_per_device
@@ -41,7 +42,9 @@ def make_attention_log(
     def read() -> Iterator[dict[str, jax.Array]]:
         rows = meshes.local_rows(placement.rows, batch_size)
         transform = experiment.eval_transform
-        for batch in data.eval_batches(examples, batch_size, transform, rows=rows, options=reading):
+        for batch in data.eval_batches(
+            examples, batch_size, transform, rows=rows, options=options, pool=pool
+        ):
             inputs = {name: batch[name] for name in ("image", "mask")}
             yield meshes.to_global(inputs, placement.rows, batch_size)
 

@@ -91,7 +91,15 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         experiment = make_experiment(
             config, num_examples=len(examples), num_classes=len(examples.class_names), mesh=mesh
         )
-        run = _Run(experiment, place(experiment, mesh), examples, eval_examples)
+        options = data.LoaderOptions(
+            config.data.num_workers,
+            config.data.prefetch_batches,
+            config.data.max_broken,
+            config.data.exif_rotation,
+        )
+        # One pool of workers reads the training batches, the evaluations and the attention log.
+        pool = stack.enter_context(data.worker_pool(options))
+        run = _Run(experiment, place(experiment, mesh), examples, eval_examples, options, pool)
         checkpoint_directory = directory / "checkpoints"
         check_same_run(checkpoint_directory, config, examples.class_names, len(examples))
         checkpoints = saving.open_checkpoints(checkpoint_directory, config.checkpoint)
@@ -134,20 +142,17 @@ class _Run:
         placement: Placement,
         examples: data.Source,
         eval_examples: data.Source,
+        options: data.LoaderOptions,
+        pool: data.WorkerPool | None,
     ) -> None:
         config = experiment.config
         self.experiment, self.placement = experiment, placement
         self.examples, self.eval_examples = examples, eval_examples
         self.card = Card.of_run(config, experiment.architecture, examples.class_names)
-        self.reading = data.LoaderOptions(
-            config.data.num_workers,
-            config.data.prefetch_batches,
-            config.data.max_broken,
-            config.data.exif_rotation,
-        )
+        self.options, self.pool = options, pool
         self.broken_images = BrokenImageExchange(examples, config.data.max_broken)
         self.attention_metrics = make_attention_log(
-            experiment, placement, eval_examples, self.reading
+            experiment, placement, eval_examples, options, pool
         )
 
     def train_batches(self, start: int) -> Generator[data.Batch, None, None]:
@@ -160,7 +165,8 @@ class _Run:
             start_step=start,
             num_steps=experiment.total_steps,
             rows=meshes.local_rows(self.placement.rows, experiment.config.batch_size),
-            options=self.reading,
+            options=self.options,
+            pool=self.pool,
             broken_counter=self.broken_images.counter,
         )
 
@@ -173,7 +179,8 @@ class _Run:
             config.eval_batch_size,
             self.experiment.eval_transform,
             rows=meshes.local_rows(rows, config.eval_batch_size),
-            options=self.reading,
+            options=self.options,
+            pool=self.pool,
             broken_counter=broken_images.counter,
         )
         for batch in check_at_end(batches, broken_images):

@@ -282,8 +282,9 @@ from convit_jax.data.reading import Row, RowReader
 from convit_jax.data.workers import WorkerPool
 from images import Images
 
-with WorkerPool(RowReader(Images(), None, (1, 1, 1), None), 1) as pool:
-    pool.read([Row(0)])
+reader = RowReader(Images(), None, (1, 1, 1), None)
+with WorkerPool(1) as pool, pool.reading(reader) as read:
+    read([Row(0)])
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -306,8 +307,9 @@ def kill_after_creation(name, kind):
     register(name, kind)
 
 resource_tracker.register = kill_after_creation
-with WorkerPool(RowReader(Images(), None, (1, 1, 1), None), 1) as pool:
-    pool.read([Row(0)])
+reader = RowReader(Images(), None, (1, 1, 1), None)
+with WorkerPool(1) as pool, pool.reading(reader) as read:
+    read([Row(0)])
 """
 
 
