@@ -14,6 +14,7 @@ from convit_jax.data import (
     EvalTransform,
     LoaderOptions,
     TrainTransform,
+    WorkerPool,
     eval_batches,
     train_batches,
 )
@@ -311,6 +312,28 @@ reader = RowReader(Images(), None, (1, 1, 1), None)
 with WorkerPool(1) as pool, pool.reading(reader) as read:
     read([Row(0)])
 """
+
+
+def shared_segments():
+    return {path.name for path in pathlib.Path("/dev/shm").glob("convit_jax_*")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists segments, in /dev/shm")
+def test_one_pool_reads_training_and_evaluation_and_reuses_its_memory(digits, batches):
+    before, seen = shared_segments(), set()
+    with WorkerPool(2) as pool:
+        training = load(digits, stop=20, pool=pool)
+        first = next(training)
+        evaluated = list(eval_batches(digits, 700, EVAL_TRANSFORM, pool=pool))
+        actual = [first]
+        for batch in training:
+            actual.append(batch)
+            seen |= shared_segments() - before
+    assert_same_batches(actual, batches[:20])
+    assert_same_batches(evaluated, list(eval_batches(digits, 700, EVAL_TRANSFORM)))
+    # A segment for each reader, for each prefetching thread and for larger batches.
+    assert len(seen) <= 2 + 2 + 2
+    assert shared_segments() == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists segments, in /dev/shm")
