@@ -3,13 +3,14 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
 
 from convit_jax.data.sources.class_names import normal_form
 from convit_jax.data.sources.image_paths import COMMON_SUFFIXES, iter_images, log_skipped
+from convit_jax.data.sources.packed_names import PackedNames
 from convit_jax.data.sources.records import ImageFiles
 from convit_jax.data.sources.source import Source
 from convit_jax.errors import InputError
@@ -62,22 +63,25 @@ def open_folder(name: str) -> Source:
             f"data '{name}': two directories are called '{duplicates[0]}', in different Unicode "
             "forms: expected one directory per class"
         )
-    paths, labels, empty = [], [], []
+    counts: dict[str, int] = {}
     skipped: collections.Counter[str] = collections.Counter()
-    for label, directory in enumerate(sorted(directories, key=normal_form)):
-        class_paths = sorted(iter_images(root / directory, directory, skipped))
-        paths += class_paths
-        labels += [label] * len(class_paths)
-        if not class_paths:
-            empty.append(directory)
+
+    def list_images() -> Iterator[str]:
+        for directory in sorted(directories, key=normal_form):
+            paths = sorted(iter_images(root / directory, directory, skipped))
+            counts[directory] = len(paths)
+            yield from paths
+
+    names = PackedNames.pack(list_images())
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), list(counts.values()))
     log_skipped(skipped, name)
+    empty = [directory for directory, count in counts.items() if not count]
     if empty:
         raise InputError(
             f"data '{name}': no images ({COMMON_SUFFIXES}) in the class "
             f"director{'y' if len(empty) == 1 else 'ies'} {', '.join(empty[:5])}"
         )
-    images = ImageFiles(str(root).rstrip("/"), tuple(paths), np.asarray(labels, np.int32))
-    return Source(name, images, tuple(classes))
+    return Source(name, ImageFiles(str(root).rstrip("/"), names, labels), tuple(classes))
 
 
 def folder_splits(name: str) -> FolderSplits | None:

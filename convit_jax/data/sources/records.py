@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from etils import epath
 
 from convit_jax.data.open_files import OpenFiles, max_open_files
 from convit_jax.data.sources import tf_example
+from convit_jax.data.sources.packed_names import PackedNames
 
 # A TFRecord consists of its length (8 bytes), a checksum (4), the payload and a checksum (4).
 TFRECORD_HEADER, TFRECORD_FOOTER = struct.Struct("<QI"), 4
@@ -45,6 +46,11 @@ class Records(abc.ABC):
     @abc.abstractmethod
     def __getitem__(self, index: int) -> bytes:
         """Read a record."""
+
+    def parts(self, index: int) -> tuple[int, Callable[[int, int], bytes]]:
+        """Return a record's size, and a function that reads it from a byte up to another."""
+        record = self[index]
+        return len(record), lambda start, stop: record[start:stop]
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
@@ -107,21 +113,30 @@ class TFRecords(Records):
         return OpenFiles(lambda path: os.open(path, os.O_RDONLY), os.close, capacity)
 
     def __getitem__(self, index: int) -> bytes:
+        size, read = self.parts(index)
+        return read(0, size)
+
+    def parts(self, index: int) -> tuple[int, Callable[[int, int], bytes]]:
+        """Return a record's size, and a function that reads it from a byte up to another."""
         number, position = self._locate(index)
         begin, end = (int(offset) for offset in self.offsets[number][position : position + 2])
         begin, end = begin + TFRECORD_HEADER.size, end - TFRECORD_FOOTER
         path = self.spans[number].path
-        if "://" in path:
-            with epath.Path(path).open("rb") as file:
-                file.seek(begin)
-                record = file.read(end - begin)
-        else:
-            with self._files.use(path) as descriptor:
-                record = os.pread(descriptor, end - begin, begin)
-        if len(record) < end - begin:
-            missing = end - begin - len(record)
-            raise ValueError(f"the file ends {missing} bytes before the end of the record")
-        return record
+
+        def read(start: int, stop: int) -> bytes:
+            if "://" in path:
+                with epath.Path(path).open("rb") as file:
+                    file.seek(begin + start)
+                    content = file.read(stop - start)
+            else:
+                with self._files.use(path) as descriptor:
+                    content = os.pread(descriptor, stop - start, begin + start)
+            if len(content) < stop - start:
+                missing = end - begin - start - len(content)
+                raise ValueError(f"the file ends {missing} bytes before the end of the record")
+            return content
+
+        return end - begin, read
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,11 +191,11 @@ class TFExamples:
         multi_hot[labels] = 1
         return multi_hot
 
-    def name_and_label(self, index: int) -> tuple[str, int]:
-        """Return the file name ("" without a `name_key`) and the label, which subsets need."""
+    def name_and_label(self, index: int) -> tuple[bytes, int]:
+        """Return the file name (b"" without a `name_key`) and the label, which subsets need."""
         keys = (self.label_key, *([self.name_key] if self.name_key else []))
-        label, *names = tf_example.parse(self.records[index], *keys)
-        name = names[0].decode(errors="replace") if names and isinstance(names[0], bytes) else ""
+        label, *names = tf_example.parse_parts(*self.records.parts(index), *keys)
+        name = names[0] if names and isinstance(names[0], bytes) else b""
         return name, label if isinstance(label, int) else NO_LABEL
 
     def describe(self, index: int) -> str:
@@ -194,12 +209,13 @@ class ImageFiles:
 
     Attributes:
         root: the directory that holds the class directories.
-        names: sorted paths relative to the root, beginning with the class directory.
+        names: paths relative to the root, beginning with the class directory; sorted within each
+            class.
         labels: int32 [number of images].
     """
 
     root: str
-    names: tuple[str, ...]
+    names: PackedNames
     labels: np.ndarray
 
     label_shape = ()
@@ -207,9 +223,9 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.names)
 
-    def identity(self) -> str:
-        """Return a string that identifies these examples, wherever a host stores them."""
-        return "\0".join(self.names)
+    def identity(self) -> bytes:
+        """Return bytes that identify these examples, wherever a host stores them."""
+        return self.names.ends.tobytes() + self.names.content.tobytes()
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         """Return the encoded image and its label."""
@@ -218,10 +234,6 @@ class ImageFiles:
             return epath.Path(path).read_bytes(), label
         with open(path, "rb") as file:  # noqa: PTH123  (ten times as fast as a Path object)
             return file.read(), label
-
-    def name_and_label(self, index: int) -> tuple[str, int]:
-        """Return the relative path and the label, which subsets need."""
-        return self.names[index], int(self.labels[index])
 
     def describe(self, index: int) -> str:
         """Return the file's path."""

@@ -16,6 +16,8 @@ from convit_jax.errors import InputError, boundary
 log = logging.getLogger(__name__)
 
 _THREADS = 16
+# Examples whose labels are read at a time: as arrays, a million take little memory.
+_BLOCK = 1024
 
 
 def subset(source: Source, *, fraction: float, choice: str, classes: int, seed: int) -> Source:
@@ -164,8 +166,8 @@ def _labels_and_order(source: Source) -> tuple[np.ndarray, np.ndarray]:
         int32 and int64 [number of examples], for all examples whether they are used or not.
     """
     examples = source.examples
-    if isinstance(examples, ImageFiles):
-        return _read_labels(examples)  # fast: names and labels are in memory
+    if isinstance(examples, ImageFiles):  # labels are in memory, and names are sorted
+        return examples.labels, np.arange(len(examples))
     cache_name = f"labels_{fingerprint(examples.records.spans)}.npz"
     count = len(examples)
 
@@ -182,17 +184,21 @@ def _labels_and_order(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return labels, by_name
 
 
-def _read_labels(examples: TFExamples | ImageFiles) -> tuple[np.ndarray, np.ndarray]:
-    def name_and_label(index: int) -> tuple[str, int]:
+def _read_labels(examples: TFExamples) -> tuple[np.ndarray, np.ndarray]:
+    def name_and_label(index: int) -> tuple[bytes, int]:
         try:
             with boundary(examples.describe(index)):
                 return examples.name_and_label(index)
         except InputError as error:
             log.warning("%s: it is assigned to no class", error)
-            return "", NO_LABEL
+            return b"", NO_LABEL
+
+    def read_block(start: int) -> tuple[np.ndarray, np.ndarray]:
+        block = range(start, min(start + _BLOCK, len(examples)))
+        names, labels = zip(*map(name_and_label, block), strict=True)
+        return np.array(names), np.array(labels, np.int32)
 
     with ThreadPoolExecutor(min(_THREADS, 4 * (os.cpu_count() or 1))) as pool:
-        names_and_labels = list(pool.map(name_and_label, range(len(examples)), chunksize=256))
-    names, labels = zip(*names_and_labels, strict=True)
-    order = np.argsort(np.asarray(names), kind="stable")
-    return np.asarray(labels, np.int32), order
+        blocks = pool.map(read_block, range(0, len(examples), _BLOCK))
+        names, labels = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+    return labels, np.argsort(names, kind="stable")

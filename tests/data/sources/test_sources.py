@@ -163,7 +163,7 @@ def test_tfrecord_and_array_record_have_the_same_contents(shapes):
         for file_format in ("tfrecord", "array_record")
     )
     assert tfrecord.class_names == array_record.class_names == ("round", "square")
-    expected = sorted((encode(i), i % 2, f"{1000 - i}.jpg") for i in range(30))
+    expected = sorted((encode(i), i % 2, f"{1000 - i}.jpg".encode()) for i in range(30))
     assert contents(tfrecord) == contents(array_record) == expected
     assert tfrecord.describe(29).startswith("record 9 of ")
 
@@ -242,7 +242,7 @@ def test_the_real_imagenet_builder(tmp_path, monkeypatch):
     )
     assert len(train.class_names) == 1000
     assert contents(train) == sorted(
-        (encode(10 * number + i), label, f"{synset}_{i}.JPEG")
+        (encode(10 * number + i), label, f"{synset}_{i}.JPEG".encode())
         for number, (label, synset) in enumerate(zip((0, 7, 999), synsets, strict=True))
         for i in range(4)
     )
