@@ -1,7 +1,7 @@
 """Counting broken images over all processes: each reads a part of them, under a common limit."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ class BrokenImageExchange:
     checks the limit itself while it reads, and exchanges nothing.
 
     Attributes:
-        health: the broken images that this process encountered.
+        counter: the broken images that this process encountered.
     """
 
     def __init__(self, images: data.Source, max_broken: float) -> None:
@@ -29,6 +29,16 @@ class BrokenImageExchange:
             images, max_broken, enforce=not self._several_processes
         )
         self._sent: jax.Array | None = None
+        self._of_all_processes: list[int] = []
+
+    @property
+    def indices(self) -> list[int]:
+        """The broken images that all processes encountered up to the last `check_now`."""
+        return self._of_all_processes if self._several_processes else list(self.counter.indices)
+
+    def resume(self, indices: Iterable[int]) -> None:
+        """Count images that were found to be broken before the run was resumed."""
+        self.counter.indices |= dict.fromkeys(indices)
 
     def check(self) -> None:
         """Examine what was sent last time and send again; all processes call it at the same step.
@@ -41,7 +51,8 @@ class BrokenImageExchange:
         if self._sent is not None:
             indices = np.asarray(self._sent.addressable_data(0)).ravel()
             self._sent = None
-            self.counter.check(indices[indices != _NONE].tolist())
+            self._of_all_processes = np.unique(indices[indices != _NONE]).tolist()
+            self.counter.check(self._of_all_processes)
         self._sent = _all_gather(self._local_indices())
 
     def check_now(self) -> None:

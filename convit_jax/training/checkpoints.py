@@ -22,7 +22,7 @@ from convit_jax.config import CheckpointConfig, Config
 from convit_jax.errors import RunError, first_line
 from convit_jax.training.integrity import CHECKSUMS, checksums
 from convit_jax.training.restoration import set_aside_damaged_metrics
-from convit_jax.training.resumption import DATA
+from convit_jax.training.resumption import DATA, DataRecord
 from convit_jax.training.step import TrainState
 from convit_jax.weights import Card
 from convit_jax.weights.model_checkpoints import CARD, CONFIG, STATE, report_unraisable
@@ -76,7 +76,7 @@ def save(
     config: Config,
     card: Card,
     accuracy: float | None,
-    num_examples: int,
+    data_record: DataRecord,
 ) -> None:
     """Save the state after `step` steps; writing continues in the background.
 
@@ -87,7 +87,7 @@ def save(
         config: the run's configuration, saved beside the state.
         card: the model card, saved beside the state.
         accuracy: the state's evaluation accuracy, if it was evaluated.
-        num_examples: the number of training examples.
+        data_record: what to remember of the training data.
 
     Raises:
         RunError: this checkpoint or the previous one could not be written.
@@ -101,7 +101,7 @@ def save(
                     STATE: ocp.args.StandardSave(state),
                     CONFIG: ocp.args.JsonSave(dataclasses.asdict(config)),
                     CARD: ocp.args.JsonSave(card.as_json()),
-                    DATA: ocp.args.JsonSave({"train_examples": num_examples}),
+                    DATA: ocp.args.JsonSave(dataclasses.asdict(data_record)),
                     CHECKSUMS: ocp.args.JsonSave(checksums(state)),
                 }
             ),

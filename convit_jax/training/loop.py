@@ -32,7 +32,7 @@ from convit_jax.training.experiment import NUM_PROFILED_STEPS, Experiment, make_
 from convit_jax.training.placement import Placement, memory_advice, place
 from convit_jax.training.reporting import ResumePoint, make_writer
 from convit_jax.training.restoration import restore_newest
-from convit_jax.training.resumption import check_same_run
+from convit_jax.training.resumption import DataRecord, check_same_run
 from convit_jax.training.signals import StopRequest, stop_on_signals
 from convit_jax.training.step import Metrics, TrainState
 from convit_jax.training.warm_start import warm_start
@@ -101,7 +101,9 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         pool = stack.enter_context(data.worker_pool(options))
         run = _Run(experiment, place(experiment, mesh), examples, eval_examples, options, pool)
         checkpoint_directory = directory / "checkpoints"
-        check_same_run(checkpoint_directory, config, examples.class_names, len(examples))
+        run.broken_images.resume(
+            check_same_run(checkpoint_directory, config, examples.class_names, len(examples))
+        )
         checkpoints = saving.open_checkpoints(checkpoint_directory, config.checkpoint)
         stack.enter_context(saving.closing_checkpoints(checkpoints))
         with _explaining_out_of_memory(config):
@@ -288,7 +290,7 @@ def _take_steps(
                     config,
                     run.card,
                     accuracy,
-                    experiment.order.num_examples,
+                    DataRecord(experiment.order.num_examples, run.broken_images.indices),
                 )
                 stall = time.monotonic() - start_time
                 writer.write_scalars(step, {"checkpoint/stall_seconds": stall})

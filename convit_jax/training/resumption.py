@@ -21,9 +21,22 @@ DATA = "data"
 log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class DataRecord:
+    """What a checkpoint says about the training data.
+
+    Attributes:
+        train_examples: their number; None in a checkpoint of an earlier version.
+        broken_images: indices of those that were found to be broken.
+    """
+
+    train_examples: int | None = None
+    broken_images: Sequence[int] = ()
+
+
 def check_same_run(
     directory: epath.Path, config: Config, class_names: Sequence[str], num_examples: int
-) -> None:
+) -> Sequence[int]:
     """Check a config and classes against those of the newest readable checkpoint.
 
     The checkpoints are not changed. Keys that do not change the meaning of the state may differ,
@@ -35,13 +48,16 @@ def check_same_run(
         class_names: the classes of its training data, in the order of the labels.
         num_examples: the number of its training examples.
 
+    Returns:
+        The indices of training examples that the run found to be broken.
+
     Raises:
         InputError: the classes differ, or a config key that is fixed for a run.
         MachineError: a fault of the machine prevents reading the checkpoints.
     """
     record = _newest_record(directory)
     if record is None:
-        return
+        return ()
     run = f"the run in {directory.parent}"
     if record.class_names and (difference := describe_difference(record.class_names, class_names)):
         raise InputError(
@@ -66,14 +82,17 @@ def check_same_run(
         )
     for key, old, new, _ in changed:
         log.info("config.%s was %r until step %d, is now %r", key, old, record.step, new)
-    if record.num_examples not in (None, num_examples):
+    if record.data.train_examples == num_examples:
+        return record.data.broken_images
+    if record.data.train_examples is not None:
         log.warning(
             "config.data.train had %d examples until step %d, now has %d: from here on their order "
             "and the length of an epoch differ from a run that had these from the start",
-            record.num_examples,
+            record.data.train_examples,
             record.step,
             num_examples,
         )
+    return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +104,14 @@ class _Record:
         config: its config, as far as this version knows the keys.
         unknown_keys: the other config keys.
         class_names: the names of its classes, if it had any.
-        num_examples: the number of training examples; None in a checkpoint of an earlier version.
+        data: the training data.
     """
 
     step: int
     config: Config
     unknown_keys: list[str]
     class_names: Sequence[str] | None
-    num_examples: int | None
+    data: DataRecord
 
 
 def _newest_record(directory: epath.Path) -> _Record | None:
@@ -108,14 +127,22 @@ def _newest_record(directory: epath.Path) -> _Record | None:
                 # The class names alone, because the rest may be another version's card.
                 names = _read_item(checkpoint, CARD).get("class_names")
                 class_names = Card.from_json({"class_names": names}).class_names
-                num_examples = None
+                data = DataRecord()
                 if (checkpoint / DATA).exists():
-                    num_examples = int(_read_item(checkpoint, DATA)["train_examples"])
+                    data = _parse_data_record(_read_item(checkpoint, DATA))
         except InputError as error:
             log.debug("%s", error)  # restoring finds out whether it is damaged
             continue
-        return _Record(step, config, unknown_keys, class_names, num_examples)
+        return _Record(step, config, unknown_keys, class_names, data)
     return None
+
+
+def _parse_data_record(record: dict[str, Any]) -> DataRecord:
+    count = int(record["train_examples"])
+    broken = [int(index) for index in record.get("broken_images", ())]
+    if not all(0 <= index < count for index in broken):
+        raise ValueError(f"broken images {broken[:3]} of {count}")
+    return DataRecord(count, broken)
 
 
 def _read_item(checkpoint: epath.Path, item: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from convit_jax.errors import InputError, MachineError, RunError
 from convit_jax.training import checkpoints as saving
 from convit_jax.training import integrity, make_experiment
 from convit_jax.training.restoration import restore_newest
-from convit_jax.training.resumption import check_same_run
+from convit_jax.training.resumption import DataRecord, check_same_run
 from convit_jax.weights import Card
 
 
@@ -48,7 +48,7 @@ def store(tmp_path, make_config, state_at):
         store = saving.open_checkpoints(epath.Path(tmp_path / "checkpoints"), config.checkpoint)
         opened.append(store)
         for step, accuracy in (accuracies or {}).items():
-            saving.save(store, state_at(step), step, config, Card(), accuracy, 100)
+            saving.save(store, state_at(step), step, config, Card(), accuracy, DataRecord(100))
         saving.finish_saving(store)
         return store
 
@@ -94,7 +94,7 @@ def test_a_checkpoint_without_disk_space_is_not_started(store, state_at, monkeyp
     usage = shutil.disk_usage(checkpoints.directory)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(RunError, match=r"could not be written.* MB needed, 0.0 MB free.*step 1"):
-        saving.save(checkpoints, state_at(2), 2, None, Card(), None, 100)
+        saving.save(checkpoints, state_at(2), 2, None, Card(), None, DataRecord(100))
     assert checkpoints.all_steps() == [1]
 
 
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_previous_one(
     assert "kept as 8.damaged" in caplog.text
     # Nothing is lost, and the step can be saved again.
     assert (tmp_path / "checkpoints" / "8.damaged").is_dir()
-    saving.save(reopened, state_at(8), 8, make_config(), Card(), 0.5, 100)
+    saving.save(reopened, state_at(8), 8, make_config(), Card(), 0.5, DataRecord(100))
     saving.finish_saving(reopened)
     assert reopened.all_steps() == [4, 8]
 
@@ -395,5 +395,5 @@ def test_a_full_disk_is_a_run_error_and_loses_nothing(store, state_at, make_conf
 
     monkeypatch.setattr(checkpoints, "save", full)
     with pytest.raises(RunError, match=r"No space left on device.*kept: step 1\. Once that is"):
-        saving.save(checkpoints, state_at(2), 2, make_config(), Card(), None, 100)
+        saving.save(checkpoints, state_at(2), 2, make_config(), Card(), None, DataRecord(100))
     assert pathlib.Path(checkpoints.directory / "1").is_dir()

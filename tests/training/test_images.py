@@ -100,6 +100,20 @@ def test_more_broken_images_than_allowed_end_the_run(recipe, tmp_path):
         loop.train(recipe(**{"data.max_broken": 0.0, "train_for": "20 steps"}), str(tmp_path))
 
 
+def test_broken_images_found_before_a_resume_still_count(recipe, photographs, tmp_path):
+    """Otherwise a run that is preempted every hour would never reach the limit."""
+    images = tmp_path / "train"
+    shutil.copytree(photographs / "train", images)
+    changes = {"data.train": f"folder:{images}", "data.max_broken": 1 / 40, "augment.repeats": 1}
+    loop.train(recipe(**changes, train_for="5 steps"), str(tmp_path / "run"))
+    for number in ("03", "04"):
+        (images / "china" / f"{number}.jpg").rename(images / f"{number}.jpg")
+    (images / "04.jpg").rename(images / "china" / "03.jpg")
+    (images / "03.jpg").rename(images / "china" / "04.jpg")
+    with pytest.raises(RunError, match=r"04.jpg.*number 2 of 40.*max_broken allows 1"):
+        loop.train(recipe(**changes, train_for="10 steps"), str(tmp_path / "run"))
+
+
 def test_evaluation_data_with_other_classes_are_an_input_error(recipe, tmp_path):
     with pytest.raises(InputError, match=r"digits:test has other classes \(10\) than .* \(2\)"):
         loop.train(recipe(**{"data.eval": "digits:test"}), str(tmp_path))
