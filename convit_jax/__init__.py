@@ -5,7 +5,13 @@ need not import Flax.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convit_jax.data.images.preprocessing import preprocess as preprocess
+    from convit_jax.models import create_model as create_model
+    from convit_jax.models import list_models as list_models
+    from convit_jax.weights import load_model as load_model
 
 __version__ = "0.1.0"
 

@@ -248,7 +248,7 @@ def _with_accuracy(
             source,
             preprocessing,
             batch_size=IMAGES_PER_DEVICE * jax.device_count(),
-            reading=data.LoaderOptions(),
+            options=data.LoaderOptions(),
             class_subset=class_subset,
         ).top1
     chance = 1 / len(class_subset or source.class_names)

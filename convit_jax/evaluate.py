@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             source,
             preprocessing,
             batch_size=arguments.batch_size or IMAGES_PER_DEVICE * jax.device_count(),
-            reading=data.LoaderOptions(
+            options=data.LoaderOptions(
                 arguments.num_workers,
                 max_broken=arguments.max_broken,
                 exif_rotation=arguments.exif_rotation,

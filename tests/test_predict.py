@@ -59,7 +59,7 @@ def test_unreadable_images_are_reported_and_the_others_classified(images, weight
     assumption, *reported = errors.splitlines()
     assert "a centre crop of 0.875 are assumed" in assumption
     assert reported == [
-        f"predict: {images}/broken.jpg: no image of a known kind",
+        f"predict: {images}/broken.jpg: not an image of a known format",
         f"predict: no image at {images}/none.jpg: the file does not exist",
     ]
 

@@ -4,7 +4,31 @@ Names are imported on first use, so that a worker process imports only what read
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convit_jax.data.health import BrokenImageCounter as BrokenImageCounter
+    from convit_jax.data.images.transforms import EvalTransform as EvalTransform
+    from convit_jax.data.images.transforms import TrainTransform as TrainTransform
+    from convit_jax.data.loader import Batch as Batch
+    from convit_jax.data.loader import LoaderOptions as LoaderOptions
+    from convit_jax.data.loader import eval_batches as eval_batches
+    from convit_jax.data.loader import num_eval_batches as num_eval_batches
+    from convit_jax.data.loader import train_batches as train_batches
+    from convit_jax.data.order import EpochOrder as EpochOrder
+    from convit_jax.data.sources.class_maps import align_classes as align_classes
+    from convit_jax.data.sources.class_maps import (
+        align_to_training_classes as align_to_training_classes,
+    )
+    from convit_jax.data.sources.opening import open_source as open_source
+    from convit_jax.data.sources.source import Source as Source
+    from convit_jax.data.sources.subsets import describe_classes as describe_classes
+    from convit_jax.data.sources.subsets import evenly_spaced as evenly_spaced
+    from convit_jax.data.sources.subsets import evenly_spaced_subset as evenly_spaced_subset
+    from convit_jax.data.sources.subsets import hold_out as hold_out
+    from convit_jax.data.sources.subsets import occurring_classes as occurring_classes
+    from convit_jax.data.sources.subsets import restrict_to_classes as restrict_to_classes
+    from convit_jax.data.sources.subsets import subset as subset
 
 _MODULE_OF = {
     "Batch": "loader",

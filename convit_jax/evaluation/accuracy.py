@@ -94,7 +94,7 @@ def measure_accuracy(
     preprocessing: Preprocessing,
     *,
     batch_size: int,
-    reading: data.LoaderOptions,
+    options: data.LoaderOptions,
     class_subset: Sequence[int] | None = None,
     confusion: bool = False,
     progress: Callable[[int, int], None] = lambda num_batches, total: None,
@@ -106,7 +106,7 @@ def measure_accuracy(
         source: the examples, with the model's labels.
         preprocessing: the preprocessing of the images.
         batch_size: images per step, over all devices.
-        reading: how this machine reads the images.
+        options: how this machine reads the images.
         class_subset: the classes to choose from, or None for all that the model knows.
         confusion: also count which classes are predicted for which.
         progress: called with the numbers of batches done and of all batches.
@@ -114,7 +114,7 @@ def measure_accuracy(
     Raises:
         InputError: the batch does not divide among the devices, or a confusion table was requested
             for images with several labels.
-        RunError: more images are broken than `reading` allows.
+        RunError: more images are broken than `options` allow.
     """
     if confusion and source.label_shape:
         raise InputError(
@@ -126,7 +126,7 @@ def measure_accuracy(
     batch_size = min(batch_size, -(-len(source) // mesh.size) * mesh.size)
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     graph, params = nnx.split(model.with_attention(attention_for(mesh)), nnx.Param)
-    broken_images = BrokenImageExchange(source, reading.max_broken)
+    broken_images = BrokenImageExchange(source, options.max_broken)
     batches = data.eval_batches(
         source,
         batch_size,
@@ -134,7 +134,7 @@ def measure_accuracy(
             preprocessing.image_size, len(preprocessing.mean), preprocessing.crop_fraction
         ),
         rows=meshes.local_rows(rows, batch_size),
-        reading=reading,
+        options=options,
         broken_counter=broken_images.counter,
     )
     total = data.num_eval_batches(len(source), batch_size)

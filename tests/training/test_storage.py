@@ -121,9 +121,8 @@ def test_storage_that_is_unmounted_and_remounted_loses_nothing(
     elsewhere.mkdir()
     at_step(5, lambda: subprocess.run(["mount", "--move", disk, elsewhere], check=True))
     try:
-        with pytest.raises(
-            RunError, match=r"metrics.jsonl .* can no longer be written: No such file"
-        ):
+        # Of the metrics, or of a checkpoint that is still being written.
+        with pytest.raises(RunError, match=r" be written.*No such file"):
             loop.train(config, str(workdir))
     finally:
         subprocess.run(["mount", "--move", elsewhere, disk], check=True)
