@@ -93,6 +93,16 @@ def test_importing_brings_only_what_it_needs(statement, unwanted, repository):
     assert done.stdout.split() == []
 
 
+def test_lazy_names_are_imported_for_the_type_checker_too(repository):
+    """Otherwise mypy takes them for anything at all."""
+    from convit_jax import data
+
+    tree = ast.parse((repository / "convit_jax" / "data" / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = {alias.name: node.module for node in block.body for alias in node.names}
+    assert typed == {name: f"convit_jax.data.{module}" for name, module in data._MODULE_OF.items()}
+
+
 def test_public_names_are_those_of_the_design():
     import convit_jax
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from convit_jax.data.loader import eval_batches as eval_batches
     from convit_jax.data.loader import num_eval_batches as num_eval_batches
     from convit_jax.data.loader import train_batches as train_batches
+    from convit_jax.data.loader import worker_pool as worker_pool
     from convit_jax.data.order import EpochOrder as EpochOrder
     from convit_jax.data.sources.class_maps import align_classes as align_classes
     from convit_jax.data.sources.class_maps import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from convit_jax.data.sources.subsets import occurring_classes as occurring_classes
     from convit_jax.data.sources.subsets import restrict_to_classes as restrict_to_classes
     from convit_jax.data.sources.subsets import subset as subset
+    from convit_jax.data.workers import WorkerPool as WorkerPool
 
 _MODULE_OF = {
     "Batch": "loader",
