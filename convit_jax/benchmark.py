@@ -2,6 +2,7 @@
 
     python -m convit_jax.benchmark model convit_tiny deit_tiny
     python -m convit_jax.benchmark input --data folder:IMAGES
+    python -m convit_jax.benchmark input --scale imagenet
     python -m convit_jax.benchmark attention
     python -m convit_jax.benchmark kernel
     python -m convit_jax.benchmark long-run --steps 5000 --out DIR
@@ -34,9 +35,11 @@ from convit_jax.benchmarks.input import measure_input
 from convit_jax.benchmarks.kernel import measure_kernel
 from convit_jax.benchmarks.long_run import Sample, compute_trends, measure_long_run
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
+from convit_jax.benchmarks.scale import measure_scale
 from convit_jax.benchmarks.timm_model import check_timm, measure_timm
 from convit_jax.console import command_line
 from convit_jax.console.screen import PipedConsole
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError, fitting_memory
 from convit_jax.system.devices import find_devices
 from convit_jax.system.paths import output_directory
@@ -85,7 +88,14 @@ def _make_parser() -> command_line.Parser:
         parents=[common, timing],
         help="images per core-second from bytes to uint8 batches, and the memory of a worker",
     )
-    input_.add_argument("--data", required=True, help="tfds:NAME:SPLIT[:DIR] or folder:PATH")
+    source = input_.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", help="tfds:NAME:SPLIT[:DIR] or folder:PATH")
+    source.add_argument(
+        "--scale",
+        metavar="N",
+        help="instead, what opening, a batch and a subset of N tiny images cost in each layout; "
+        "'imagenet' for as many as ImageNet has, which takes ten minutes",
+    )
     input_.add_argument("--batch-size", type=int, default=96, help="rows per batch (default 96)")
     input_.add_argument(
         "--against-timm", action="store_true", help="also time timm's transforms, in turn"
@@ -187,7 +197,32 @@ def _model_row(speed: ModelSpeed) -> tuple[str, ...]:
     )
 
 
+def _measure_scale(arguments: argparse.Namespace) -> None:
+    text = arguments.scale
+    num_images = imagenet.NUM_TRAIN_IMAGES if text == "imagenet" else 0
+    if text.isdecimal():
+        num_images = int(text)
+    least = imagenet.NUM_CLASSES * 10
+    in_range = least <= num_images <= 2**31
+    command_line.expect(arguments, "scale", in_range, f"'imagenet' or a number from {least:,} on")
+    rows = []
+    for cost in measure_scale(num_images):
+        if arguments.json:
+            _print_json([cost])
+        seconds = (cost.open_seconds, cost.reopen_seconds, cost.batch_seconds, cost.subset_seconds)
+        megabytes = (cost.megabytes, cost.pickled_megabytes)
+        rows.append(
+            (cost.layout, *(f"{s:.1f} s" for s in seconds), *(f"{m:,.0f} MB" for m in megabytes))
+        )
+    if not arguments.json:
+        columns = ("layout", "open", "again", "first batch", "a tenth", "memory", "to workers")
+        _print_table(f"{num_images:,} images", columns, rows)
+
+
 def _measure_input(arguments: argparse.Namespace) -> None:
+    if arguments.scale is not None:
+        _measure_scale(arguments)
+        return
     speeds, megabytes = measure_input(
         arguments.data,
         image_size=arguments.image_size,

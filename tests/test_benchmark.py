@@ -237,3 +237,15 @@ def test_a_run_is_sampled_with_its_workers(monkeypatch, capsys, tmp_path):
 def test_an_invalid_flag_of_long_run_is_an_input_error(flag, expected):
     with pytest.raises(InputError, match=rf"{flag}: expected {expected}"):
         benchmark.main(["long-run", flag])
+
+
+def test_the_scale_of_a_dataset(capsys):
+    assert benchmark.main(["input", "--scale", "10000", "--json"]) == 0
+    costs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [cost["layout"] for cost in costs] == ["folder", "tfrecord", "array_record"]
+    for cost in costs:
+        assert cost["images"] == 10_000
+        assert 0 < cost["pickled_megabytes"] < 1
+        assert cost["megabytes"] < 200
+    with pytest.raises(InputError, match=r"--scale=x: expected 'imagenet' or a number"):
+        benchmark.main(["input", "--scale", "x"])

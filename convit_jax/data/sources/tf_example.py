@@ -71,12 +71,13 @@ _POOL = descriptor_pool.DescriptorPool()
 _POOL.Add(text_format.Parse(_DEFINITION, descriptor_pb2.FileDescriptorProto()))
 
 
-def _parser(message: str) -> Callable[[bytes], Any]:
-    descriptor = _POOL.FindMessageTypeByName(f"convit_jax.{message}")
-    return message_factory.GetMessageClass(descriptor).FromString
+def message_class(name: str) -> Any:
+    """Return the class of a message: Example or Feature."""
+    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"convit_jax.{name}"))
 
 
-_parse_example, _parse_feature = _parser("Example"), _parser("Feature")
+_parse_example = message_class("Example").FromString
+_parse_feature = message_class("Feature").FromString
 
 # Bytes read at a time where a record is not read as a whole.
 _WINDOW = 512
