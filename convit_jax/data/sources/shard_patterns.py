@@ -90,7 +90,7 @@ def nearest_pattern(path: str, suffix: str) -> str:
         "did you mean 'DIRECTORY/x-{0000..0063}.tar'?", or what else is there.
 
     Raises:
-        InputError, MachineError: the directory cannot be listed.
+        MachineError: the directory cannot be listed.
     """
     directory = epath.Path(path)
     if not directory.is_dir():
@@ -102,10 +102,15 @@ def nearest_pattern(path: str, suffix: str) -> str:
     if not names:
         return f"'{directory}' has no {suffix} files"
     patterns = _patterns(names)
-    (best,) = (
-        difflib.get_close_matches(epath.Path(path).name, patterns, n=1, cutoff=0) or patterns[:1]
-    )
-    return f"did you mean '{directory / best}'?"
+    # Numbers and wildcards say little about which is meant.
+    by_letters = {_without_numbers(pattern): pattern for pattern in reversed(patterns)}
+    name = _without_numbers(epath.Path(path).name)
+    best = difflib.get_close_matches(name, by_letters, n=1, cutoff=0)[0]
+    return f"did you mean '{directory / by_letters[best]}'?"
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"[\d{}.,*?\[\]]+", "", name)
 
 
 def _patterns(names: Sequence[str]) -> list[str]:
