@@ -85,7 +85,9 @@ def _make_parser() -> command_line.Parser:
         parents=[common, timing],
         help="images per core-second from bytes to uint8 batches, and the memory of a worker",
     )
-    input_.add_argument("--data", required=True, help="tfds:NAME:SPLIT[:DIR] or folder:PATH")
+    input_.add_argument(
+        "--data", required=True, help="tfds:NAME:SPLIT[:DIR], folder:PATH or wds:x-{00..63}.tar"
+    )
     input_.add_argument("--batch-size", type=int, default=96, help="rows per batch (default 96)")
     input_.add_argument(
         "--against-timm", action="store_true", help="also time timm's transforms, in turn"
