@@ -1,7 +1,7 @@
 """The members of a tar file: where each begins, from the headers alone.
 
-`tarfile` reads the same headers at a third of the speed (13,000 to 31,000 per second), which for the
-four million members of ImageNet's shards is minutes. Unusual headers are left to it.
+`tarfile` reads the same headers at a third of the speed, which for the four million members of
+ImageNet's shards is minutes. Unusual headers are left to it.
 """
 
 import contextlib
