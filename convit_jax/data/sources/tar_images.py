@@ -17,7 +17,7 @@ from convit_jax.data.sources.packed_names import PackedNames
 # Labels of samples that are reported as broken.
 UNREADABLE, CONTRADICTORY = -(2**31), -(2**31) + 1
 _REASONS = {
-    UNREADABLE: "its label is not an integer of at most nine digits",
+    UNREADABLE: "its .cls or .json has no integer of at most nine digits, or more than a megabyte",
     CONTRADICTORY: "its .cls and its .json have different labels",
 }
 

@@ -248,6 +248,5 @@ def _read_label(window: Window, member: Member, suffix: str) -> int | None:
 
 def _parse_label(value: object) -> int:
     """Return an integer that is given as a number or a text."""
-    is_number = isinstance(value, int | str) and not isinstance(value, bool)
-    text = str(value).strip() if is_number else ""
+    text = str(value).strip()
     return int(text) if _INTEGER.fullmatch(text) else UNREADABLE

@@ -160,6 +160,9 @@ def test_the_first_of_a_class_are_the_first_by_name_whatever_the_shard(tmp_path)
     write_tar(tmp_path / "b.tar", [*sample("d/1", 0), *sample("d/2", 0)])
     source = open_source(f"wds:{tmp_path}/{{a,b}}.tar")
     assert source.examples.order_by_name().tolist() == [3, 1, 4, 0, 2]
+    assert subset(source, fraction=0.6, choice="first", classes=1, seed=0).indices.tolist() == [
+        1, 3, 4,
+    ]  # fmt: skip
 
 
 def test_pickles_hold_arrays_and_no_open_files(copies):
@@ -223,29 +226,30 @@ def test_pax_headers_for_all_members_and_sizes_in_pax_headers(tmp_path):
     assert contents(open_source(f"wds:{path}")) == [(png(0), 1), (png(1), 2)]
 
 
-def test_large_sizes_links_and_sparse_files_are_skipped(tmp_path):
+def test_links_and_sparse_files_are_no_images(tmp_path):
     raw = io.BytesIO()
 
-    def add(tar, name, content, **attributes):
+    def add(name, content, **attributes):
         info = tarfile.TarInfo(name)
         info.size = len(content)
         for key, value in attributes.items():
             setattr(info, key, value)
-        tar.addfile(info, io.BytesIO(content))
+        raw.write(info.tobuf(tarfile.PAX_FORMAT if info.pax_headers else tarfile.GNU_FORMAT))
+        raw.write(content + bytes(-len(content) % 512))
 
-    with tarfile.open(fileobj=raw, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        add(tar, "l.png", b"", type=tarfile.LNKTYPE, linkname="a.png")
-        add(tar, "s.png", b"", type=tarfile.SYMTYPE, linkname="a.png")
+    for key in ("hard", "symbolic", "sparse", "pax_sparse", "unknown", "a"):
         # A number that needs the binary form, in another field than the size.
-        add(tar, "a.cls", b"3", mtime=2**40)
-        add(tar, "a.png", png(0), mtime=2**40)
-        add(tar, "sparse.png", png(7), type=tarfile.GNUTYPE_SPARSE)
-        add(tar, "unknown.png", png(8), type=b"Q")
-        for name, content in sample("b", 4, 1):
-            add(tar, name, content)
+        add(f"{key}.cls", b"3", mtime=2**40)
+    # Links have no data, whatever size they say.
+    add("hard.png", b"", type=tarfile.LNKTYPE, linkname="a.png", size=900)
+    add("symbolic.png", b"", type=tarfile.SYMTYPE, linkname="a.png")
+    add("sparse.png", png(7), type=tarfile.GNUTYPE_SPARSE)
+    add("pax_sparse.png", png(7), pax_headers={"GNU.sparse.major": "1"})
+    add("unknown.png", png(8), type=b"Q")
+    add("a.png", png(0))
     path = tmp_path / "x.tar"
-    path.write_bytes(raw.getvalue())
-    assert contents(open_source(f"wds:{path}")) == [(png(0), 3), (png(1), 4)]
+    path.write_bytes(raw.getvalue() + bytes(1024))
+    assert contents(open_source(f"wds:{path}")) == [(png(0), 3)]
 
 
 def test_gnu_sparse_maps_of_several_blocks_are_skipped(tmp_path):
@@ -329,7 +333,7 @@ def test_files_that_are_no_tar_files_are_reported_in_a_sentence(tmp_path, damage
 
 
 @pytest.mark.parametrize(
-    "records", [b"x", b"30 size=5\n", b"12 size=abc\n", b"9 size=-5\n", b"8 size\n\n"]
+    "records", [b"x", b"30 size=5\n", b"12 size=abc\n", b"11 size=-5\n", b"8 size\n\n"]
 )
 def test_malformed_pax_headers_are_reported_in_a_sentence(tmp_path, records):
     info = tarfile.TarInfo("x")
@@ -339,6 +343,28 @@ def test_malformed_pax_headers_are_reported_in_a_sentence(tmp_path, records):
     path = tmp_path / "x.tar"
     path.write_bytes(header + records.ljust(512, b"\0") + rest)
     with pytest.raises(InputError, match=r"x.tar has no valid tar header at byte (0|1,024)"):
+        open_source(f"wds:{path}")
+
+
+def test_extension_headers_of_absurd_sizes_are_not_read(tmp_path, monkeypatch):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 22
+    path = tmp_path / "x.tar"
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT))
+    os.truncate(path, (1 << 22) + 1024)
+    read, counts = tar_index.Window.read, []
+    monkeypatch.setattr(
+        tar_index.Window, "read", lambda *args: counts.append(args[2]) or read(*args)
+    )
+    with pytest.raises(InputError, match="no valid tar header at byte 0: it is damaged"):
+        open_source(f"wds:{path}")
+    assert counts == [512]
+
+
+def test_a_shard_that_ends_inside_a_long_name_is_reported(tmp_path):
+    path = write_tar(tmp_path / "x.tar", sample("n" * 120, 1), tarfile.GNU_FORMAT)
+    os.truncate(path, 600)
+    with pytest.raises(InputError, match=r"x.tar ends at byte 600, inside the header of a member:"):
         open_source(f"wds:{path}")
 
 
@@ -374,14 +400,15 @@ def test_names_are_split_at_the_first_dot_of_the_base_name(name, expected):
         ({"a.cls": b"7", "a.json": b'{"label": "wasp"}'}, 7),
         ({"a.cls": b"7", "a.json": b"no json"}, 7),
         ({"a.cls": b"7", "a.json": b'{"label": 8}'}, "its .cls and its .json have different"),
-        ({"a.cls": b"wasp"}, "its label is not an integer of at most nine digits"),
-        ({"a.cls": b""}, "its label is not an integer"),
-        ({"a.cls": b"1234567890"}, "its label is not an integer"),
-        ({"a.cls": b"\xff"}, "its label is not an integer"),
-        ({"a.cls": b"1" * 2_000_000}, "its label is not an integer"),
-        ({"a.json": b'{"label": true}'}, "its label is not an integer"),
-        ({"a.json": b'{"label": 1.5}'}, "its label is not an integer"),
-        ({"a.json": b"[" * 100_000}, "its label is not an integer"),
+        ({"a.cls": b"wasp"}, "no integer of at most nine digits"),
+        ({"a.cls": b""}, "no integer of at most nine digits"),
+        ({"a.cls": b"1234567890"}, "no integer of at most nine digits"),
+        ({"a.cls": b"\xff"}, "no integer of at most nine digits"),
+        ({"a.cls": b"1" * 2_000_000}, "no integer of at most nine digits"),
+        ({"a.json": b'{"label": 7, "x": "%s"}' % (b"x" * 2_000_000)}, "or more than a megabyte"),
+        ({"a.json": b'{"label": true}'}, "no integer of at most nine digits"),
+        ({"a.json": b'{"label": 1.5}'}, "no integer of at most nine digits"),
+        ({"a.json": b"[" * 100_000}, "no integer of at most nine digits"),
     ],
 )  # fmt: skip
 def test_labels_are_read_from_cls_and_json(tmp_path, members, label):
@@ -529,6 +556,8 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(tmp_path, monkeypa
         lambda path: rewrite(path, labels=np.zeros(2, np.float32)),
         lambda path: rewrite(path, shard_ends=np.zeros(0, np.int64)),
         lambda path: rewrite(path, shard_ends=np.full(1, 9)),
+        lambda path: rewrite(path, shard_ends=np.array([1, 2])),
+        lambda path: rewrite(path, name_ends=np.zeros(1, np.int64)),
     ],
 )
 def test_a_damaged_index_is_made_again(tmp_path, cache, damage, caplog):
