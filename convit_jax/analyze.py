@@ -5,8 +5,8 @@
 
 writes figures (PNG and SVG), tables (CSV) and `report.html`, a single page with all of them. IMAGES
 are files, folders or patterns such as "*.jpg", or labelled examples: tfds:NAME:SPLIT[:DIR],
-folder:PATH, digits:test. With labels, accuracy is also measured without content and without
-position (paper Tables 5 and 6). For a workdir, the course of the training is shown too.
+folder:PATH, wds:x-{00..63}.tar, digits:test. With labels, accuracy is also measured without content
+and without position (paper Tables 5 and 6). For a workdir, the course of the training is shown too.
 """
 
 from convit_jax.system.huge_pages import restart_with_huge_pages

@@ -89,7 +89,7 @@ def _make_parser() -> command_line.Parser:
         help="images per core-second from bytes to uint8 batches, and the memory of a worker",
     )
     source = input_.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", help="tfds:NAME:SPLIT[:DIR] or folder:PATH")
+    source.add_argument("--data", help="tfds:NAME:SPLIT[:DIR], folder:PATH or wds:x-{00..63}.tar")
     source.add_argument(
         "--scale",
         metavar="N",

@@ -62,7 +62,10 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.evaluate", description=__doc__)
     command_line.add_weights_flags(parser)
     parser.add_argument(
-        "--data", required=True, metavar="D", help="tfds:NAME:SPLIT[:DIR], folder:PATH, digits:test"
+        "--data",
+        required=True,
+        metavar="D",
+        help="tfds:NAME:SPLIT[:DIR], folder:PATH, wds:x-{00..63}.tar, digits:test",
     )
     parser.add_argument(
         "--classes-of",
@@ -112,8 +115,8 @@ def _parser() -> command_line.Parser:
         "--exif-rotation",
         default="auto",
         metavar="|".join(EXIF_ROTATIONS),
-        help="whether images are rotated as in their EXIF data; auto: in folder: but not in tfds:, "
-        "as for published accuracies",
+        help="whether images are rotated as in their EXIF data; auto: in folder: but not in tfds: "
+        "and wds:, as for published accuracies",
     )
     parser.add_argument("--per-class", action="store_true", help="print each class's accuracy")
     parser.add_argument(

@@ -3,13 +3,16 @@
 import contextlib
 import dataclasses
 import fcntl
+import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -123,6 +126,19 @@ TRAIN = [
         ("--config.data.train=folder:@/one_class", "folder:@/one_class (1)", "other classes"),
         ("--config.data.train=folder:http://x", "'http://x'", "gs://BUCKET/PATH"),
         (f"--config.data.train=folder:{LONG}", "a name of 5,000 bytes"),
+        ("--config.data.train=wds:", "data 'wds:': expected wds:PATH/x-{0000..1023}.tar"),
+        ("--config.data.train=wds:@/x-{0..4}.tar", "3 of 5 shards are missing", "is @/x-2.tar"),
+        ("--config.data.train=wds:@/y-{0..1}.tar", "no file matches", "'@/x-{0..1}.tar'"),
+        ("--config.data.train=wds:@/nope/*.tar", "no directory '@/nope'"),
+        ("--config.data.train=wds:@/images", "'@/images' has no .tar files"),
+        ("--config.data.train=wds:@/x-{0.tar", "'wds:@/x-{0.tar'", "{0000..1023}"),
+        ("--config.data.train=wds:@/x.tar.gz", "expected uncompressed .tar"),
+        ("--config.data.train=wds:@/file", "@/file is not a tar file"),
+        ("--config.data.train=wds:@/gzip.tar", "@/gzip.tar is compressed (gzip)"),
+        ("--config.data.train=wds:@/cut.tar", "@/cut.tar ends at byte 1,600", "member 0.png"),
+        ("--config.data.train=wds:@/unlabelled.tar", "no labelled images", "@/unlabelled.tar"),
+        ("--config.data.train=wds:@/named/x.tar", "is 1, expected 0 to 0", "classnames.txt"),
+        (f"--config.data.train=wds:{LONG}", "a name of 5,000 bytes"),
         ("--config.data.train=tfds:", "data 'tfds:': expected tfds:NAME"),
         ("--config.data.train=tfds:mnits:train", "'mnits'", "'mnist'"),
         ("--config.data.train=tfds:mnist:train:@/nope", "no directory '@/nope'"),
@@ -219,6 +235,7 @@ EVALUATE = [
         ("--data=digits:tset", "no split 'tset'", "'test'"),
         ("--data=digits:test", "10 classes", "the weights have 2"),
         ("--data=folder:@/nope", "no directory '@/nope'"),
+        ("--data=wds:@/x-{0..2}.tar", "1 of 3 shards are missing", "@/x-2.tar"),
         ("--data=folder:@/broken", "@/broken/a/0.png", RUN),
     ),
     *wrongs(
@@ -434,6 +451,18 @@ def weights(path):
     write_weights(Weights("random", to_torch(params, tiny), Card()), new_path(str(path)), tiny)
 
 
+def shard(path, *labels):
+    """A tar file of images, each with a label unless that is None."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, label in enumerate(labels):
+            members = [] if label is None else [("cls", str(label).encode())]
+            for suffix, content in (*members, ("png", bytes(900))):
+                info = tarfile.TarInfo(f"{number}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
 CONFIGS = {
     "syntax.py": "def get_config(:\n",
     "raising.py": "def get_config():\n    return 1 / 0\n",
@@ -464,6 +493,13 @@ def inputs(tmp_path_factory, workdir):
         (root / "no_images" / label / "notes.txt").write_text("no image\n")
         (root / "broken" / label).mkdir(parents=True)
         (root / "broken" / label / "0.png").write_text("no image\n")
+    for name, labels in {
+        "x-0": [0, 1], "x-1": [1], "named/x": [0, 1], "unlabelled": [None], "cut": [0, 1],
+    }.items():  # fmt: skip
+        shard(root / f"{name}.tar", *labels)
+    (root / "named" / "classnames.txt").write_text("a\n")
+    os.truncate(root / "cut.tar", 1600)
+    (root / "gzip.tar").write_bytes(gzip.compress((root / "x-0.tar").read_bytes()))
     image(root / "one_class" / "a" / "0.png")
     image(root / "flat" / "0.png")
     image(root / "good.png")

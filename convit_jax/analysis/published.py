@@ -189,13 +189,13 @@ def known_dataset(name: str, source: data.Source, classes_of: str | None) -> str
     """Return the dataset's name for `published`, or "" if it is not a complete known dataset.
 
     Args:
-        name: name of the data, `tfds:…` or `folder:…`.
+        name: name of the data, `tfds:…`, `folder:…` or `wds:…`.
         source: the opened data, labelled with the model's classes.
         classes_of: name of the data to whose classes the evaluation is restricted, or None.
     """
     known = tfds_name(name)
-    if name.startswith("folder:"):
-        # A folder with ImageNet's classes and as many images is taken for its validation set.
+    if name.startswith(("folder:", "wds:")):
+        # What has ImageNet's classes and as many images is taken for its validation set.
         complete = (
             imagenet.is_imagenet(source.class_names)
             and len(source) == imagenet.NUM_VALIDATION_IMAGES

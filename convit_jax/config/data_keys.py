@@ -24,7 +24,8 @@ class DataConfig:
 
     train: str = key(
         "digits:train",
-        "training examples: tfds:NAME:SPLIT[:DATA_DIR], folder:PATH or digits:train",
+        "training examples: tfds:NAME:SPLIT[:DATA_DIR], folder:PATH, wds:PATH/x-{0000..1023}.tar "
+        "or digits:train",
         fixed=True,
     )
     eval: str = key("digits:test", "examples to evaluate on, named in the same way")
@@ -86,7 +87,8 @@ class DataConfig:
     exif_rotation: str = key(
         "auto",
         "whether photographs are rotated upright by their EXIF: 'honour', 'ignore', or 'auto', "
-        "which rotates those of folder: but not those of tfds:, as for published accuracies",
+        "which rotates those of folder: but not those of tfds: and wds:, as for published "
+        "accuracies",
         one_of=EXIF_ROTATIONS,
     )
     num_workers: int = key(

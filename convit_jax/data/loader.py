@@ -35,7 +35,8 @@ class LoaderOptions:
         prefetch_batches: number of batches prepared ahead.
         max_broken: share of the examples that may be broken.
         exif_rotation: whether images are rotated by their EXIF orientation: `honour`, `ignore`, or
-            `auto`, which honours it for images in folders and ignores it for TFDS datasets.
+            `auto`, which honours it for images in folders and ignores it for TFDS datasets and tar
+            shards.
     """
 
     num_workers: int = 0

@@ -1,4 +1,4 @@
-"""Opening of data sources by name: `folder:PATH`, `tfds:NAME:SPLIT`, `digits:train`."""
+"""Opening of data sources by name: `folder:PATH`, `tfds:…`, `wds:…`, `digits:train`."""
 
 import contextlib
 import io
@@ -18,13 +18,17 @@ from convit_jax.data.sources.prepared import (
 )
 from convit_jax.data.sources.records import ArrayRecords, Records, Span, TFExamples
 from convit_jax.data.sources.source import Source
+from convit_jax.data.sources.tar_shards import NAME_FORMAT as TAR_FORMAT
+from convit_jax.data.sources.tar_shards import open_tar_shards
 from convit_jax.data.sources.tfrecord_index import open_tfrecords
 from convit_jax.errors import InputError, boundary, nearest
 
 log = logging.getLogger(__name__)
 
 # The kinds of names, with the format of each.
-KINDS = {"digits": "digits:train|test", "tfds": NAME_FORMAT, "folder": "folder:PATH"}
+KINDS = {
+    "digits": "digits:train|test", "tfds": NAME_FORMAT, "folder": "folder:PATH", "wds": TAR_FORMAT
+}  # fmt: skip
 
 
 def open_source(name: str) -> Source:
@@ -34,8 +38,8 @@ def open_source(name: str) -> Source:
     prepared, as ArrayRecord or TFRecord, and are read in place.
 
     Args:
-        name: `digits:train`, `digits:test`, `tfds:NAME[/CONFIG][:VERSION]:SPLIT[:DATA_DIR]` or
-            `folder:PATH`.
+        name: `digits:train`, `digits:test`, `tfds:NAME[/CONFIG][:VERSION]:SPLIT[:DATA_DIR]`,
+            `folder:PATH` or `wds:PATTERN`, of tar files.
 
     Raises:
         InputError: an unknown kind, dataset or split, or the data are not there.
@@ -46,7 +50,9 @@ def open_source(name: str) -> Source:
         raise InputError(
             f"data '{name}': unknown kind '{kind}', expected {' or '.join(KINDS.values())}"
         )
-    opener = {"folder": open_folder, "digits": _open_digits, "tfds": _open_tfds}[kind]
+    opener = {
+        "folder": open_folder, "digits": _open_digits, "tfds": _open_tfds, "wds": open_tar_shards
+    }[kind]  # fmt: skip
     with boundary(f"data '{name}'", "cannot be opened"):
         return opener(name)
 

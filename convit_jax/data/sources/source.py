@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from convit_jax.data.sources.records import ImageFiles, TFExamples
+from convit_jax.data.sources.tar_images import TarImages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,7 +21,7 @@ class Source:
     """
 
     name: str
-    examples: TFExamples | ImageFiles
+    examples: TFExamples | ImageFiles | TarImages
     class_names: tuple[str, ...]
     indices: np.ndarray | None = None
     label_map: np.ndarray | None = None
@@ -46,8 +47,8 @@ class Source:
     def rotates_by_exif(self) -> bool:
         """Whether images are rotated by their EXIF orientation unless configured otherwise.
 
-        Photographs in folders are rotated, as image viewers do; TFDS datasets are not, as
-        published accuracies were measured without rotation.
+        Photographs in folders are rotated, as image viewers do; TFDS datasets and tar shards are
+        not, as published accuracies were measured without rotation.
         """
         return isinstance(self.examples, ImageFiles)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from convit_jax.data.sources.records import NO_LABEL, ImageFiles, TFExamples
 from convit_jax.data.sources.source import Source
+from convit_jax.data.sources.tar_images import TarImages
 from convit_jax.data.sources.tfrecord_index import cache_arrays, fingerprint, load_cached_arrays
 from convit_jax.errors import InputError, boundary
 
@@ -166,6 +167,8 @@ def _labels_and_order(source: Source) -> tuple[np.ndarray, np.ndarray]:
         int32 and int64 [number of examples], for all examples whether they are used or not.
     """
     examples = source.examples
+    if isinstance(examples, TarImages):
+        return examples.labels, examples.order_by_name()
     if isinstance(examples, ImageFiles):  # labels are in memory, and names are sorted
         return examples.labels, np.arange(len(examples))
     cache_name = f"labels_{fingerprint(examples.records.spans)}.npz"
