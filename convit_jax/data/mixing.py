@@ -192,8 +192,23 @@ def mix(images: jax.Array, labels: jax.Array, draws: MixingDraws) -> tuple[jax.A
     # The weight of each pixel of the image itself; the neighbour's is 1 minus that.
     inside = _box_masks(draws.box, height, width)
     mask = jnp.where(inside, 0.0, draws.weight[:, None, None])[..., None].astype(images.dtype)
-    images = images * mask + _swap_neighbours(images) * (1.0 - mask)
-    return images, labels * share + _swap_neighbours(labels) * (1.0 - share)
+    return _mix_pairs(images, mask), _mix_pairs(labels, share)
+
+
+def _mix_pairs(rows: jax.Array, weight: jax.Array) -> jax.Array:
+    """weight · row + (1 - weight) · neighbour, where rows 2k and 2k + 1 are neighbours.
+
+    The two rows of a pair are computed separately, which on TPUs costs less than exchanging them in
+    an array of all rows first.
+    """
+    pairs = rows.reshape(-1, 2, *rows.shape[1:])
+    weights = weight.reshape(-1, 2, *weight.shape[1:])
+    (first, second), (of_first, of_second) = (jnp.unstack(x, axis=1) for x in (pairs, weights))
+    mixed = (
+        first * of_first + second * (1.0 - of_first),
+        second * of_second + first * (1.0 - of_second),
+    )
+    return jnp.stack(mixed, axis=1).reshape(rows.shape)
 
 
 def _box_masks(boxes: jax.Array, height: int, width: int) -> jax.Array:
@@ -202,12 +217,6 @@ def _box_masks(boxes: jax.Array, height: int, width: int) -> jax.Array:
     y, x = jnp.arange(height), jnp.arange(width)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
     return rows[:, :, None] & columns[:, None, :]
-
-
-def _swap_neighbours(rows: jax.Array) -> jax.Array:
-    """Exchange rows 2k and 2k + 1."""
-    pairs = rows.reshape(-1, 2, *rows.shape[1:])
-    return pairs[:, ::-1].reshape(rows.shape)
 
 
 def _beta(key: jax.Array, alpha: float) -> jax.Array:
