@@ -318,7 +318,8 @@ def _check_mix_group(config: Config) -> None:
     if group % 2 == 0 and (group >= batch_size or not group or batch_size % group == 0):
         return
     divisors = [size for size in range(2, batch_size + 1, 2) if batch_size % size == 0]
-    nearest = sorted(sorted(divisors, key=lambda size: abs(size - group))[:2])
+    nearest = [size for size in divisors if size < group][-1:]
+    nearest += [size for size in divisors if size > group][:1]
     raise InputError(
         f"config.augment.mix_group={group}: expected an even divisor of batch_size, {batch_size}, "
         f"or 0 for the whole batch; the nearest: {' and '.join(map(str, nearest or [0]))}"
