@@ -179,7 +179,7 @@ def mix(images: jax.Array, labels: jax.Array, draws: MixingDraws) -> tuple[jax.A
     Args:
         images: floating, [B, H, W, channels], B even.
         labels: float32 [B, num_classes].
-        draws: equal for the two rows of each pair.
+        draws: of each row, from `draw_mixing`.
 
     Returns:
         Images and labels; a label's share is exactly its image's share of the pixels (CutMix) or

@@ -272,8 +272,9 @@ def numpy_mixed(images, labels, draws):
 def test_mixing_by_given_draws_equals_numpys():
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(6, 5, 7, 2)).astype(np.float32), np.eye(6, dtype=np.float32)
-    weight = np.float32([0.3, 0.3, 1.0, 1.0, 1.0, 1.0])
-    box = np.int32([[0, 0, 0, 0]] * 2 + [[1, 4, 2, 7]] * 2 + [[0, 0, 0, 0]] * 2)
+    # Each row's own, though a pair always draws the same.
+    weight = np.float32([0.3, 0.6, 1.0, 1.0, 1.0, 1.0])
+    box = np.int32([[0, 0, 0, 0]] * 2 + [[1, 4, 2, 7], [0, 5, 3, 4]] + [[0, 0, 0, 0]] * 2)
     mixed = jax.jit(mix)(images, labels, MixingDraws(jnp.asarray(weight), jnp.asarray(box)))
     for ours, expected in zip(mixed, numpy_mixed(images, labels, (weight, box)), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-6)
