@@ -15,6 +15,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -44,6 +45,8 @@ def sweep(
     does; then bisected until the two differ by at most an eighth. See `describe_largest`.
     """
     unit = 2 * topology.chips * config.optimizer.accumulate
+    if config.augment.mix_group:
+        unit = math.lcm(unit, config.augment.mix_group)
 
     def plan_for(size: int) -> Plan:
         resized = dataclasses.replace(config, batch_size=size, eval_batch_size=size)

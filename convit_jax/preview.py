@@ -23,7 +23,7 @@ from convit_jax.system.paths import output_file
 from convit_jax.system.whole_file import write_whole
 from convit_jax.training import Experiment, make_experiment, open_training_examples
 from convit_jax.training.experiment import MAX_STEPS
-from convit_jax.training.step import augment, split_step_key, step_key
+from convit_jax.training.step import augment, split_step_key, step_key, with_draws
 
 # Pixels between pictures and for a caption.
 _GAP, _CAPTION = 4, 12
@@ -85,7 +85,7 @@ def _on_device(
     mean, std = jnp.array(config.mean), jnp.array(config.std)
     _, *keys = split_step_key(step_key(config.seed, step))
     batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
-    floats, shares = augment(batch, config, *keys)
+    floats, shares = augment(with_draws(batch, config, *keys), config)
     pixels = jnp.clip((floats * std + mean) * 255, 0, 255).round().astype(jnp.uint8)
     return np.asarray(pixels), np.asarray(shares)
 

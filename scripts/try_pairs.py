@@ -68,6 +68,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "augment.mixup": (0.0, 0.8),
     "augment.cutmix": (0.0, 1.0),
     "augment.mix_prob": (1.0, 0.5),
+    "augment.mix_group": (0, 4),
     "optimizer.warmup": ("0 steps", "1 steps"),
     "optimizer.weight_decay": (0.05, 0.0),
     "optimizer.frozen": ((), (r"blocks\.0\..*",)),

@@ -158,7 +158,7 @@ class AugmentConfig:
     cutmix: float = key(0.0, "α of CutMix's Beta(α, α); 0: none", at_least=0)
     mix_prob: float = key(
         1.0,
-        "probability that a batch is mixed",
+        "probability that a group of rows is mixed",
         **_PROBABILITY,
         read_if=(when("augment.mixup", "augment.cutmix", above=0),),
     )
@@ -167,4 +167,13 @@ class AugmentConfig:
         "probability of CutMix rather than mixup, if both are on",
         **_PROBABILITY,
         read_if=(_MIXED_UP, _CUT_AND_MIXED),
+    )
+    mix_group: int = key(
+        0,
+        "rows of the batch that share one draw of mixup or CutMix: an even divisor of batch_size; "
+        "0, or more than there are: the whole batch. The released code draws on each GPU, for 256 "
+        "rows (ConViT-Ti) or 64 (ConViT-B)",
+        at_least=2,
+        also=(0,),
+        read_if=(when("augment.mixup", "augment.cutmix", above=0),),
     )

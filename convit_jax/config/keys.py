@@ -299,6 +299,7 @@ def _check_together(config: Config) -> None:
     ):
         if not holds:
             raise InputError(f"config.{name}={get(config, name)!r}: expected {expected}")
+    _check_mix_group(config)
     if augment.randaugment:
         parse_randaugment(augment.randaugment)
     # With the default warm-up a short run is allowed, to try something out; a warning is logged.
@@ -309,6 +310,20 @@ def _check_together(config: Config) -> None:
             f"config.optimizer.warmup='{optimizer.warmup}' is longer than the run, "
             f"config.train_for='{config.train_for}'"
         )
+
+
+def _check_mix_group(config: Config) -> None:
+    """Check that groups of rows that share a draw of mixup or CutMix fill the batch, in pairs."""
+    group, batch_size = config.augment.mix_group, config.batch_size
+    if group % 2 == 0 and (group >= batch_size or not group or batch_size % group == 0):
+        return
+    divisors = [size for size in range(2, batch_size + 1, 2) if batch_size % size == 0]
+    nearest = [size for size in divisors if size < group][-1:]
+    nearest += [size for size in divisors if size > group][:1]
+    raise InputError(
+        f"config.augment.mix_group={group}: expected an even divisor of batch_size, {batch_size}, "
+        f"or 0 for the whole batch; the nearest: {' and '.join(map(str, nearest or [0]))}"
+    )
 
 
 def architecture(config: Config, num_classes: int) -> Architecture:

@@ -1,10 +1,13 @@
-"""Batch augmentation on the device, inside the training step: pure functions of (batch, key).
+"""Batch augmentation on the device, inside the training step: pure functions of (batch, keys).
 
 Rows 2k and 2k + 1 of the batch are mixed with each other: both are on one device, so nothing is
-communicated between devices, and the result is the same on any number of devices.
+communicated between devices. All random draws are functions of the step's key and of a row's number
+in the global batch, or its group's: the result is the same on any number of devices, and if the
+batch is computed in parts.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -16,23 +19,26 @@ _ERASE_ATTEMPTS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019); one of them is drawn for each batch.
+    """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019); one of them is drawn for each group.
 
     Attributes:
         mixup, cutmix: α of the Beta(α, α) from which an image's own share is drawn; 0 turns the
             method off.
-        prob: probability that a batch is mixed.
+        prob: probability that a group is mixed.
         switch_prob: probability of CutMix if both methods are on.
+        group: number of consecutive rows of the global batch that share all draws, even; 0, or
+            more than there are: all rows. In the released code these are the rows of one GPU.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
     prob: float = 1.0
     switch_prob: float = 0.5
+    group: int = 0
 
     @property
     def enabled(self) -> bool:
-        """Whether any batch is mixed."""
+        """Whether any group is mixed."""
         return bool((self.mixup or self.cutmix) and self.prob)
 
 
@@ -69,78 +75,148 @@ def soft_labels(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Ar
     return jax.nn.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
 
 
-def erase(images: jax.Array, erasing: Erasing, key: jax.Array) -> jax.Array:
-    """Fill a random box of some images with noise; images are normalised, [B, H, W, channels]."""
-    chosen_key, box_key, noise_key = jax.random.split(key, 3)
-    batch_size, height, width, _ = images.shape
-    chosen = jax.random.bernoulli(chosen_key, erasing.prob, (batch_size,))
-    inside = _random_boxes(box_key, batch_size, height, width, erasing)
-    noise = jax.random.normal(noise_key, images.shape, images.dtype)
-    return jnp.where((chosen[:, None, None] & inside)[..., None], noise, images)
+def row_keys(key: jax.Array, batch_size: int) -> jax.Array:
+    """Return a random key for each row of a batch, [B]."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch_size))
 
 
-def _random_boxes(
-    key: jax.Array, batch_size: int, height: int, width: int, erasing: Erasing
-) -> jax.Array:
-    """Return masks of random boxes, bool [batch_size, height, width].
+def erase(images: jax.Array, erasing: Erasing, keys: jax.Array) -> jax.Array:
+    """Fill a random box of some images with noise.
 
-    Each is the first box tried that fits into the image; the mask is empty if none fits.
+    Args:
+        images: normalised, [B, H, W, channels].
+        erasing: probability and sizes.
+        keys: random key of each image, [B].
+    """
+    _, height, width, channels = images.shape
+
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        chosen_key, box_key, noise_key = jax.random.split(key, 3)
+        chosen = jax.random.bernoulli(chosen_key, erasing.prob)
+        box = jnp.where(chosen, _erased_box(box_key, height, width, erasing), 0)
+        return box, jax.random.normal(noise_key, (height, width, channels), images.dtype)
+
+    boxes, noise = jax.vmap(draw)(keys)
+    return jnp.where(_box_masks(boxes, height, width)[..., None], noise, images)
+
+
+def _erased_box(key: jax.Array, height: int, width: int, erasing: Erasing) -> jax.Array:
+    """Return (top, bottom, left, right) of a random box, int32 [4].
+
+    It is the first box tried that fits into the image; empty if none fits.
     """
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
-    shape = (batch_size, _ERASE_ATTEMPTS)
+    shape = (_ERASE_ATTEMPTS,)
     low, high = erasing.area
     area = jax.random.uniform(area_key, shape, minval=low, maxval=high) * height * width
     low, high = (math.log(ratio) for ratio in erasing.ratio)
     ratio = jnp.exp(jax.random.uniform(ratio_key, shape, minval=low, maxval=high))
     h, w = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
     fits = (h < height) & (w < width)
-    first = jnp.argmax(fits, axis=1)[:, None]
-    h, w = (jnp.take_along_axis(side, first, axis=1) for side in (h, w))
-    top = jnp.floor(jax.random.uniform(top_key, (batch_size, 1)) * (height - h + 1))
-    left = jnp.floor(jax.random.uniform(left_key, (batch_size, 1)) * (width - w + 1))
-    y, x = jnp.arange(height), jnp.arange(width)
-    rows, columns = (y >= top) & (y < top + h), (x >= left) & (x < left + w)
-    return (rows[:, :, None] & columns[:, None, :]) & fits.any(axis=1)[:, None, None]
+    first = jnp.argmax(fits)
+    h, w = h[first], w[first]
+    top = jnp.floor(jax.random.uniform(top_key) * (height - h + 1))
+    left = jnp.floor(jax.random.uniform(left_key) * (width - w + 1))
+    box = jnp.stack([top, top + h, left, left + w]).astype(jnp.int32)
+    return jnp.where(fits.any(), box, 0)
 
 
-def mix(
-    images: jax.Array, labels: jax.Array, mixing: Mixing, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mix a batch's images and labels with their neighbours', by mixup or CutMix.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MixingDraws:
+    """What was drawn for each row of a batch.
+
+    Attributes:
+        weight: weight of the image's own pixels outside the box, float32 [B]; 1 except for mixup.
+        box: (top, bottom, left, right) of the box that the neighbour fills, int32 [B, 4]; bottom
+            and right are exclusive. Empty except for CutMix.
+    """
+
+    weight: jax.Array
+    box: jax.Array
+
+
+def draw_mixing(
+    mixing: Mixing, key: jax.Array, batch_size: int, image_size: tuple[int, int]
+) -> MixingDraws:
+    """Draw, once for each group of rows, whether and how they are mixed.
+
+    The draws of a group are a function of `key` and the group's number.
 
     Args:
-        images: floating, [B, H, W, channels], B even.
-        labels: float32 [B, num_classes].
-        mixing: the methods and their probabilities.
-        key: random key; method and share are drawn once for the whole batch, as in the released
-            recipe.
-
-    Returns:
-        Images and labels; a label's share is exactly its image's share of the pixels (CutMix) or
-        its weight (mixup).
+        mixing: the methods, their probabilities and the size of a group.
+        key: random key of the step.
+        batch_size: number of rows, from the first of the global batch.
+        image_size: (height, width).
     """
+    group = mixing.group or batch_size
+    numbers = jnp.arange(-(-batch_size // group))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
+    of_groups = jax.vmap(functools.partial(_draw_group, mixing, image_size))(keys)
+    group_of_row = jnp.arange(batch_size) // group
+    return jax.tree.map(lambda draws: draws[group_of_row], of_groups)
+
+
+def _draw_group(mixing: Mixing, image_size: tuple[int, int], key: jax.Array) -> MixingDraws:
+    """Draw weight, a scalar, and box, [4], of one group."""
     apply_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
-    _, height, width, _ = images.shape
     applied = jax.random.bernoulli(apply_key, mixing.prob)
     if mixing.mixup and mixing.cutmix:
         use_cutmix: jax.Array | bool = jax.random.bernoulli(switch_key, mixing.switch_prob)
     else:
         use_cutmix = bool(mixing.cutmix)
     weight = _beta(mixup_key, mixing.mixup)
-    box = _cutmix_box(box_key, _beta(cutmix_key, mixing.cutmix), height, width)
-    share = jnp.where(use_cutmix, 1.0 - box.mean(), weight)
-    share = jnp.where(applied, share, 1.0)
+    box = _cutmix_box(box_key, _beta(cutmix_key, mixing.cutmix), *image_size)
+    return MixingDraws(
+        weight=jnp.where(applied & jnp.logical_not(use_cutmix), weight, 1.0),
+        box=jnp.where(applied & use_cutmix, box, 0),
+    )
+
+
+def mix(images: jax.Array, labels: jax.Array, draws: MixingDraws) -> tuple[jax.Array, jax.Array]:
+    """Mix a batch's images and labels with their neighbours', by mixup or CutMix.
+
+    Args:
+        images: floating, [B, H, W, channels], B even.
+        labels: float32 [B, num_classes].
+        draws: of each row, from `draw_mixing`.
+
+    Returns:
+        Images and labels; a label's share is exactly its image's share of the pixels (CutMix) or
+        its weight (mixup).
+    """
+    _, height, width, _ = images.shape
+    top, bottom, left, right = draws.box.T
+    area = (bottom - top) * (right - left)
+    share = (draws.weight * (1.0 - area / (height * width)))[:, None]
     # The weight of each pixel of the image itself; the neighbour's is 1 minus that.
-    mask = jnp.where(use_cutmix, 1.0 - box, jnp.full_like(box, 1.0) * weight)
-    mask = jnp.where(applied, mask, 1.0)[None, :, :, None].astype(images.dtype)
-    images = images * mask + _swap_neighbours(images) * (1.0 - mask)
-    return images, labels * share + _swap_neighbours(labels) * (1.0 - share)
+    inside = _box_masks(draws.box, height, width)
+    mask = jnp.where(inside, 0.0, draws.weight[:, None, None])[..., None].astype(images.dtype)
+    return _mix_pairs(images, mask), _mix_pairs(labels, share)
 
 
-def _swap_neighbours(rows: jax.Array) -> jax.Array:
-    """Exchange rows 2k and 2k + 1."""
+def _mix_pairs(rows: jax.Array, weight: jax.Array) -> jax.Array:
+    """weight · row + (1 - weight) · neighbour, where rows 2k and 2k + 1 are neighbours.
+
+    The two rows of a pair are computed separately, which on TPUs costs less than exchanging them in
+    an array of all rows first.
+    """
     pairs = rows.reshape(-1, 2, *rows.shape[1:])
-    return pairs[:, ::-1].reshape(rows.shape)
+    weights = weight.reshape(-1, 2, *weight.shape[1:])
+    (first, second), (of_first, of_second) = (jnp.unstack(x, axis=1) for x in (pairs, weights))
+    mixed = (
+        first * of_first + second * (1.0 - of_first),
+        second * of_second + first * (1.0 - of_second),
+    )
+    return jnp.stack(mixed, axis=1).reshape(rows.shape)
+
+
+def _box_masks(boxes: jax.Array, height: int, width: int) -> jax.Array:
+    """(top, bottom, left, right) [B, 4] → bool [B, height, width]: whether a pixel is inside."""
+    top, bottom, left, right = boxes.T[:, :, None]
+    y, x = jnp.arange(height), jnp.arange(width)
+    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def _beta(key: jax.Array, alpha: float) -> jax.Array:
@@ -149,21 +225,17 @@ def _beta(key: jax.Array, alpha: float) -> jax.Array:
 
 
 def _cutmix_box(key: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array:
-    """Return a float32 mask [height, width]: 1 in the box that the neighbour fills.
+    """Return (top, bottom, left, right) of the box that the neighbour fills, int32 [4].
 
     The box's area is a share of 1 - `share` before it is clipped at the image's edge; its centre
     may be any pixel.
     """
     side = jnp.sqrt(1.0 - share)
-    h, w = height * side, width * side
+
+    def interval(key: jax.Array, length: int) -> list[jax.Array]:
+        centre = jax.random.randint(key, (), 0, length)
+        half = (length * side // 2).astype(jnp.int32)
+        return [jnp.maximum(centre - half, 0), jnp.minimum(centre + half, length)]
+
     y_key, x_key = jax.random.split(key)
-    centre_y = jax.random.randint(y_key, (), 0, height)
-    centre_x = jax.random.randint(x_key, (), 0, width)
-
-    def within(positions: jax.Array, centre: jax.Array, length: jax.Array) -> jax.Array:
-        first = centre - length // 2
-        return (positions >= first) & (positions < first + length // 2 * 2)
-
-    rows = within(jnp.arange(height), centre_y, h)
-    columns = within(jnp.arange(width), centre_x, w)
-    return (rows[:, None] & columns[None, :]).astype(jnp.float32)
+    return jnp.stack(interval(y_key, height) + interval(x_key, width))

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from convit_jax.errors import InputError
+
 
 class Linear(nnx.Linear):
     """A linear layer on every token: [..., inputs] → [..., outputs].
@@ -37,6 +39,78 @@ class Linear(nnx.Linear):
             return products
         biases = jnp.split(self.bias[...], num_parts, axis=-1)
         return tuple(p + b.astype(p.dtype) for p, b in zip(products, biases, strict=True))
+
+
+# "auto": the form that costs less on the platform that a program is compiled for.
+PATCH_FORMS = ("auto", "product", "convolution")
+
+
+class PatchEmbedding(Linear):
+    """A linear layer on the pixels of each patch: [B, H, W, channels] → [B, N, width].
+
+    It is computed by a matrix product on patches, or by a convolution whose stride is the patch's
+    side, with the same kernel [side · side · channels, width]. The TPU compiler estimates half the
+    cycles for the convolution, because it does not rearrange the images (docs/performance.md).
+    """
+
+    def __init__(
+        self,
+        side: int,
+        in_channels: int,
+        width: int,
+        *,
+        form: str = "auto",
+        init: nnx.Initializer,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Initialise the layer.
+
+        Args:
+            side: side of a patch, in pixels.
+            in_channels: channels of an image.
+            width: channels of a token.
+            form: one of `PATCH_FORMS`.
+            init: initialiser of kernel and bias.
+            dtype: type of the arithmetic.
+            rngs: random keys.
+
+        Raises:
+            InputError: an unknown form.
+        """
+        if form not in PATCH_FORMS:
+            raise InputError(f"patch_form={form!r}: expected one of {', '.join(PATCH_FORMS)}")
+        fan_in = side * side * in_channels
+        super().__init__(fan_in, width, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs)
+        self.side, self.form = side, form
+
+    def __call__(self, images: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Embed patches, in row-major order; `out_sharding` as in `nnx.Linear`."""
+        product = functools.partial(self._product, out_sharding=out_sharding)
+        if self.form == "auto":
+            return jax.lax.platform_dependent(images, tpu=self._convolution, default=product)
+        return product(images) if self.form == "product" else self._convolution(images)
+
+    def _product(self, images: jax.Array, out_sharding: Any = None) -> jax.Array:
+        batch, height, width, channels = images.shape
+        rows, columns, side = height // self.side, width // self.side, self.side
+        patches = images.reshape(batch, rows, side, columns, side, channels)
+        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+        return super().__call__(patches, out_sharding)
+
+    def _convolution(self, images: jax.Array) -> jax.Array:
+        assert self.bias is not None
+        images, kernel, bias = nnx.nn.dtypes.promote_dtype(
+            (images, self.kernel[...], self.bias[...]), dtype=self.dtype
+        )
+        grid = jax.lax.conv_general_dilated(
+            images,
+            kernel.reshape(self.side, self.side, images.shape[-1], -1),
+            window_strides=(self.side, self.side),
+            padding="VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return grid.reshape(grid.shape[0], -1, grid.shape[-1]) + bias
 
 
 @jax.custom_vjp

@@ -13,7 +13,7 @@ from convit_jax import kernels
 from convit_jax.errors import InputError
 from convit_jax.models.architecture import Architecture
 from convit_jax.models.gpsa import GPSA, LINEAR_STD
-from convit_jax.models.layers import Linear, drop_path, gelu
+from convit_jax.models.layers import Linear, PatchEmbedding, drop_path, gelu
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -189,20 +189,27 @@ class VisionTransformer(nnx.Module):
         architecture: Architecture,
         *,
         attend: kernels.Attention = kernels.DEFAULT_ATTENTION,
+        patch_form: str = "auto",
         rngs: nnx.Rngs,
     ) -> None:
-        """Initialise the model's parameters; `attend` computes the attention of all layers."""
+        """Initialise the model's parameters.
+
+        Args:
+            architecture: sizes and choices.
+            attend: computes the attention of all layers.
+            patch_form: one of `layers.PATCH_FORMS`, how patches are embedded.
+            rngs: random keys.
+        """
         a, dtype = architecture, jnp.dtype(architecture.dtype)
         normal = nnx.initializers.normal(LINEAR_STD)
         self.architecture = architecture
-        # A convolution of stride patch_size is a linear layer on each patch's pixels. It is
-        # initialised at the fan-in scale of a convolution: at 0.02 the output of a small patch
+        # Initialised at the fan-in scale of a convolution: at 0.02 the output of a small patch
         # would be too small.
-        fan_in = a.patch_size**2 * a.in_channels
-        uniform = _uniform(fan_in**-0.5)
-        self.patch_embed = Linear(
-            fan_in, a.width, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
-        )
+        uniform = _uniform((a.patch_size**2 * a.in_channels) ** -0.5)
+        self.patch_embed = PatchEmbedding(
+            a.patch_size, a.in_channels, a.width, form=patch_form, init=uniform, dtype=dtype,
+            rngs=rngs,
+        )  # fmt: skip
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, a.width)))
         self.pos_embed = (
             nnx.Param(normal(rngs.params(), (1, a.position_rows, a.width)))
@@ -230,7 +237,7 @@ class VisionTransformer(nnx.Module):
     def embed_patches(self, images: jax.Array) -> jax.Array:
         """Embed patches, without positions or class token: [B, H, W, channels] → [B, N, C]."""
         self._check(images)
-        return self.patch_embed(_patches(images, self.architecture.patch_size))
+        return self.patch_embed(images)
 
     def embed(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Embed patches with absolute positions: [B, H, W, channels] → [B, N, C].
@@ -323,13 +330,6 @@ class VisionTransformer(nnx.Module):
             raise InputError(
                 f"images are {images.dtype}: {expected}, scaled to [0, 1] and normalised"
             )
-
-
-def _patches(images: jax.Array, size: int) -> jax.Array:
-    """[B, H, W, channels] → [B, N, size · size · channels], patches in row-major order."""
-    b, h, w, c = images.shape
-    patches = images.reshape(b, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
-    return patches.reshape(b, (h // size) * (w // size), size * size * c)
 
 
 def _uniform(bound: float) -> nnx.Initializer:

@@ -75,11 +75,17 @@ def architecture(name: str, **overrides: Any) -> Architecture:
 
 
 def build(
-    architecture: Architecture, seed: int = 0, attend: Attention = DEFAULT_ATTENTION
+    architecture: Architecture,
+    seed: int = 0,
+    attend: Attention = DEFAULT_ATTENTION,
+    patch_form: str = "auto",
 ) -> VisionTransformer:
-    """Return a model of an architecture with float32 parameters initialised from `seed`."""
+    """Return a model of an architecture with float32 parameters initialised from `seed`.
+
+    `attend` and `patch_form` are as in `create_model`.
+    """
     rngs = nnx.Rngs(params=jax.random.key(seed))
-    return VisionTransformer(architecture, attend=attend, rngs=rngs)
+    return VisionTransformer(architecture, attend=attend, patch_form=patch_form, rngs=rngs)
 
 
 def create_model(
@@ -89,6 +95,7 @@ def create_model(
     seed: int = 0,
     *,
     attend: Attention = DEFAULT_ATTENTION,
+    patch_form: str = "auto",
     **overrides: Any,
 ) -> VisionTransformer:
     """Create a model with newly initialised parameters.
@@ -99,6 +106,8 @@ def create_model(
         image_size: side, or (height, width), in pixels.
         seed: seed of the parameters.
         attend: computes the attention; pass `kernels.attention_for(mesh)` for a mesh of devices.
+        patch_form: how patches are embedded: by a matrix "product", a "convolution", or "auto",
+            which costs less on the platform that a program is compiled for.
         **overrides: other fields of `Architecture`.
 
     Returns:
@@ -109,4 +118,4 @@ def create_model(
         InputError: an unknown name or field, or a value out of range.
     """
     fields = {"num_classes": num_classes, "image_size": image_size} | overrides
-    return build(architecture(name, **fields), seed, attend)
+    return build(architecture(name, **fields), seed, attend, patch_form)

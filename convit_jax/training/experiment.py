@@ -122,7 +122,13 @@ def make_experiment(
         accumulate=config.optimizer.accumulate,
         ema_decay=config.ema_decay,
         erasing=Erasing(augment.erase, augment.erase_area, augment.erase_ratio),
-        mixing=Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob),
+        mixing=Mixing(
+            augment.mixup,
+            augment.cutmix,
+            augment.mix_prob,
+            augment.mix_switch_prob,
+            augment.mix_group,
+        ),
     )
     return Experiment(
         config=config,

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from convit_jax.data.mixing import Erasing, Mixing, erase, mix, normalise, soft_labels
+from convit_jax.data.mixing import (
+    Erasing,
+    Mixing,
+    draw_mixing,
+    erase,
+    mix,
+    normalise,
+    row_keys,
+    soft_labels,
+)
 from convit_jax.evaluation.step import Metrics
 
 
@@ -72,10 +81,31 @@ def split_step_key(key: jax.Array) -> jax.Array:
     return jax.random.split(key, 3)
 
 
-def augment(
-    batch: dict[str, jax.Array], config: StepConfig, erase_key: jax.Array, mix_key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def with_draws(
+    batch: dict[str, Any], config: StepConfig, erase_key: jax.Array, mix_key: jax.Array
+) -> dict[str, Any]:
+    """Add the random draws of the augmentation on the device to a batch, for each row.
+
+    Args:
+        batch: `image` and `label`, the first rows of the global batch.
+        config: settings of the step.
+        erase_key, mix_key: random keys of the step.
+    """
+    batch_size, height, width, _ = batch["image"].shape
+    if config.erasing.prob:
+        batch = batch | {"erasing": row_keys(erase_key, batch_size)}
+    if config.mixing.enabled:
+        draws = draw_mixing(config.mixing, mix_key, batch_size, (height, width))
+        batch = batch | {"mixing": draws}
+    return batch
+
+
+def augment(batch: dict[str, Any], config: StepConfig) -> tuple[jax.Array, jax.Array]:
     """Apply the augmentation that runs on the device to uint8 images and integer labels.
+
+    Args:
+        batch: any pairs of rows of a batch from `with_draws`.
+        config: settings of the step.
 
     Returns:
         Images, float32 [B, H, W, channels], normalised, erased and mixed, and labels, float32
@@ -84,9 +114,9 @@ def augment(
     images = normalise(batch["image"], config.mean, config.std)
     labels = soft_labels(batch["label"], config.num_classes, config.label_smoothing)
     if config.erasing.prob:
-        images = erase(images, config.erasing, erase_key)
+        images = erase(images, config.erasing, batch["erasing"])
     if config.mixing.enabled:
-        images, labels = mix(images, labels, config.mixing, mix_key)
+        images, labels = mix(images, labels, batch["mixing"])
     return images, labels
 
 
@@ -103,10 +133,9 @@ def make_train_step(
     """
 
     def loss_fn(
-        params: Any, batch: dict[str, jax.Array], key: jax.Array
+        params: Any, batch: dict[str, Any], model_key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        model_key, erase_key, mix_key = split_step_key(key)
-        images, labels = augment(batch, config, erase_key, mix_key)
+        images, labels = augment(batch, config)
         logits = nnx.merge(model, nnx.State(params))(images, key=model_key)
         accuracy = (logits.argmax(-1) == labels.argmax(-1)).mean(dtype=jnp.float32)
         return optax.softmax_cross_entropy(logits, labels).mean(), accuracy
@@ -115,8 +144,11 @@ def make_train_step(
 
     def accumulated_grad_fn(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> Any:
         """Return ((loss, accuracy), gradients), means over the batch."""
+        model_key, *augment_keys = split_step_key(key)
+        # Drawn for the whole batch, so that the parts get the same draws.
+        batch = with_draws(batch, config, *augment_keys)
         if config.accumulate == 1:
-            return grad_fn(params, batch, key)
+            return grad_fn(params, batch, model_key)
 
         # Rows, or pairs of rows to be mixed, go to the parts in turn, so that each device's rows
         # stay on it.
@@ -128,7 +160,7 @@ def make_train_step(
 
         def add_part(total: Any, part_and_index: Any) -> tuple[Any, None]:
             part, index = part_and_index
-            result = grad_fn(params, part, jax.random.fold_in(key, index))
+            result = grad_fn(params, part, jax.random.fold_in(model_key, index))
             return jax.tree.map(jnp.add, total, result), None
 
         parts = jax.tree.map(split, batch)

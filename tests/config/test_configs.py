@@ -168,6 +168,20 @@ def test_an_argument_changes_only_its_own_keys(argument, changes, repository):
     assert {name: after for name, _, after, _ in differences(plain, changed)} == changes
 
 
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("convit_ti", 256), ("deit_ti", 256), ("convit_ti_plus", 64), ("convit_s", 64),
+     ("convit_b", 64), ("convit_b_plus", 64)],
+)  # fmt: skip
+def test_mixup_and_cutmix_draw_for_the_rows_of_a_gpu_of_the_released_runs(name, rows, repository):
+    config = resolve(load(repository, name).get_config())
+    assert config.augment.mix_group == rows
+    experiment = make_experiment(config, num_examples=5000, num_classes=10)
+    assert experiment.step_config.mixing.group == rows
+    # A batch that is smaller, to try something out, is one group.
+    resolve(dataclasses.asdict(dataclasses.replace(config, batch_size=8)))
+
+
 def test_the_papers_runs_have_the_papers_lengths(repository):
     def steps(name, argument, num_examples):
         config = resolve(load(repository, name).get_config(argument))

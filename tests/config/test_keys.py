@@ -39,6 +39,19 @@ def test_a_saved_config_is_read_back_the_same():
         ({"data": 3}, "config.data is a section"),
         ({"batch_size": 0}, "config.batch_size=0: expected 1 to 1048576"),
         ({"optimizer": {"accumulate": 3}}, "accumulate=3: expected a divisor of batch_size"),
+        ({"augment": {"mixup": 0.8, "mix_group": 1}}, "mix_group=1: expected at least 2, or 0"),
+        (
+            {"augment": {"mixup": 0.8, "mix_group": 96}},
+            "mix_group=96: expected an even divisor of batch_size, 1024, .* nearest: 64 and 128$",
+        ),
+        (
+            {"batch_size": 100, "augment": {"cutmix": 1.0, "mix_group": 25}},
+            "mix_group=25: expected an even divisor of batch_size, 100, .* nearest: 20 and 50$",
+        ),
+        (
+            {"batch_size": 9, "augment": {"mixup": 0.8, "mix_group": 4}},
+            "mix_group=4: expected .* batch_size, 9, or 0 for the whole batch; the nearest: 0$",
+        ),
         ({"train_for": "3 weeks"}, "train_for='3 weeks': expected '<number> steps' "),
         (
             {"train_for": "1.5 steps"},

@@ -8,9 +8,30 @@ import numpy as np
 import pytest
 
 from convit_jax.config import template
-from convit_jax.data.mixing import Erasing, Mixing, _cutmix_box, erase, mix, normalise, soft_labels
+from convit_jax.data.mixing import (
+    Erasing,
+    Mixing,
+    MixingDraws,
+    _cutmix_box,
+    draw_mixing,
+    mix,
+    normalise,
+    row_keys,
+    soft_labels,
+)
+from convit_jax.data.mixing import erase as erase_rows
 
 DRAWS = 2000
+
+
+def draw_and_mix(images, labels, mixing, key):
+    """Mix a whole batch by draws from `key`."""
+    return mix(images, labels, draw_mixing(mixing, key, len(images), images.shape[1:3]))
+
+
+def erase(images, erasing, key):
+    """Erase in a whole batch by draws from `key`."""
+    return erase_rows(images, erasing, row_keys(key, len(images)))
 
 
 def test_normalise_is_in_units_of_the_deviation_from_the_mean():
@@ -38,7 +59,7 @@ def mixed_pair(mixing, height=24, width=32):
 
     @jax.jit
     def draw(key):
-        return mix(images, labels, mixing, key)
+        return draw_and_mix(images, labels, mixing, key)
 
     mixed_images, mixed_labels = jax.lax.map(draw, jax.random.split(jax.random.key(0), DRAWS))
     return np.asarray(mixed_images)[:, 0, ..., 0], np.asarray(mixed_labels)
@@ -86,7 +107,7 @@ def test_the_probabilities_of_mixing_and_of_switching():
 
 def test_only_neighbours_are_mixed():
     images = jnp.arange(6.0)[:, None, None, None] * jnp.ones((6, 4, 4, 1))
-    out, labels = mix(images, jnp.eye(6), Mixing(mixup=0.8), jax.random.key(3))
+    out, labels = draw_and_mix(images, jnp.eye(6), Mixing(mixup=0.8), jax.random.key(3))
     share = float(labels[0, 0])
     assert 0 < share < 1
     expected = [0, 1, 2, 3, 4, 5] * np.array(share) + np.array([1, 0, 3, 2, 5, 4]) * (1 - share)
@@ -170,7 +191,10 @@ def test_cutmixs_box_has_even_sides_around_any_pixel_and_is_clipped_at_the_edge(
     height, width = 8, 12
     share = jnp.float32(1 - (side / 8) ** 2 - (1e-4 if side else 0))
     keys = jax.random.split(jax.random.key(0), 3000)
-    boxes = np.asarray(jax.lax.map(lambda key: _cutmix_box(key, share, height, width), keys))
+    sides = np.asarray(jax.lax.map(lambda key: _cutmix_box(key, share, height, width), keys))
+    boxes = np.zeros((3000, height, width))
+    for box, (top, bottom, left, right) in zip(boxes, sides, strict=True):
+        box[top:bottom, left:right] = 1
     even_width = int(12 * side / 8 + 1e-3) // 2 * 2
 
     def interval(length, centre, box_side):
@@ -183,7 +207,9 @@ def test_cutmixs_box_has_even_sides_around_any_pixel_and_is_clipped_at_the_edge(
         for x in range(width)
     )
     counts = collections.Counter((box == 1).tobytes() for box in boxes)
-    assert set(np.unique(boxes)) <= {0.0, 1.0}
+    assert sides.min() >= 0
+    assert sides[:, :2].max() <= height
+    assert sides[:, 2:].max() <= width
     assert counts.keys() == expected.keys()
     for box, count in counts.items():
         mean = 3000 * expected[box] / (height * width)
@@ -192,7 +218,8 @@ def test_cutmixs_box_has_even_sides_around_any_pixel_and_is_clipped_at_the_edge(
 
 def test_mixing_preserves_the_dtype():
     images = jnp.ones((4, 6, 6, 3), jnp.bfloat16)
-    out, labels = mix(images, jnp.eye(4), Mixing(mixup=0.8, cutmix=1.0), jax.random.key(0))
+    mixing = Mixing(mixup=0.8, cutmix=1.0)
+    out, labels = draw_and_mix(images, jnp.eye(4), mixing, jax.random.key(0))
     assert (out.dtype, labels.dtype) == (jnp.bfloat16, jnp.float32)
     erased = erase(images, Erasing(prob=1.0), jax.random.key(0))
     assert erased.dtype == jnp.bfloat16
@@ -202,11 +229,12 @@ def test_defaults_equal_the_configurations_and_change_nothing():
     augment = template().augment
     assert dataclasses.astuple(Mixing()) == (
         augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob,
+        augment.mix_group,
     )  # fmt: skip
     assert dataclasses.astuple(Erasing()) == (
         augment.erase, augment.erase_area, augment.erase_ratio,
     )  # fmt: skip
-    assert dataclasses.astuple(Mixing()) == (0.0, 0.0, 1.0, 0.5)
+    assert dataclasses.astuple(Mixing()) == (0.0, 0.0, 1.0, 0.5, 0)
     assert Erasing().area == pytest.approx((0.02, 0.3333333))
     assert Erasing().ratio == pytest.approx((0.3, 3.3333333))
     assert Mixing(mixup=0.8).enabled
@@ -223,3 +251,88 @@ def test_the_same_key_gives_the_same_result():
     )
     assert np.array_equal(first, second)
     assert not np.array_equal(first, other)
+
+
+GROUPED = Mixing(mixup=0.8, cutmix=1.0, prob=0.75, switch_prob=0.4, group=4)
+
+
+def numpy_mixed(images, labels, draws):
+    """Mix by explicit draws of each row, in NumPy."""
+    images, labels = np.asarray(images, np.float64), np.asarray(labels, np.float64)
+    mixed, mixed_labels = np.empty_like(images), np.empty_like(labels)
+    for row, (weight, box) in enumerate(zip(*map(np.asarray, draws), strict=True)):
+        neighbour, (top, bottom, left, right) = row ^ 1, box
+        own = np.full(images.shape[1:3], float(weight))
+        own[top:bottom, left:right] = 0
+        mixed[row] = own[..., None] * images[row] + (1 - own[..., None]) * images[neighbour]
+        mixed_labels[row] = own.mean() * labels[row] + (1 - own.mean()) * labels[neighbour]
+    return mixed, mixed_labels
+
+
+def test_mixing_by_given_draws_equals_numpys():
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(6, 5, 7, 2)).astype(np.float32), np.eye(6, dtype=np.float32)
+    # Each row's own, though a pair always draws the same.
+    weight = np.float32([0.3, 0.6, 1.0, 1.0, 1.0, 1.0])
+    box = np.int32([[0, 0, 0, 0]] * 2 + [[1, 4, 2, 7], [0, 5, 3, 4]] + [[0, 0, 0, 0]] * 2)
+    mixed = jax.jit(mix)(images, labels, MixingDraws(jnp.asarray(weight), jnp.asarray(box)))
+    for ours, expected in zip(mixed, numpy_mixed(images, labels, (weight, box)), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+    np.testing.assert_array_equal(mixed[0][4:], images[4:])
+
+
+def test_each_group_of_rows_has_its_own_draws():
+    """All four draws: of mixed or not, of mixup or CutMix, of the share and of the box."""
+    num_groups = 1500
+    draws = draw_mixing(GROUPED, jax.random.key(0), 4 * num_groups, (24, 32))
+    weight, box = np.asarray(draws.weight), np.asarray(draws.box)
+    # Rows of a group are equal, and groups differ.
+    weight, box = weight.reshape(num_groups, 4), box.reshape(num_groups, 4, 4)
+    assert (weight == weight[:, :1]).all()
+    assert (box == box[:, :1]).all()
+    weight, box = weight[:, 0], box[:, 0]
+    mixed_up, cut = weight < 1, box.any(1)
+    assert not (mixed_up & cut).any()
+    # 4 standard errors; a few CutMix boxes are empty.
+    assert abs(mixed_up.mean() - 0.75 * 0.6) < 4 * (0.45 * 0.55 / num_groups) ** 0.5
+    assert abs(cut.mean() - 0.75 * 0.4) < 4 * (0.3 * 0.7 / num_groups) ** 0.5 + 0.01
+    # Neighbouring groups are independent.
+    assert abs(np.corrcoef(mixed_up[1:], mixed_up[:-1])[0, 1]) < 0.1
+    assert len(np.unique(weight[mixed_up])) > 0.99 * mixed_up.sum()
+    assert abs(weight[mixed_up].mean() - 0.5) < 0.05
+    assert abs(weight[mixed_up].var() - 1 / (4 * 2.6)) < 0.015
+    assert len(np.unique(box[cut], axis=0)) > 0.9 * cut.sum()
+
+
+def test_the_draws_of_a_group_depend_on_its_number_only():
+    """Not on the number of rows; so a preview of the first rows shows the step's images."""
+    key = jax.random.key(1)
+    every, first = (draw_mixing(GROUPED, key, size, (24, 32)) for size in (32, 10))
+    for of_all, of_first in zip(jax.tree.leaves(every), jax.tree.leaves(first), strict=True):
+        np.testing.assert_array_equal(of_all[:10], of_first)
+    (images, labels) = (
+        jnp.arange(32.0)[:, None, None, None] * jnp.ones((32, 24, 32, 1)),
+        jnp.eye(32),
+    )
+    mixed = draw_and_mix(images, labels, GROUPED, key)
+    expected = numpy_mixed(images, labels, (every.weight, every.box))
+    for ours, by_numpy in zip(mixed, expected, strict=True):
+        np.testing.assert_allclose(ours, by_numpy, atol=1e-5)
+
+
+def test_without_a_group_size_the_whole_batch_shares_its_draws():
+    """And a group larger than the batch is the same."""
+    for group in (0, 16, 64):
+        mixing = dataclasses.replace(GROUPED, prob=1.0, group=group)
+        draws = draw_mixing(mixing, jax.random.key(0), 16, (24, 32))
+        whole = draw_mixing(dataclasses.replace(mixing, group=0), jax.random.key(0), 16, (24, 32))
+        assert len(np.unique(draws.weight)) == len(np.unique(draws.box, axis=0)) == 1
+        for ours, expected in zip(jax.tree.leaves(draws), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_array_equal(ours, expected)
+
+
+def test_the_draws_of_an_erased_row_depend_on_its_number_only():
+    images = jnp.full((8, 16, 16, 3), 9.0)
+    erased, first = (erase(images[:n], Erasing(prob=0.7), jax.random.key(0)) for n in (8, 4))
+    np.testing.assert_array_equal(erased[:4], first)
+    assert not np.array_equal(erased[0], erased[1])

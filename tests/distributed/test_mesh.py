@@ -53,11 +53,66 @@ def train_on_devices(num_devices, group_sizes, config, repository):
 
 def test_eight_devices_give_the_losses_of_one(make_config, repository):
     """Data parallel, fully sharded and mixed, with random augmentation and accumulation."""
-    augment = {"mixup": 0.8, "cutmix": 1.0, "erase": 0.5}
+    # A group of 8 rows is on several devices, and in both parts.
+    augment = {"mixup": 0.8, "cutmix": 1.0, "mix_group": 8, "erase": 0.5}
     config = make_config(batch_size=32, optimizer__accumulate=2, ema_decay=0.9, augment=augment)
     expected = train_on_devices(1, [1], config, repository)[1]
     for losses in train_on_devices(8, [1, 2, 8], config, repository).values():
         assert losses == pytest.approx(expected, rel=1e-5)
+
+
+AUGMENTATION = """
+import re
+import jax, jax.numpy as jnp, numpy as np
+from convit_jax.data.mixing import Erasing, Mixing, draw_mixing
+from convit_jax.distributed import mesh as meshes
+from convit_jax.training.step import StepConfig, augment, with_draws
+
+config = StepConfig(seed=0, num_classes=32, mean=(0.5,), std=(0.25,), label_smoothing=0.0,
+                    accumulate=1, ema_decay=0.0, erasing=Erasing(ERASE),
+                    mixing=Mixing(0.8, 1.0, prob=0.8, group=GROUP))
+rng = np.random.default_rng(0)
+batch = {"image": rng.integers(0, 256, (32, 12, 20, 1)).astype(np.uint8),
+         "label": np.arange(32).astype(np.int32)}
+erase_key, mix_key = jax.random.key(1), jax.random.key(2)
+
+def run(batch):
+    return augment(with_draws(batch, config, erase_key, mix_key), config)
+
+results = []
+for devices in (jax.devices()[:1], jax.devices()):
+    rows = meshes.batch_sharding(meshes.create_mesh(1, devices))
+    compiled = jax.jit(run, in_shardings=rows, out_shardings=rows).lower(batch).compile()
+    text = compiled.as_text()
+    assert not re.search("all-(reduce|gather|to-all)|collective-permute|reduce-scatter", text)
+    results.append(compiled(jax.device_put(batch, rows)))
+for one, eight in zip(*results, strict=True):
+    assert len(eight.addressable_shards) == jax.device_count() == 8
+    np.testing.assert_allclose(one, eight, atol=1e-6)
+if not ERASE:
+    draws = draw_mixing(config.mixing, mix_key, 32, (12, 20))
+    images = (batch["image"] / 255.0 - 0.5) / 0.25
+    for row, (weight, box) in enumerate(zip(draws.weight, np.asarray(draws.box), strict=True)):
+        own = np.full((12, 20, 1), float(weight))
+        own[box[0]:box[1], box[2]:box[3]] = 0
+        expected = own * images[row] + (1 - own) * images[row ^ 1]
+        np.testing.assert_allclose(results[1][0][row], expected, atol=1e-5)
+        np.testing.assert_allclose(results[1][1][row, row], own.mean(), atol=1e-6)
+"""
+
+
+@pytest.mark.parametrize(("group", "erase"), [(8, 0.0), (4, 0.5), (0, 0.0)])
+def test_augmentation_is_the_same_on_eight_devices_and_without_communication(
+    group, erase, repository
+):
+    """A group is on one device or on several; the images equal NumPy's."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    program = AUGMENTATION.replace("GROUP", str(group)).replace("ERASE", str(erase))
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=repository, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_batch_that_does_not_divide_among_the_devices_is_an_input_error():

@@ -44,6 +44,57 @@ def test_any_grid_square_or_not(name, size):
     assert tokens == (convit_tokens if name == "convit_tiny" else [patches + 1] * 4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_patches_are_embedded_alike_by_a_product_and_a_convolution(dtype):
+    """Tokens and gradients, with patches in row-major order; compared with NumPy."""
+    images = make_images(2, 8, 12, 3)
+    tokens, gradients = {}, {}
+    for form in layers.PATCH_FORMS:
+        model = create_model(
+            "convit_tiny", image_size=(8, 12), dtype=dtype, patch_form=form, **SMALL
+        )
+        kernel, bias = model.patch_embed.kernel[...], model.patch_embed.bias[...]
+        graph, state = nnx.split(model)
+
+        def loss(state, images, graph=graph):
+            embedded = nnx.merge(graph, state).embed_patches(images)
+            return jnp.sum(jnp.sin(embedded.astype(jnp.float32))), embedded
+
+        grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+        (of_state, of_images), tokens[form] = grad(state, images)
+        gradients[form] = [of_state["patch_embed"]["kernel"][...], of_images]
+    expected = np.empty((2, 6, kernel.shape[1]))
+    for row in range(2):
+        for column in range(3):
+            patch = images[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            expected[:, 3 * row + column] = np.asarray(patch).reshape(2, -1) @ kernel + bias
+    tolerance = {"float32": 1e-5, "bfloat16": 0.03}[dtype]
+    for form in layers.PATCH_FORMS:
+        assert tokens[form].dtype == dtype
+        np.testing.assert_allclose(tokens[form], expected, rtol=tolerance, atol=tolerance)
+        for ours, reference in zip(gradients[form], gradients["product"], strict=True):
+            np.testing.assert_allclose(ours, reference, rtol=tolerance, atol=tolerance)
+
+
+def test_the_form_of_the_patch_embedding_follows_the_platform():
+    """TPUs convolve, other platforms multiply; an explicit form is used on all of them."""
+
+    def operations(platform, form):
+        model = create_model("convit_tiny", image_size=8, patch_form=form, **SMALL)
+        program = jax.jit(model.embed_patches).trace(make_images(2, 8, 8, 3))
+        return "stablehlo.convolution" in program.lower(lowering_platforms=(platform,)).as_text()
+
+    for platform in ("cpu", "tpu", "cuda"):
+        assert operations(platform, "convolution")
+        assert not operations(platform, "product")
+        assert operations(platform, "auto") == (platform == "tpu")
+
+
+def test_an_unknown_form_of_the_patch_embedding():
+    with pytest.raises(InputError, match="patch_form='conv': expected one of auto, product"):
+        convit_jax.create_model("convit_tiny", patch_form="conv")
+
+
 def test_if_all_layers_are_gpsa_the_first_patch_is_classified():
     model = create_model("convit_tiny", image_size=16, **SMALL | {"gpsa_layers": 4})
     trace = run(model, "trace", make_images(2, 16, 16, 3))

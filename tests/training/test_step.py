@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from convit_jax.data.mixing import normalise
+from convit_jax.data.mixing import _draw_group, normalise
 from convit_jax.models import build
 from convit_jax.training import make_experiment
+from convit_jax.training.step import split_step_key, step_key
 
 
 def make_batch(size=16, seed=0, **extra):
@@ -91,6 +92,51 @@ def test_gradient_accumulation_gives_the_same_step(run_steps, accumulate):
     mu = optax.tree.get(states[1].opt_state, "mu")
     for expected, array in zip(jax.tree.leaves(expected_mu), jax.tree.leaves(mu), strict=True):
         np.testing.assert_allclose(expected, array, rtol=1e-3, atol=1e-6)
+
+
+MIXED = {"mixup": 0.8, "cutmix": 1.0, "mix_group": 4, "erase": 0.5}
+
+
+@pytest.mark.parametrize("group", [2, 4, 0])
+def test_accumulation_does_not_change_the_augmentation(run_steps, group):
+    """Groups stay whole or are divided among the parts; the same draws erase and mix each row."""
+    batches = [make_batch(seed=seed) for seed in range(3)]
+    options = {"model__drop_path_rate": 0.0, "augment": MIXED | {"mix_group": group}}
+    _, _, expected = run_steps(batches, **options)
+    for accumulate in (2, 4):
+        _, _, metrics = run_steps(batches, optimizer__accumulate=accumulate, **options)
+        for ours, values in zip(expected, metrics, strict=True):
+            for name in ("loss", "gradient_norm"):
+                assert float(ours[name]) == pytest.approx(float(values[name]), rel=1e-4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_of_mixed_groups_equals_numpys(run_steps, accumulate):
+    """Mixed by NumPy with the draws of each group of four rows, drawn one group at a time."""
+    batch, augment = make_batch(), MIXED | {"erase": 0.0}
+    experiment, _, metrics = run_steps(
+        [batch], model__drop_path_rate=0.0, augment=augment, optimizer__accumulate=accumulate
+    )
+    config = experiment.step_config
+    _, _, mix_key = split_step_key(step_key(config.seed, 0))
+    images = (batch["image"] / 255.0 - 0.3) / 0.4
+    labels = np.eye(10)[batch["label"]] * 0.9 + 0.01
+    mixed, mixed_labels = np.empty_like(images), np.empty_like(labels)
+    weights = set()
+    for group in range(4):
+        draws = _draw_group(config.mixing, (8, 8), jax.random.fold_in(mix_key, group))
+        weight, (top, bottom, left, right) = float(draws.weight), np.asarray(draws.box)
+        weights.add((weight, top, bottom, left, right))
+        own = np.full((8, 8, 1), weight)
+        own[top:bottom, left:right] = 0
+        for row in range(4 * group, 4 * group + 4):
+            mixed[row] = own * images[row] + (1 - own) * images[row ^ 1]
+            mixed_labels[row] = own.mean() * labels[row] + (1 - own.mean()) * labels[row ^ 1]
+    assert len(weights) == 4
+    model = jax.jit(lambda x: build(experiment.architecture, experiment.config.seed)(x))
+    logits = np.asarray(model(jnp.asarray(mixed, jnp.float32)))
+    expected = -np.mean(np.sum(mixed_labels * np.asarray(jax.nn.log_softmax(logits)), -1))
+    assert float(metrics[0]["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_moving_average_follows_its_definition_and_is_evaluated(run_steps):
