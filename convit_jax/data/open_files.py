@@ -3,10 +3,13 @@
 import collections
 import contextlib
 import dataclasses
+import os
 import resource
 import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
+
+from etils import epath
 
 File = TypeVar("File")
 
@@ -88,3 +91,19 @@ class OpenFiles(Generic[File]):
         idle = [path for path, entry in self._entries.items() if not entry.num_users]
         for path in idle[: max(0, len(self._entries) - self._capacity + 1)]:
             self._close(self._entries.pop(path).file)
+
+
+def open_descriptors(num_files: int) -> OpenFiles[int]:
+    """Return a cache of the descriptors of `num_files` local files, for `read_range`."""
+    capacity = max_open_files(num_files)
+    return OpenFiles(lambda path: os.open(path, os.O_RDONLY), os.close, capacity)
+
+
+def read_range(files: OpenFiles[int], path: str, start: int, stop: int) -> bytes:
+    """Read a part of a file, local or gs://; less of it if the file ends before `stop`."""
+    if "://" in path:
+        with epath.Path(path).open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+    with files.use(path) as descriptor:
+        return os.pread(descriptor, stop - start, start)

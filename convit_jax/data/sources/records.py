@@ -16,7 +16,7 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
-from convit_jax.data.open_files import OpenFiles, max_open_files
+from convit_jax.data.open_files import OpenFiles, max_open_files, open_descriptors, read_range
 from convit_jax.data.sources import tf_example
 from convit_jax.data.sources.packed_names import PackedNames
 
@@ -109,8 +109,7 @@ class TFRecords(Records):
 
     @functools.cached_property
     def _files(self) -> OpenFiles[int]:
-        capacity = max_open_files(len(self.spans))
-        return OpenFiles(lambda path: os.open(path, os.O_RDONLY), os.close, capacity)
+        return open_descriptors(len(self.spans))
 
     def __getitem__(self, index: int) -> bytes:
         size, read = self.parts(index)
@@ -124,13 +123,7 @@ class TFRecords(Records):
         path = self.spans[number].path
 
         def read(start: int, stop: int) -> bytes:
-            if "://" in path:
-                with epath.Path(path).open("rb") as file:
-                    file.seek(begin + start)
-                    content = file.read(stop - start)
-            else:
-                with self._files.use(path) as descriptor:
-                    content = os.pread(descriptor, stop - start, begin + start)
+            content = read_range(self._files, path, begin + start, begin + stop)
             if len(content) < stop - start:
                 missing = end - begin - start - len(content)
                 raise ValueError(f"the file ends {missing} bytes before the end of the record")

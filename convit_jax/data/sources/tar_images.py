@@ -5,13 +5,11 @@ This module is cheap to import: worker processes receive `TarImages` and open th
 
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from convit_jax.data.open_files import OpenFiles, max_open_files
+from convit_jax.data.open_files import OpenFiles, open_descriptors, read_range
 from convit_jax.data.sources.packed_names import PackedNames
 
 # Labels of samples that are reported as broken.
@@ -50,8 +48,7 @@ class TarImages:
 
     @functools.cached_property
     def _files(self) -> OpenFiles[int]:
-        capacity = max_open_files(len(self.shards))
-        return OpenFiles(lambda path: os.open(path, os.O_RDONLY), os.close, capacity)
+        return open_descriptors(len(self.shards))
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         """Return the encoded image and its label.
@@ -63,13 +60,7 @@ class TarImages:
         if label in _REASONS:
             raise ValueError(_REASONS[label])
         path, offset, size = self._shard(index), int(self.offsets[index]), int(self.sizes[index])
-        if "://" in path:
-            with epath.Path(path).open("rb") as file:
-                file.seek(offset)
-                content = file.read(size)
-        else:
-            with self._files.use(path) as descriptor:
-                content = os.pread(descriptor, size, offset)
+        content = read_range(self._files, path, offset, offset + size)
         if len(content) < size:
             missing = size - len(content)
             raise ValueError(f"the shard ends {missing} bytes before the end of the member")
