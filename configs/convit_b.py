@@ -2,8 +2,8 @@
 
     python train.py --config configs/convit_b.py --workdir gs://BUCKET/convit_b
 
-300 epochs, batch 1024, learning rate 1e-3; the released code used 16 GPUs of 64 images each.
-Arguments, as in configs/convit_b.py:fraction=0.1, are told in configs/imagenet.py.
+300 epochs, batch 1024, learning rate 1e-3; the released code used 16 GPUs with 64 images each.
+Arguments, as in configs/convit_b.py:fraction=0.1, are described in configs/imagenet.py.
 """
 
 import ml_collections
@@ -12,5 +12,5 @@ from configs.imagenet import deit_recipe
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    """The experiment; for `argument` see configs/imagenet.py."""
+    """Return the experiment; `argument` is described in configs/imagenet.py."""
     return deit_recipe("convit_base", argument)

@@ -2,8 +2,8 @@
 
     python train.py --config configs/convit_s.py --workdir gs://BUCKET/convit_s
 
-300 epochs, batch 1024, learning rate 1e-3. The paper does not say on how many GPUs.
-Arguments, as in configs/convit_s.py:fraction=0.1, are told in configs/imagenet.py.
+300 epochs, batch 1024, learning rate 1e-3. The paper does not state the number of GPUs.
+Arguments, as in configs/convit_s.py:fraction=0.1, are described in configs/imagenet.py.
 
 With fraction=0.05, 0.1, 0.3, 0.5: 47.8, 59.6, 73.7, 78.2 % top-1 (Table 2).
 """
@@ -14,5 +14,5 @@ from configs.imagenet import deit_recipe
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    """The experiment; for `argument` see configs/imagenet.py."""
+    """Return the experiment; `argument` is described in configs/imagenet.py."""
     return deit_recipe("convit_small", argument)

@@ -2,8 +2,8 @@
 
     python train.py --config configs/convit_ti.py --workdir gs://BUCKET/convit_ti
 
-300 epochs, batch 1024, learning rate 1e-3; the released code used 4 GPUs of 256 images each.
-Arguments, as in configs/convit_ti.py:fraction=0.1, are told in configs/imagenet.py.
+300 epochs, batch 1024, learning rate 1e-3; the released code used 4 GPUs with 256 images each.
+Arguments, as in configs/convit_ti.py:fraction=0.1, are described in configs/imagenet.py.
 """
 
 import ml_collections
@@ -12,5 +12,5 @@ from configs.imagenet import deit_recipe
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    """The experiment; for `argument` see configs/imagenet.py."""
+    """Return the experiment; `argument` is described in configs/imagenet.py."""
     return deit_recipe("convit_tiny", argument)

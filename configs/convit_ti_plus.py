@@ -2,8 +2,8 @@
 
     python train.py --config configs/convit_ti_plus.py --workdir gs://BUCKET/convit_ti_plus
 
-300 epochs, batch 512, learning rate 4e-4. The paper does not say on how many GPUs.
-Arguments, as in configs/convit_ti_plus.py:fraction=0.1, are told in configs/imagenet.py.
+300 epochs, batch 512, learning rate 4e-4. The paper does not state the number of GPUs.
+Arguments, as in configs/convit_ti_plus.py:fraction=0.1, are described in configs/imagenet.py.
 
 With cifar100: 82.1 % top-1 (App. C, after an unstated number of epochs).
 """
@@ -14,5 +14,5 @@ from configs.imagenet import deit_recipe
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    """The experiment; for `argument` see configs/imagenet.py."""
+    """Return the experiment; `argument` is described in configs/imagenet.py."""
     return deit_recipe("convit_tiny_plus", argument)

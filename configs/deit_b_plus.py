@@ -2,8 +2,8 @@
 
     python train.py --config configs/deit_b_plus.py --workdir gs://BUCKET/deit_b_plus
 
-300 epochs, batch 512, learning rate 4e-4. The paper does not say on how many GPUs.
-Arguments, as in configs/deit_b_plus.py:fraction=0.1, are told in configs/imagenet.py.
+300 epochs, batch 512, learning rate 4e-4. The paper does not state the number of GPUs.
+Arguments, as in configs/deit_b_plus.py:fraction=0.1, are described in configs/imagenet.py.
 """
 
 import ml_collections
@@ -12,5 +12,5 @@ from configs.imagenet import deit_recipe
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    """The experiment; for `argument` see configs/imagenet.py."""
+    """Return the experiment; `argument` is described in configs/imagenet.py."""
     return deit_recipe("deit_base_plus", argument)

@@ -3,10 +3,10 @@
     python train.py --config configs/digits.py --workdir /tmp/digits
     python train.py --config configs/digits.py:deit --workdir /tmp/digits-deit
 
-`deit` trains the twin that is a DeiT: same width, depth, data and budget, plain attention. ConViT
-ended at 98.2, 98.5 and 98.7 % of the 397 test images with seeds 0, 1 and 2, the DeiT at 96.0, 97.2
-and 96.0 %; one image is 0.25 %, and another CPU rounds otherwise. The recipe was found on the last
-350 training images for ConViT, its learning rate then for both (docs/study.md).
+`deit` trains a DeiT of the same width, depth, data and budget, with plain attention. With seeds 0,
+1 and 2 the ConViT ended at 98.2, 98.5 and 98.7 % of the 397 test images, the DeiT at 96.0, 97.2 and
+96.0 %. One image is 0.25 %; results on another CPU differ by rounding. The recipe was tuned for
+ConViT on the last 350 training images, then its learning rate for both models (docs/study.md).
 """
 
 import ml_collections
@@ -16,13 +16,13 @@ from convit_jax.errors import InputError, nearest
 
 
 def get_config(variant: str = "convit") -> ml_collections.ConfigDict:
-    """The experiment; `variant` is convit or deit."""
+    """Return the experiment; `variant` is convit or deit."""
     if variant not in ("convit", "deit"):
         raise InputError(f"configs/digits.py:{variant}: {nearest(variant, ('convit', 'deit'))}")
     config = template()
     config.train_for = "2800 steps"
     config.batch_size = 64
-    config.eval_batch_size = 400  # all, on up to 16 devices
+    config.eval_batch_size = 400  # all test images at once, on up to 16 devices
     config.eval_every = "700 steps"
     config.ema_decay = 0.998
     config.log_every = "50 steps"

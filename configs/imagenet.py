@@ -1,4 +1,4 @@
-"""The recipe that the released models were trained with (DeiT's), shared by the configs here.
+"""The recipe of the released models (DeiT's), shared by the ImageNet configs.
 
 Arguments, after a colon and separated by commas, as in configs/convit_s.py:fraction=0.05
 
@@ -7,9 +7,9 @@ Arguments, after a colon and separated by commas, as in configs/convit_s.py:frac
                   initialisation, d neither, e the DeiT, f frozen GPSA, g frozen GPSA without the
                   initialisation
     cifar100      CIFAR-100 scaled to 224 pixels, 1000 epochs (paper App. C)
-    released      the learning rate and the decay of the released code, to the letter: a rate that
-                  changes once an epoch and an epoch late, 72 decaying tensors rather than 70 (the
-                  class token and the positions among them)
+    released      exactly the learning rate and the decay of the released code: the rate changes
+                  once per epoch and one epoch late, and 72 tensors decay rather than 70 (also the
+                  class token and the positions)
 """
 
 from collections.abc import Callable
@@ -17,15 +17,19 @@ from collections.abc import Callable
 import ml_collections
 
 from convit_jax.config import GPSA_ATTENTION, NO_DECAY, template
-from convit_jax.config_files import split_arguments
+from convit_jax.config.files import split_arguments
 from convit_jax.errors import InputError
 
 
 def deit_recipe(model: str, argument: str = "") -> ml_collections.ConfigDict:
-    """The experiment of one model, with the changes that `argument` asks for.
+    """Return the experiment of one model, changed by `argument`.
+
+    Args:
+        model: one of `convit_jax.list_models()`.
+        argument: comma-separated arguments, as described above.
 
     Raises:
-        InputError: an unknown argument or a value that it cannot have.
+        InputError: an argument is unknown, or its value is not allowed.
     """
     config = template()
     config.model.name = model
@@ -68,7 +72,7 @@ def _fraction(config: ml_collections.ConfigDict, value: str) -> None:
         raise InputError(f"config argument 'fraction={value}': expected a share such as 0.05")
     config.data.fraction = fraction
     config.keep_budget = True
-    # An epoch is 1/F as short, and the run has 1/F as many.
+    # Epochs are shorter by the factor F, and the run has 1/F as many: keep the same intervals.
     config.eval_every = config.checkpoint.every = f"{1 / fraction:.6g} epochs"
 
 

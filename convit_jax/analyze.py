@@ -1,15 +1,15 @@
-"""Shows what models learned: gates, non-locality, attention maps, accuracy under masks:
+"""Show what models learned: gates, non-locality, attention maps, accuracy under masks:
 
     python -m convit_jax.analyze --weights runs/mine --images folder:IMAGES/val --out figures
     python -m convit_jax.analyze --weights A.pth --compare B.bin --images cat.jpg --out figures
 
-writes figures (PNG and SVG), tables (CSV) and `report.html`, one page that holds them all. IMAGES
+writes figures (PNG and SVG), tables (CSV) and `report.html`, a single page with all of them. IMAGES
 are files, folders or patterns such as "*.jpg", or labelled examples: tfds:NAME:SPLIT[:DIR],
-folder:PATH, digits:test. With labels, accuracy is measured without content and without position
-(paper Tables 5 and 6). Of a workdir the history of the training is shown too.
+folder:PATH, digits:test. With labels, accuracy is also measured without content and without
+position (paper Tables 5 and 6). For a workdir, the course of the training is shown too.
 """
 
-from convit_jax.huge_pages import restart_with_huge_pages
+from convit_jax.system.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
     restart_with_huge_pages()
@@ -25,21 +25,22 @@ import jax
 import numpy as np
 from flax import nnx
 
-from convit_jax import analysis, command_line, data
+from convit_jax import analysis, data
 from convit_jax.analysis import locality
 from convit_jax.analysis.attention import check_layers
-from convit_jax.analysis.findings import Findings, find_out, layer_records
+from convit_jax.analysis.findings import Findings, collect_findings, layer_records
 from convit_jax.analysis.history import read_history
 from convit_jax.analysis.report import write_report
-from convit_jax.cache import keep_compiled_programs
-from convit_jax.data.image_paths import find_images
-from convit_jax.data.preprocessing import Preprocessing
-from convit_jax.data.sources import KINDS
+from convit_jax.console import command_line
+from convit_jax.console.screen import Screen
+from convit_jax.data.images.preprocessing import Preprocessing
+from convit_jax.data.sources.image_paths import find_images
+from convit_jax.data.sources.opening import KINDS
 from convit_jax.errors import InputError, boundary
+from convit_jax.evaluation.accuracy import IMAGES_PER_DEVICE, measure_accuracy
 from convit_jax.models import VisionTransformer
-from convit_jax.paths import output_directory
-from convit_jax.screen import Screen
-from convit_jax.training.accuracy import IMAGES_A_DEVICE, measure_accuracy
+from convit_jax.system.cache import keep_compiled_programs
+from convit_jax.system.paths import output_directory
 from convit_jax.weights import Weights, open_weights
 
 
@@ -47,59 +48,68 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.analyze", description=__doc__)
     command_line.add_weights_flags(parser)
     parser.add_argument(
-        "--compare", action="append", default=[], metavar="W", help="another model, beside it"
+        "--compare",
+        action="append",
+        default=[],
+        metavar="W",
+        help="another model to compare; may be repeated",
     )
     parser.add_argument(
-        "--name", action="append", default=[], help="what to call each model, in the same order"
+        "--name", action="append", default=[], help="name of each model, in the same order"
     )
     parser.add_argument("--images", nargs="+", required=True, metavar="D", help="see above")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where to write; is made")
+    parser.add_argument("--out", required=True, metavar="DIR", help="output directory")
     parser.add_argument(
         "--count",
         type=int,
         default=1024,
-        help="how many of the images, at even distances, are measured on (default 1024, as in the "
-        "paper)",
+        help="number of evenly spaced images to measure on (default 1024, as in the paper)",
     )
     parser.add_argument(
-        "--pictures", type=int, default=3, help="images whose attention is shown (default 3)"
+        "--pictures",
+        type=int,
+        default=3,
+        help="number of images whose attention is shown (default 3)",
     )
     parser.add_argument(
-        "--layers", metavar="N,N…", help="whose attention is shown, from 1 (default: four of them)"
+        "--layers", metavar="N,N…", help="layers whose attention is shown, from 1 (default: four)"
     )
     parser.add_argument(
-        "--query", metavar="ROW,COLUMN", help="the patch that asks, from 0 (default: the middle)"
+        "--query", metavar="ROW,COLUMN", help="the query patch, from 0 (default: the centre)"
     )
     parser.add_argument(
         "--variant",
         choices=locality.VARIANTS,
         default="propagated",
-        help="non-locality from each layer's own input (default), or as the released code has it",
+        help="measure non-locality on each layer's own input (default), or on the patch embeddings "
+        "like the released code",
     )
     parser.add_argument("--json", action="store_true", help="also print the table of layers")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Analyses as the flags say."""
+    """Run the command."""
     arguments = _parser().parse_args(argv)
-    for name, least in (("count", 1), ("pictures", 0)):
-        command_line.expect(arguments, name, getattr(arguments, name) >= least, f"at least {least}")
-    layers = _numbers(arguments, "layers", None)
-    query = _numbers(arguments, "query", 2)
-    fields = command_line.overrides(arguments.override)
+    for name, minimum in (("count", 1), ("pictures", 0)):
+        value = getattr(arguments, name)
+        command_line.expect(arguments, name, value >= minimum, f"at least {minimum}")
+    layers = _parse_numbers(arguments, "layers")
+    row_column = _parse_numbers(arguments, "query", "ROW,COLUMN", count=2)
+    query = None if row_column is None else (row_column[0], row_column[1])
+    overrides = command_line.overrides(arguments.override)
     out = output_directory(arguments.out, "--out")
     examples = _Examples.open(arguments.images, arguments.count)
     keep_compiled_programs()
     with Screen() as screen:
-        found = []
+        findings = []
         for weights, name in _named_weights(arguments):
-            model = weights.model(**fields)
+            model = weights.model(**overrides)
             if layers is not None:
                 check_layers(layers, model.architecture.depth)
-            screen.show(f"looking at {name}", 0, 1)
+            screen.show(f"measuring {name}", 0, 1)
             preprocessing = weights.preprocessing(model.architecture)
-            looked = find_out(
+            measured = collect_findings(
                 name,
                 model,
                 examples.pixels(preprocessing),
@@ -107,43 +117,47 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pictures=arguments.pictures,
                 query=query,
                 variant=arguments.variant,
-                history=weights.directory and read_history(weights.directory),
+                history=read_history(weights.directory) if weights.directory else None,
             )
             if examples.source is not None:
-                looked = _with_accuracy(looked, weights, model, examples.source, preprocessing)
-            found.append(looked)
+                measured = _with_accuracy(measured, weights, model, examples.source, preprocessing)
+            findings.append(measured)
         page = write_report(
-            found,
+            findings,
             out,
             layers=layers,
-            facts=_facts(arguments, found),
+            header=_page_header(arguments, findings),
             progress=lambda name: screen.show(f"drawing {name}", 0, 1),
         )
     if arguments.json:
-        for looked in found:
-            for record in layer_records(looked):
-                print(json.dumps({"model": looked.name} | record))
+        for f in findings:
+            for record in layer_records(f):
+                print(json.dumps({"model": f.name} | record))
     else:
-        print(f"wrote {page}, and its figures and tables beside it")
+        print(f"wrote {page}, its figures and its tables")
     return 0
 
 
-def _numbers(arguments: argparse.Namespace, name: str, count: int | None) -> tuple[int, ...] | None:
-    """What a flag such as `--query 7,7` says; None where it is not given."""
+def _parse_numbers(
+    arguments: argparse.Namespace,
+    name: str,
+    expected: str = "numbers separated by commas, such as 2,10",
+    count: int | None = None,
+) -> list[int] | None:
+    """Return the numbers of a flag such as `--layers 2,10`, or None if it is not given."""
     text = getattr(arguments, name)
     if text is None:
         return None
     try:
-        numbers = tuple(int(part) for part in text.split(","))
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        numbers = ()
-    expected = "numbers with commas between them, such as 2,10" if count is None else "ROW,COLUMN"
+        numbers = []
     command_line.expect(arguments, name, bool(numbers) and count in (None, len(numbers)), expected)
     return numbers
 
 
 def _named_weights(arguments: argparse.Namespace) -> list[tuple[Weights, str]]:
-    """All weights, each with a name of its own for the figures."""
+    """Return all weights, each with a unique name for the figures."""
     opened = [open_weights(name) for name in (arguments.weights, *arguments.compare)]
     if len(arguments.name) > len(opened):
         raise InputError(f"--name is given {len(arguments.name)} times for {len(opened)} models")
@@ -152,17 +166,17 @@ def _named_weights(arguments: argparse.Namespace) -> list[tuple[Weights, str]]:
         names.append(weights.likely_model() or pathlib.PurePath(weights.name).name)
     if len(set(names)) < len(names):
         raise InputError(
-            f"the models are called {', '.join(names)}: tell them apart by --name, once for each"
+            f"the models are named {', '.join(names)}: expected different names, by --name for each"
         )
     return list(zip(opened, names, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Examples:
-    """Images to look at, and their labels if there are any.
+    """Images to measure on, with or without labels.
 
     Attributes:
-        paths: of image files, or none.
+        paths: image files, if the images have no labels.
         source: labelled examples, or None.
     """
 
@@ -171,30 +185,30 @@ class _Examples:
 
     @classmethod
     def open(cls, names: Sequence[str], count: int) -> "_Examples":
-        """Up to so many of the named images, at even distances.
+        """Open up to `count` evenly spaced images.
 
         Raises:
-            InputError: there are none.
+            InputError: no images.
         """
         if names[0].partition(":")[0] in KINDS:
             if len(names) > 1:
-                raise InputError(f"--images {' '.join(names)}: expected one name of examples")
-            return cls((), data.spread_out(data.open_source(names[0]), count))
+                raise InputError(f"--images {' '.join(names)}: expected a single dataset")
+            return cls((), data.evenly_spaced_subset(data.open_source(names[0]), count))
         paths = find_images(names)
-        return cls([paths[i] for i in data.evenly(len(paths), count)], None)
+        return cls([paths[i] for i in data.evenly_spaced(len(paths), count)], None)
 
     def pixels(self, preprocessing: Preprocessing) -> np.ndarray:
-        """What a model sees of them: uint8 [B, height, width, channels].
+        """Return the cropped images: uint8 [B, height, width, channels].
 
         Raises:
-            InputError: one of them cannot be read.
+            InputError: an image cannot be read.
         """
-        source, words = self.source, "cannot read the image {}".format
+        source, message = self.source, "cannot read the image {}".format
         if source is None:
-            return np.stack([preprocessing.crop(path, words(path)) for path in self.paths])
+            return np.stack([preprocessing.crop(path, message(path)) for path in self.paths])
         crops = []
         for index in range(len(source)):
-            name = words(source.describe(index))
+            name = message(source.describe(index))
             with boundary(name, ""):
                 image, _ = source[index]
             crops.append(preprocessing.crop(image, name, rotate=source.rotates_by_exif))
@@ -202,20 +216,24 @@ class _Examples:
 
 
 def _with_accuracy(
-    found: Findings,
+    findings: Findings,
     weights: Weights,
     model: VisionTransformer,
     examples: data.Source,
     preprocessing: Preprocessing,
 ) -> Findings:
-    """The findings with accuracy under the masks of the paper's Tables 5 and 6."""
-    source, among = data.align_classes(examples, weights.class_names(), weights.num_classes())
+    """Return the findings with accuracy under the masks of the paper's Tables 5 and 6."""
+    source, class_subset = data.align_classes(
+        examples, weights.class_names(), weights.num_classes()
+    )
     gpsa_layers = model.architecture.gpsa_layers
-    # Of ten layers the first three, five and ten, as in Table 6.
-    some = sorted({max(1, round(gpsa_layers * share)) for share in (0.3, 0.5, 1)})
+    # The first three, five and ten of ten layers, as in Table 6.
+    depths = sorted({max(1, round(gpsa_layers * fraction)) for fraction in (0.3, 0.5, 1)})
     masks = [("none", 0)]
-    masks += [("pos_embed", 0)] * (model.pos_embed is not None)
-    masks += [(kind, n) for kind in ("content", "position") for n in some if gpsa_layers]
+    if model.pos_embed is not None:
+        masks.append(("pos_embed", 0))
+    if gpsa_layers:
+        masks += [(kind, n) for kind in ("content", "position") for n in depths]
     top1 = {}
     for kind, count in masks:
         masked = nnx.clone(model)
@@ -229,27 +247,30 @@ def _with_accuracy(
             masked,
             source,
             preprocessing,
-            batch_size=IMAGES_A_DEVICE * jax.device_count(),
-            reading=data.Reading(),
-            among=among,
+            batch_size=IMAGES_PER_DEVICE * jax.device_count(),
+            options=data.LoaderOptions(),
+            class_subset=class_subset,
         ).top1
-    return dataclasses.replace(found, top1=top1, chance=1 / len(among or source.class_names))
+    chance = 1 / len(class_subset or source.class_names)
+    return dataclasses.replace(findings, top1=top1, chance=chance)
 
 
-def _facts(arguments: argparse.Namespace, found: Sequence[Findings]) -> dict[str, str]:
-    """What the page says at its top."""
-    kinds = {"propagated": "each layer's own input", "released": "the patches' embeddings alone"}
-    facts = {"title": f"What {' and '.join(f.name for f in found)} learned"}
-    for f, name in zip(found, (arguments.weights, *arguments.compare), strict=True):
+def _page_header(arguments: argparse.Namespace, findings: Sequence[Findings]) -> dict[str, str]:
+    """Return the entries at the top of the page by name."""
+    inputs = {"propagated": "each layer's own input", "released": "the patch embeddings"}
+    header = {"title": f"What {' and '.join(f.name for f in findings)} learned"}
+    for f, name in zip(findings, (arguments.weights, *arguments.compare), strict=True):
         a = f.architecture
-        facts[f.name] = (
-            f"{name}: {a.depth} layers, {a.gpsa_layers} of them GPSA, {a.num_heads} heads of "
-            f"{a.head_dim}, {a.grid[0]} x {a.grid[1]} patches"
+        header[f.name] = (
+            f"{name}: {a.depth} layers ({a.gpsa_layers} GPSA), {a.num_heads} heads of "
+            f"{a.head_dim} channels, {a.grid[0]} x {a.grid[1]} patches"
         )
-    facts["images"] = f"{' '.join(arguments.images)}: {found[0].locality.examples:,} measured on"
-    facts["non-locality"] = f"from {kinds[arguments.variant]}"
-    facts["query"] = "row {}, column {} of the patches, from 0".format(*found[0].query)
-    return facts
+    header["images"] = (
+        f"{' '.join(arguments.images)}: measured on {findings[0].locality.examples:,}"
+    )
+    header["non-locality"] = f"measured on {inputs[arguments.variant]}"
+    header["query"] = "patch in row {}, column {}, from 0".format(*findings[0].query)
+    return header
 
 
 if __name__ == "__main__":

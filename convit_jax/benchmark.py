@@ -1,4 +1,4 @@
-"""Measures speed on this machine:
+"""Measure speed on this machine:
 
     python -m convit_jax.benchmark model convit_tiny deit_tiny
     python -m convit_jax.benchmark input --data folder:IMAGES
@@ -6,10 +6,10 @@
     python -m convit_jax.benchmark kernel
     python -m convit_jax.benchmark long-run --steps 5000 --out DIR
 
-Compare numbers of one run with each other, not with another run's: machines differ and are noisy.
+Compare only numbers measured in one run of this command: machines differ and are noisy.
 """
 
-from convit_jax.huge_pages import restart_with_huge_pages
+from convit_jax.system.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
     restart_with_huge_pages()
@@ -28,135 +28,148 @@ from etils import epath
 from rich import box
 from rich.table import Table
 
-from convit_jax import command_line, models
+from convit_jax import models
 from convit_jax.benchmarks.attention import FORMS, measure_attention
 from convit_jax.benchmarks.input import measure_input
 from convit_jax.benchmarks.kernel import measure_kernel
-from convit_jax.benchmarks.long_run import Sample, measure_long_run, trends
+from convit_jax.benchmarks.long_run import Sample, compute_trends, measure_long_run
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
 from convit_jax.benchmarks.timm_model import check_timm, measure_timm
-from convit_jax.devices import find_devices
+from convit_jax.console import command_line
+from convit_jax.console.screen import PipedConsole
 from convit_jax.errors import InputError, fitting_memory
-from convit_jax.paths import output_directory
-from convit_jax.screen import PipedConsole
-from convit_jax.whole_file import write_whole
+from convit_jax.system.devices import find_devices
+from convit_jax.system.paths import output_directory
+from convit_jax.system.whole_file import write_whole
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--image-size", type=int, default=224, help="side, pixels (default 224)")
-    common.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
-    timing = argparse.ArgumentParser(add_help=False)
-    timing.add_argument("--seconds", type=float, default=10.0, help="of repetition (default 10)")
+    common = command_line.Parser(add_help=False)
+    common.add_argument("--image-size", type=int, default=224, help="side in pixels (default 224)")
+    common.add_argument("--json", action="store_true", help="print one JSON object per line")
+    timing = command_line.Parser(add_help=False)
+    timing.add_argument(
+        "--seconds", type=float, default=10.0, help="how long to repeat each (default 10)"
+    )
 
     model = commands.add_parser(
         "model",
         parents=[common, timing],
-        help="parameters, FLOPs, compile time and images/s of forward pass and train step",
+        help="parameters, FLOPs, compile time and images/s of the forward pass and train step",
     )
     model.add_argument("models", nargs="+", metavar="MODEL", help="one of list_models(), or 'all'")
-    model.add_argument("--batch-size", type=int, default=32, help="images a step (default 32)")
+    model.add_argument("--batch-size", type=int, default=32, help="images per step (default 32)")
     model.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     model.add_argument(
         "--gpsa-layers",
         type=int,
         metavar="N",
-        help="GPSA layers in place of the models' own number; 0: plain attention, for comparison",
+        help="number of GPSA layers, overrides the models'; 0: plain attention, for comparison",
     )
     model.add_argument(
         "--against-timm",
         action="store_true",
-        help="time timm's model in the same type too, if installed, on the GPU if PyTorch has one",
+        help="also time timm's model in the same type, on the GPU if PyTorch has one; needs timm",
     )
     model.add_argument(
-        "--compiled", action="store_true", help="and timm's model compiled by torch.compile"
+        "--compiled", action="store_true", help="also time timm's model with torch.compile"
     )
     model.add_argument(
-        "--profile",
-        metavar="DIR",
-        help="write a profile of five train steps, for TensorBoard",
+        "--profile", metavar="DIR", help="write a profile of five train steps, for TensorBoard"
     )
 
-    reading = commands.add_parser(
+    input_ = commands.add_parser(
         "input",
         parents=[common, timing],
-        help="images a core-second from bytes to uint8 batches, and the memory of a worker",
+        help="images per core-second from bytes to uint8 batches, and the memory of a worker",
     )
-    reading.add_argument("--data", required=True, help="tfds:NAME:SPLIT[:DIR] or folder:PATH")
-    reading.add_argument("--batch-size", type=int, default=96, help="rows a batch (default 96)")
-    reading.add_argument(
-        "--against-timm", action="store_true", help="time timm's transforms too, in turn"
+    input_.add_argument("--data", required=True, help="tfds:NAME:SPLIT[:DIR] or folder:PATH")
+    input_.add_argument("--batch-size", type=int, default=96, help="rows per batch (default 96)")
+    input_.add_argument(
+        "--against-timm", action="store_true", help="also time timm's transforms, in turn"
     )
-    compared = argparse.ArgumentParser(add_help=False)
-    compared.add_argument("--model", default="convit_small", help="a ConViT (default convit_small)")
-    compared.add_argument(
+    comparison = command_line.Parser(add_help=False)
+    comparison.add_argument(
+        "--model", default="convit_small", help="a ConViT (default convit_small)"
+    )
+    comparison.add_argument(
         "--forms", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="FORM",
-        help=f"of: {'; '.join(FORMS)} (default all)",
+        help=f"any of: {'; '.join(FORMS)} (default all)",
     )  # fmt: skip
     attention = commands.add_parser(
         "attention",
-        parents=[common, timing, compared],
-        help="time of an attention layer in each form, on this machine's device",
+        parents=[common, timing, comparison],
+        help="time of an attention layer in each form on this machine's device",
     )
     attention.add_argument("--batch-size", type=int, default=32, help="images (default 32)")
     attention.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     kernel = commands.add_parser(
         "kernel",
-        parents=[common, compared],
-        help="cycles of a train step on a TPU with the attention in each form, by the TPU compiler "
-        "(pip install libtpu), which takes minutes a form",
+        parents=[common, comparison],
+        help="cycles of a train step on a TPU with each form of attention, estimated by the TPU "
+        "compiler (pip install libtpu), which takes minutes per form",
     )
     kernel.add_argument("--topology", default="v5e-4", help="slice to compile for (default v5e-4)")
-    kernel.add_argument("--batch-size", type=int, default=64, help="images a chip (default 64)")
+    kernel.add_argument("--batch-size", type=int, default=64, help="images per chip (default 64)")
     long_run = commands.add_parser(
         "long-run",
-        help="memory, descriptors, threads and shared memory of a run, with its workers, as it "
-        "trains, evaluates and saves: whether any grow",
+        help="whether memory, descriptors, threads or shared memory of a run and its workers grow "
+        "while it trains, evaluates and saves",
     )
-    long_run.add_argument("--steps", type=int, default=5000, help="of the run (default 5000)")
-    long_run.add_argument("--batch-size", type=int, default=32, help="images a step (default 32)")
-    long_run.add_argument("--workers", type=int, default=2, help="processes that read (default 2)")
+    long_run.add_argument(
+        "--steps", type=int, default=5000, help="length of the run (default 5000)"
+    )
+    long_run.add_argument("--batch-size", type=int, default=32, help="images per step (default 32)")
+    long_run.add_argument(
+        "--workers", type=int, default=2, help="processes that read data (default 2)"
+    )
     long_run.add_argument(
         "--out", metavar="DIR",
-        help="write long_run.jsonl, every sample, and long_run.png, their curves",
+        help="write all samples to long_run.jsonl and their curves to long_run.png",
     )  # fmt: skip
-    long_run.add_argument("--json", action="store_true", help="one JSON object a line")
+    long_run.add_argument("--json", action="store_true", help="print one JSON object per line")
     return parser
 
 
 def _measure_models(arguments: argparse.Namespace) -> None:
     names = models.list_models() if arguments.models == ["all"] else arguments.models
     for name in names:
-        models.architecture(name)  # a misspelt one is told before the first is measured
+        models.architecture(name)  # reports a misspelt name before anything is measured
     if arguments.compiled and not arguments.against_timm:
-        raise InputError("--compiled says how timm's model is run: expected --against-timm with it")
+        raise InputError("--compiled applies to timm's model: expected --against-timm with it")
     if arguments.against_timm:
         check_timm(names)
     keys = ("batch_size", "image_size", "dtype", "seconds", "profile", "gpsa_layers")
     options = {k: getattr(arguments, k) for k in keys}
-    ways = ["eager"] * arguments.against_timm + ["compiled"] * arguments.compiled
-    speeds = (_with_timm(measure_model(name, **options), ways, arguments) for name in names)
+    modes = ["eager"] * arguments.against_timm + ["compiled"] * arguments.compiled
+    speeds = (_add_timm(measure_model(name, **options), modes, arguments) for name in names)
     if arguments.json:
         _print_json(speeds)
         return
     device = f"{jax.local_device_count()} {jax.devices()[0].device_kind} device(s)"
     size = f"batch {arguments.batch_size}, {arguments.image_size} px, {arguments.dtype}"
     headings = ["parameters", "GFLOP", "forward/s", "compile", "train/s", "compile"]
-    headings += [f"{pass_} to timm {way}" for way in ways for pass_ in ("forward", "train")]
+    headings += [f"{pass_} to timm {mode}" for mode in modes for pass_ in ("forward", "train")]
     _print_table(f"{device}, {size}", ("model", *headings), map(_model_row, speeds))
-    print("GFLOP: of one image's forward pass. forward/s, train/s: images a second.")
+    print("GFLOP: one image's forward pass. forward/s, train/s: images per second.")
     if arguments.profile:
         print(f"Profiles: tensorboard --logdir {arguments.profile} (pip install xprof)")
 
 
-def _with_timm(speed: ModelSpeed, ways: Sequence[str], arguments: argparse.Namespace) -> ModelSpeed:
-    keys = ("batch_size", "image_size", "dtype", "seconds")
-    options, timm = {k: getattr(arguments, k) for k in keys}, {}
-    for way in ways:
-        both = measure_timm(speed.model, compiled=way == "compiled", **options)
-        timm |= dict(zip((f"{way} forward", f"{way} train"), both, strict=True))
+def _add_timm(speed: ModelSpeed, modes: Sequence[str], arguments: argparse.Namespace) -> ModelSpeed:
+    """Measure timm's model in each mode, "eager" or "compiled", and add its speeds."""
+    timm: dict[str, float] = {}
+    for mode in modes:
+        timm[f"{mode} forward"], timm[f"{mode} train"] = measure_timm(
+            speed.model,
+            batch_size=arguments.batch_size,
+            image_size=arguments.image_size,
+            dtype=arguments.dtype,
+            seconds=arguments.seconds,
+            compiled=mode == "compiled",
+        )
     return dataclasses.replace(speed, timm=timm)
 
 
@@ -170,7 +183,7 @@ def _model_row(speed: ModelSpeed) -> tuple[str, ...]:
         f"{speed.forward_compile_seconds:.1f} s",
         f"{speed.train_images_per_second:.1f}",
         f"{speed.train_compile_seconds:.1f} s",
-        *(f"{ours[way.split()[1]] / theirs:.2f}" for way, theirs in speed.timm.items()),
+        *(f"{ours[key.split()[1]] / theirs:.2f}" for key, theirs in speed.timm.items()),
     )
 
 
@@ -191,15 +204,20 @@ def _measure_input(arguments: argparse.Namespace) -> None:
         for s in speeds
     ]
     title = f"{arguments.data}, {arguments.image_size} px, batch {arguments.batch_size}"
-    _print_table(title, ("work", "images a core-second", "ratio to timm"), rows)
+    _print_table(title, ("work", "images per core-second", "ratio to timm"), rows)
     if megabytes:
-        print(f"A worker process took up to {megabytes:.0f} MB.")
+        print(f"A worker process used up to {megabytes:.0f} MB.")
 
 
 def _measure_attention(arguments: argparse.Namespace) -> None:
-    options = {k: getattr(arguments, k) for k in ("image_size", "dtype", "seconds")}
-    options["images"] = arguments.batch_size
-    times = measure_attention(arguments.model, arguments.forms, **options)
+    times = measure_attention(
+        arguments.model,
+        arguments.forms,
+        images=arguments.batch_size,
+        image_size=arguments.image_size,
+        dtype=arguments.dtype,
+        seconds=arguments.seconds,
+    )
     if arguments.json:
         _print_json(times)
         return
@@ -214,9 +232,13 @@ def _measure_attention(arguments: argparse.Namespace) -> None:
 
 
 def _measure_kernels(arguments: argparse.Namespace) -> None:
-    options = {k: getattr(arguments, k) for k in ("topology", "image_size")}
-    options["images"] = arguments.batch_size
-    costs = measure_kernel(arguments.model, arguments.forms, **options)
+    costs = measure_kernel(
+        arguments.model,
+        arguments.forms,
+        topology=arguments.topology,
+        images=arguments.batch_size,
+        image_size=arguments.image_size,
+    )
     if arguments.json:
         _print_json(costs)
         return
@@ -225,10 +247,10 @@ def _measure_kernels(arguments: argparse.Namespace) -> None:
          f"{c.forward_cycles:,}", f"{c.backward_cycles:,}", f"{c.compile_seconds:.0f} s")
         for c in costs
     ]  # fmt: skip
-    headings = ["cycles a step", "in kernels", "forward kernel", "backward kernel", "compile"]
-    title = f"{arguments.model}, {arguments.topology}, {arguments.batch_size} images a chip"
+    headings = ["cycles per step", "in kernels", "forward kernel", "backward kernel", "compile"]
+    title = f"{arguments.model}, {arguments.topology}, {arguments.batch_size} images per chip"
     _print_table(f"{title}, bfloat16", ("attention", *headings), rows)
-    print("Cycles: the compiler's estimates and its kernels' schedules, not measured.")
+    print("Cycles: the compiler's estimates plus the kernels' schedules, not measured.")
 
 
 def _measure_long_run(arguments: argparse.Namespace) -> None:
@@ -236,29 +258,29 @@ def _measure_long_run(arguments: argparse.Namespace) -> None:
     command_line.expect(arguments, "workers", arguments.workers >= 0, "0 or more")
     directory = None if arguments.out is None else output_directory(arguments.out, "--out")
     samples = measure_long_run(arguments.steps, arguments.batch_size, arguments.workers)
-    found = trends(samples)
+    trends = compute_trends(samples)
     if directory is not None:
         _write_long_run(directory, samples)
     if arguments.json:
-        _print_json(found)
+        _print_json(trends)
         return
     rows = [
         (t.figure, f"{t.floor:,.1f}", f"{t.peak:,.1f}", f"{t.slope:+,.2f} ± {t.error:.2f}",
          f"{t.late:+,.2f}", {True: "yes", False: "no", None: ""}[t.flat])
-        for t in found
+        for t in trends
     ]  # fmt: skip
-    headings = ["between evaluations", "at most", "growth in 1,000 steps", "in the second half"]
+    headings = ["between evaluations", "peak", "growth per 1,000 steps", "in the second half"]
     title = f"{arguments.steps:,} steps, {arguments.workers} workers"
     _print_table(title, ("all processes together", *headings, "flat"), rows)
     print(
-        "Memory in MB. allocated, blocks (pieces of memory of Python's objects): of the process "
-        "that trains, without\nwhat was freed, which the C library may keep. Flat: in the second "
-        "half it grows by less than 1 (blocks 10,000)."
+        "Memory in MB. allocated, blocks (memory blocks of Python's objects): of the main process, "
+        "without freed memory\nthat the C library may retain. Flat: growth per 1,000 steps in the "
+        "second half is less than 1 (blocks: 10,000)."
     )
 
 
 def _write_long_run(directory: epath.Path, samples: Sequence[Sample]) -> None:
-    from convit_jax.analysis.figures import style  # noqa: PLC0415  (matplotlib, for this alone)
+    from convit_jax.analysis.figures import style  # noqa: PLC0415  (imports matplotlib)
     from convit_jax.analysis.figures.resources import resources_over_steps  # noqa: PLC0415
 
     columns = {
@@ -267,7 +289,7 @@ def _write_long_run(directory: epath.Path, samples: Sequence[Sample]) -> None:
     }
     lines = "".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in samples)
     write_whole(directory / "long_run.jsonl", lambda path: path.write_text(lines))
-    picture = style.drawn(resources_over_steps(columns), "png")
+    picture = style.render_figure(resources_over_steps(columns), "png")
     write_whole(directory / "long_run.png", lambda path: path.write_bytes(picture))
 
 
@@ -282,7 +304,7 @@ def _print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[st
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # In a file or a pipe, which have no width of their own, no number is cut off.
+    # Files and pipes have no width: make the table wide enough for every number.
     PipedConsole(width=None if sys.stdout.isatty() else 200).print(table)
 
 
@@ -296,14 +318,15 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line and prints what was measured."""
-    arguments = _parser().parse_args(argv)
+    """Parse the command line, measure, and print the results."""
+    arguments = _make_parser().parse_args(argv)
     for name in ("batch_size", "image_size"):
         if name in arguments:
             command_line.expect(arguments, name, getattr(arguments, name) >= 1, "at least 1")
     seconds = getattr(arguments, "seconds", 0.0)
     command_line.expect(arguments, "seconds", 0 <= seconds < math.inf, "0 or more")
-    if arguments.command not in ("kernel", "long-run"):  # a TPU that need not be here, a process
+    # `kernel` compiles for a TPU that need not be present, `long-run` starts another process.
+    if arguments.command not in ("kernel", "long-run"):
         find_devices()
     with fitting_memory(f"--batch-size={arguments.batch_size}"):
         _COMMANDS[arguments.command](arguments)

@@ -1,4 +1,4 @@
-"""What went wrong, in one sentence that says how to mend it."""
+"""Errors whose message is one sentence, and the boundary that turns any exception into one."""
 
 import contextlib
 import difflib
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 _LONGEST_LINE = 200
 _LONGEST_WORD = 1000
 
-# What a machine can lack or refuse while a sound file is read or written, in words.
+# Faults of the machine that can occur while an intact file is read or written.
 _MACHINE_FAULTS = {
     errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
     errno.ENFILE: "too many open files on the whole system",
@@ -31,17 +31,17 @@ _MACHINE_FAULTS = {
     errno.ECONNRESET: "the storage's connection broke",
 }
 
-# How libraries that have no numbers say the same: XLA and TensorStore by the names of their
-# states, TensorFlow's gs:// by what its HTTP library or the answer said.
-_LIBRARY_WORDS = {
+# The same faults in messages of libraries that raise no errno: status names of XLA and
+# TensorStore, HTTP and libcurl codes in TensorFlow's gs:// errors.
+_LIBRARY_MESSAGES = {
     r"Out of memory|RESOURCE_EXHAUSTED: .*memory": errno.ENOMEM,
     r"PERMISSION_DENIED|UNAUTHENTICATED|HTTP response code 40[13]": errno.EACCES,
     r"DEADLINE_EXCEEDED|UNAVAILABLE|HTTP response code (429|5\d\d)": errno.ETIMEDOUT,
     r"libcurl code \d+": errno.EHOSTUNREACH,
 }
 
-# The numbers of TensorFlow's errors, which its words need not tell: deadline exceeded, permission
-# denied, aborted (after every attempt to ask again), unavailable, unauthenticated.
+# TensorFlow's error codes, as its messages may lack the name: deadline exceeded, permission denied,
+# aborted (after all retries), unavailable, unauthenticated.
 _TENSORFLOW_STATUS = {
     4: errno.ETIMEDOUT,
     7: errno.EACCES,
@@ -50,46 +50,45 @@ _TENSORFLOW_STATUS = {
     16: errno.EACCES,
 }
 
-# What the system refuses by its rules. Of something to read that is the machine's state; of a
-# place that someone chose to write to it is the choice.
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Permissions. For a file to read they are a fault of the machine; for a place that the user chose
+# to write to, a mistake in that choice.
+_PERMISSION_FAULTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class InputError(ValueError):
     """A mistake in what the user gave: a flag, a config, data, weights or a workdir.
 
-    Its message is one clear sentence (what was wrong, where, what was expected). Commands print
-    it without a traceback and exit with code 2.
+    The message is one sentence (what was wrong, where, what was expected). Commands print it
+    without a traceback and exit with code 2.
     """
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, through no mistake in what it was given.
+    """A run that cannot continue, although its input is right.
 
-    Its message is one clear sentence. Commands print it without a traceback and exit with code 1.
+    The message is one sentence. Commands print it without a traceback and exit with code 1.
     """
 
 
 class MachineError(RunError):
-    """The machine failed, not what was read: no descriptors, memory, permission or storage."""
+    """A fault of the machine, not of a file: no descriptors, memory, permission or storage."""
 
 
 @contextlib.contextmanager
 def boundary(name: str, problem: str = "cannot be read", chosen: bool = False) -> Iterator[None]:
-    """The one place where something from outside comes in: a file, an image, an answer, a config.
+    """Turn whatever a library raises while it reads or writes external data into one sentence.
 
-    Whatever a library raises inside becomes one sentence that names the culprit. Sentences of our
-    own pass through as they are.
+    External data are files, images, responses and configs. InputError and RunError pass unchanged.
 
     Args:
-        name: what is being read, as the user knows it.
-        problem: what to say of it where it is to blame.
-        chosen: whether it is a place that the user chose to write to: permissions are then its
-            fault, not the machine's.
+        name: the file or other source, as the user named it.
+        problem: what to report of it if it is at fault.
+        chosen: whether it is a place that the user chose to write to: missing permissions are then
+            a mistake in the choice, not a fault of the machine.
 
     Raises:
-        InputError: what came in is to blame.
-        MachineError: the machine is.
+        InputError: the data are at fault.
+        MachineError: the machine is at fault.
     """
     try:
         yield
@@ -98,27 +97,27 @@ def boundary(name: str, problem: str = "cannot be read", chosen: bool = False) -
     except Exception as error:
         code = _fault_code(error)
         if code is None:
-            where = getattr(error, "filename", None)
-            beside = f" ({where})" if isinstance(where, str) and where not in name else ""
-            raise InputError(f"{name} {problem}: {first_line(error)}{beside}") from error
-        if chosen and code in _REFUSALS:
+            file = getattr(error, "filename", None)
+            suffix = f" ({file})" if isinstance(file, str) and file not in name else ""
+            raise InputError(f"{name} {problem}: {first_line(error)}{suffix}") from error
+        if chosen and code in _PERMISSION_FAULTS:
             raise InputError(f"{name} {problem}: {_MACHINE_FAULTS[code]}") from error
         raise MachineError(f"{name}: {_MACHINE_FAULTS[code]}") from error
 
 
 def machine_fault(error: BaseException) -> str | None:
-    """What the machine lacked or refused, or None where the error says nothing of the machine.
+    """Describe the fault of the machine behind an error; None if it is not one.
 
-    Libraries that read by themselves (TensorStore, ArrayRecord) pass on the system's words rather
-    than its number, so the words count too.
+    Libraries that do their own reading (TensorStore, ArrayRecord) pass on the system's message
+    without its errno, so messages are searched too.
     """
     code = _fault_code(error)
     return None if code is None else _MACHINE_FAULTS[code]
 
 
 @contextlib.contextmanager
-def fitting_memory(what: str) -> Iterator[None]:
-    """Says what did not fit the memory, the host's or a device's, where something does not.
+def fitting_memory(name: str) -> Iterator[None]:
+    """Name what did not fit into the memory of the host or of a device.
 
     Raises:
         MachineError: it does not fit.
@@ -130,14 +129,14 @@ def fitting_memory(what: str) -> Iterator[None]:
     except Exception as error:
         if _fault_code(error) != errno.ENOMEM:
             raise
-        raise MachineError(f"{what}: no memory is left for it ({first_line(error)})") from error
+        raise MachineError(f"{name}: no memory is left for it ({first_line(error)})") from error
 
 
 def _fault_code(error: BaseException) -> int | None:
-    """The system's number of what the machine lacked or refused, if the error says so.
+    """Return the errno of the machine's fault behind an error, if any.
 
-    JAX's own errors are of devices and of other processes, not of storage, in much the same words:
-    of those memory alone counts.
+    JAX's errors use similar words about devices and other processes, not about storage: of those
+    only memory counts.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -150,8 +149,8 @@ def _fault_code(error: BaseException) -> int | None:
         for code in _MACHINE_FAULTS:
             if not is_jax and os.strerror(code) in text:
                 return code
-        for words, code in _LIBRARY_WORDS.items():
-            if re.search(words, text) and (not is_jax or code == errno.ENOMEM):
+        for pattern, code in _LIBRARY_MESSAGES.items():
+            if re.search(pattern, text) and (not is_jax or code == errno.ENOMEM):
                 return code
         status = getattr(cause, "error_code", None)
         if status in _TENSORFLOW_STATUS:
@@ -161,8 +160,8 @@ def _fault_code(error: BaseException) -> int | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its type where it says nothing; never very long."""
-    # The system's words without its number and path, which the message has before them.
+    """Return the first line of an error's message, shortened; its type if it has no message."""
+    # strerror, since the message of an OSError begins with its number and contains the path.
     text = (str(getattr(error, "strerror", None) or "") or str(error)).strip()
     line = " ".join(text.splitlines()[0].split()) if text else type(error).__name__
     # Storage errors name a long path first and the reason last.
@@ -171,30 +170,30 @@ def first_line(error: BaseException) -> str:
 
 
 def in_one_line(text: str) -> str:
-    """A text with what is no letter, sign or space written out, and what is very long cut.
+    """Return a text with unprintable characters escaped and very long words shortened.
 
-    File names may hold line ends, a terminal's commands, or bytes that are no UTF-8.
+    File names may contain line ends, terminal escape codes, or bytes that are not UTF-8.
     """
     line = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
     )
     half = _LONGEST_WORD // 2
     return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda m: f"{m[0][:half]}…{m[0][-half:]}", line)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Names the choices closest to a misspelt `name`.
+    """Name the valid choice closest to a misspelt `name`.
 
     Args:
         name: what the user wrote.
-        choices: everything that would have been valid.
+        choices: all valid names.
 
     Returns:
-        "did you mean 'x'?" where one choice is close, otherwise "expected one of a, b, c".
+        "did you mean 'x'?" if a choice is close, otherwise "expected one of a, b, c".
     """
     choices = sorted(choices)
-    # Names here are lower case throughout, so case never tells two of them apart.
+    # All names here are lower case.
     close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
@@ -202,6 +201,6 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def some(names: Sequence[str], count: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - count:,} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    """Join the first few names, and say how many more there are."""
+    suffix = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + suffix

@@ -1,13 +1,13 @@
-"""Measures how well weights classify images:
+"""Measure the accuracy of weights on labelled images:
 
     python -m convit_jax.evaluate --weights convit_tiny.pth --data tfds:imagenet2012:validation
     python -m convit_jax.evaluate --weights runs/mine --data folder:IMAGES/val --per-class
 
-Every example counts exactly once, on one device or many, in one process or many. Weights with the
-shapes and the preprocessing of a published model are compared with what was published.
+Every example counts exactly once, on any number of devices and processes. Weights with the shapes
+and the preprocessing of a published model are compared with the published results.
 """
 
-from convit_jax.huge_pages import restart_with_huge_pages
+from convit_jax.system.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
     restart_with_huge_pages()
@@ -23,37 +23,38 @@ import jax
 from rich import box
 from rich.table import Table
 
-from convit_jax import analysis, command_line, data
-from convit_jax.cache import keep_compiled_programs
-from convit_jax.data import imagenet
-from convit_jax.data.preprocessing import Preprocessing
+from convit_jax import analysis, data
+from convit_jax.console import command_line
+from convit_jax.console.screen import PipedConsole
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.reading import EXIF_ROTATIONS
+from convit_jax.data.sources import imagenet
+from convit_jax.distributed.processes import join_processes, process_screen
+from convit_jax.evaluation.accuracy import IMAGES_PER_DEVICE, Accuracy, measure_accuracy
 from convit_jax.models import Architecture, VisionTransformer
-from convit_jax.paths import output_file
-from convit_jax.screen import PipedConsole
-from convit_jax.training.accuracy import IMAGES_A_DEVICE, Accuracy, measure_accuracy
-from convit_jax.training.processes import join_processes, screen_of_process
+from convit_jax.system.cache import keep_compiled_programs
+from convit_jax.system.paths import output_file
 from convit_jax.weights import Weights, named_model, open_weights
 
-# ImageNet variants whose images have some of the 1,000 classes that their data sets name.
-_OF_SOME_CLASSES = ("imagenet_a", "imagenet_r")
+# Variants of ImageNet with images of only some of the 1,000 classes in their labels.
+_PARTIAL_IMAGENETS = ("imagenet_a", "imagenet_r")
 _MASKS = ("mask_pos_embed", "mask_content", "mask_position")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Evaluation:
-    """What was measured, and beside what it is reported.
+    """Measured accuracy, and what is reported with it.
 
     Attributes:
         measured: the accuracy.
         source: the examples.
-        among: classes that were told apart, if not all.
-        reference: a published model with these shapes, and its result on these data.
+        class_subset: classes to which the predictions were restricted, or None for all.
+        reference: name of the published model with these shapes, and its result on this data.
     """
 
     measured: Accuracy
     source: data.Source
-    among: tuple[int, ...] | None
+    class_subset: tuple[int, ...] | None
     reference: tuple[str, analysis.Published] | None
 
 
@@ -66,8 +67,8 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--classes-of",
         metavar="D",
-        help="tell only those classes apart that occur in these data, and leave out images of "
-        "others; ImageNet-A and -R are taken so by themselves",
+        help="restrict predictions and images to the classes that occur in this data; done "
+        "automatically for ImageNet-A and -R",
     )
     masks = parser.add_mutually_exclusive_group()
     masks.add_argument(
@@ -88,51 +89,53 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--batch-size",
         type=int,
-        help=f"images a step over all devices (default {IMAGES_A_DEVICE} for each device)",
+        help=f"images per step on all devices (default {IMAGES_PER_DEVICE} per device)",
     )
     parser.add_argument(
-        "--crop", type=float, help="share of the scaled image's side that is kept (default 0.875)"
+        "--crop",
+        type=float,
+        help=f"centre crop as a fraction of the scaled image (default {imagenet.CROP_FRACTION})",
     )
     parser.add_argument(
         "--num-workers",
         type=int,
         default=0,
-        help="processes that read images; 0: a thread of this one, -1: one for each core",
+        help="processes that read images; 0: a thread of this process, -1: one per core",
     )
     parser.add_argument(
         "--max-broken",
         type=float,
         default=0.001,
-        help="share of the images that may be unreadable (default 0.001)",
+        help="fraction of images that may be unreadable (default 0.001)",
     )
     parser.add_argument(
         "--exif-rotation",
         default="auto",
         metavar="|".join(EXIF_ROTATIONS),
-        help="whether photographs are turned upright as their EXIF says; auto: those of folder: "
-        "are, those of tfds: are not, as published accuracies were measured",
+        help="whether images are rotated as in their EXIF data; auto: in folder: but not in tfds:, "
+        "as for published accuracies",
     )
     parser.add_argument("--per-class", action="store_true", help="print each class's accuracy")
     parser.add_argument(
-        "--confusion", metavar="FILE.csv", help="write which class (row) was taken for which"
+        "--confusion", metavar="FILE.csv", help="write the confusion matrix; rows are true classes"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluates as the flags say and prints what was measured."""
+    """Run the command."""
     arguments = _parser().parse_args(argv)
-    _check(arguments)
-    fields = command_line.overrides(arguments.override)
+    _check_arguments(arguments)
+    overrides = command_line.overrides(arguments.override)
     if arguments.confusion is not None:
         output_file(arguments.confusion, "--confusion")
     keep_compiled_programs()
-    with screen_of_process() as screen:
+    with process_screen() as screen:
         weights = open_weights(arguments.weights)
-        model = weights.model(**fields)
-        mask = _mask(model, arguments)
-        source, among = _examples(arguments, weights)
+        model = weights.model(**overrides)
+        mask = _apply_mask(model, arguments)
+        source, class_subset = _open_examples(arguments, weights)
         preprocessing = weights.preprocessing(model.architecture)
         if arguments.crop:
             preprocessing = dataclasses.replace(preprocessing, crop_fraction=arguments.crop)
@@ -140,28 +143,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             model,
             source,
             preprocessing,
-            batch_size=arguments.batch_size or IMAGES_A_DEVICE * jax.device_count(),
-            reading=data.Reading(
+            batch_size=arguments.batch_size or IMAGES_PER_DEVICE * jax.device_count(),
+            options=data.LoaderOptions(
                 arguments.num_workers,
                 max_broken=arguments.max_broken,
                 exif_rotation=arguments.exif_rotation,
             ),
-            among=among,
+            class_subset=class_subset,
             confusion=bool(arguments.per_class or arguments.confusion),
             progress=screen.counting("evaluating"),
         )
     if jax.process_index() == 0:
         name = _published_model(weights, model.architecture, preprocessing)
-        reference = name and _reference(arguments, name, source, mask)
-        report = _json if arguments.json else _text
-        report(arguments, _Evaluation(measured, source, among, reference))
+        reference = _reference(arguments, name, source, mask) if name else None
+        show = _print_json if arguments.json else _print_text
+        show(arguments, _Evaluation(measured, source, class_subset, reference))
         if arguments.confusion:
             measured.write_confusion(arguments.confusion, source.class_names)
     return 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    for name, holds, expected in (
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    for name, is_valid, expected in (
         ("batch_size", arguments.batch_size is None or arguments.batch_size >= 1, "at least 1"),
         ("crop", arguments.crop is None or 0 < arguments.crop <= 1, "above 0, up to 1"),
         (
@@ -170,13 +173,13 @@ def _check(arguments: argparse.Namespace) -> None:
             f"one of {', '.join(EXIF_ROTATIONS)}",
         ),
         ("num_workers", arguments.num_workers >= -1, "0 or more, or -1"),
-        ("max_broken", 0 <= arguments.max_broken < 1, "a share, in [0, 1)"),
+        ("max_broken", 0 <= arguments.max_broken < 1, "a fraction in [0, 1)"),
     ):
-        command_line.expect(arguments, name, holds, expected)
+        command_line.expect(arguments, name, is_valid, expected)
 
 
-def _mask(model: VisionTransformer, arguments: argparse.Namespace) -> tuple[str, int]:
-    """Masks the model as the flags say, and says how: as `analysis.published` has it."""
+def _apply_mask(model: VisionTransformer, arguments: argparse.Namespace) -> tuple[str, int]:
+    """Mask the model, and return the mask as in `analysis.published`."""
     if arguments.mask_pos_embed:
         analysis.mask_pos_embed(model)
         return "pos_embed", 0
@@ -189,104 +192,112 @@ def _mask(model: VisionTransformer, arguments: argparse.Namespace) -> tuple[str,
     return analysis.NO_MASK
 
 
-def _examples(
+def _open_examples(
     arguments: argparse.Namespace, weights: Weights
 ) -> tuple[data.Source, tuple[int, ...] | None]:
-    """The examples, labelled by the model's classes, and which classes are told apart."""
+    """Return the examples, labelled with the model's classes, and the class subset or None."""
 
-    def aligned(name: str) -> tuple[data.Source, tuple[int, ...] | None]:
+    def open_aligned(name: str) -> tuple[data.Source, tuple[int, ...] | None]:
         source = data.open_source(name)
         return data.align_classes(source, weights.class_names(), weights.num_classes())
 
-    source, among = aligned(arguments.data)
+    source, class_subset = open_aligned(arguments.data)
     if arguments.classes_of:
-        among = data.occurring_classes(aligned(arguments.classes_of)[0])
-        source = data.only_classes(source, among)
-    elif analysis.tfds_name(arguments.data) in _OF_SOME_CLASSES:
-        among = data.occurring_classes(source)
-    return source, among
+        class_subset = data.occurring_classes(open_aligned(arguments.classes_of)[0])
+        source = data.restrict_to_classes(source, class_subset)
+    elif analysis.tfds_name(arguments.data) in _PARTIAL_IMAGENETS:
+        class_subset = data.occurring_classes(source)
+    return source, class_subset
 
 
 def _published_model(
     weights: Weights, architecture: Architecture, preprocessing: Preprocessing
 ) -> str | None:
-    """The published model that weights may be those of: its shapes, classes and preprocessing."""
+    """Return the published model with the same shapes, classes and preprocessing, or None."""
     name = named_model(architecture)
-    may_be = (
+    matches = (
         name is not None
         and imagenet.is_imagenet(weights.class_names() or ())
         and weights.native_image_size() == architecture.image_size == (224, 224)
         and analysis.is_published_preprocessing(name, preprocessing)
     )
-    return name if may_be else None
+    return name if matches else None
 
 
 def _reference(
     arguments: argparse.Namespace, model: str, source: data.Source, mask: tuple[str, int]
 ) -> tuple[str, analysis.Published] | None:
-    """A published model and its result on these data, if there is one."""
+    """Return the model and its published result on this data, or None."""
     dataset = analysis.known_dataset(arguments.data, source, arguments.classes_of)
-    found = analysis.published(model, dataset, mask)
-    return (model, found) if found else None
+    result = analysis.published(model, dataset, mask)
+    return (model, result) if result else None
 
 
-def _text(arguments: argparse.Namespace, done: _Evaluation) -> None:
-    measured = done.measured
+def _print_text(arguments: argparse.Namespace, evaluation: _Evaluation) -> None:
+    measured = evaluation.measured
     print(
         f"{arguments.weights} on {arguments.data}: top-1 {100 * measured.top1:.2f} %, top-5 "
         f"{100 * measured.top5:.2f} %, loss {measured.loss:.4f}, {measured.examples:,} examples"
     )
-    if done.among:
-        print(f"told apart: {len(done.among):,} of the {len(done.source.class_names):,} classes")
-    if measured.examples < len(done.source):
-        print(f"{len(done.source) - measured.examples:,} examples were unreadable or have no label")
-    if done.reference:
-        model, found = done.reference
-        print(f"published for {model} ({found.source}): {_compared(measured, found)}")
+    if evaluation.class_subset:
+        num_classes = len(evaluation.source.class_names)
+        print(f"restricted to {len(evaluation.class_subset):,} of the {num_classes:,} classes")
+    ignored = len(evaluation.source) - measured.examples
+    if ignored:
+        print(f"{ignored:,} examples were unreadable or have no label")
+    if evaluation.reference:
+        model, published = evaluation.reference
+        print(f"published for {model} ({published.source}): {_comparison(measured, published)}")
     if arguments.per_class:
         table = Table(box=box.SIMPLE)
-        for heading in ("class", "examples", "top-1", "mostly mistaken for"):
+        for heading in ("class", "examples", "top-1", "most often mistaken for"):
             table.add_column(
                 heading, justify="right" if heading in ("examples", "top-1") else "left"
             )
-        for row in measured.per_class(done.source.class_names):
+        for row in measured.per_class(evaluation.source.class_names):
             accuracy = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
             mistaken = row["mistaken_for"] or ""
             table.add_row(row["name"], f"{row['examples']}", accuracy, mistaken)
         PipedConsole().print(table)
 
 
-def _compared(measured: Accuracy, found: analysis.Published) -> str:
-    """`top-1 73.12 % (here -0.02), top-5 91.71 % (here +0.01)`."""
+def _comparison(measured: Accuracy, published: analysis.Published) -> str:
+    """Return, for example, `top-1 73.12 % (here -0.02), top-5 91.71 % (here +0.01)`."""
     parts = [
-        f"{name} {there:.2f} % (here {100 * here - there:+.2f})"
-        for name, there, here in (
-            ("top-1", found.top1, measured.top1),
-            ("top-5", found.top5, measured.top5),
+        f"{name} {reference:.2f} % (here {100 * accuracy - reference:+.2f})"
+        for name, reference, accuracy in (
+            ("top-1", published.top1, measured.top1),
+            ("top-5", published.top5, measured.top5),
         )
-        if there is not None
+        if reference is not None
     ]
-    if found.loss is not None:
-        parts.append(f"loss {found.loss:.3f} (here {measured.loss - found.loss:+.3f})")
+    if published.loss is not None:
+        parts.append(f"loss {published.loss:.3f} (here {measured.loss - published.loss:+.3f})")
     return ", ".join(parts)
 
 
-def _json(arguments: argparse.Namespace, done: _Evaluation) -> None:
-    measured, class_names = done.measured, done.source.class_names
+def _print_json(arguments: argparse.Namespace, evaluation: _Evaluation) -> None:
+    measured, class_names = evaluation.measured, evaluation.source.class_names
     record: dict[str, Any] = {
         "weights": arguments.weights,
         "data": arguments.data,
-        "classes": len(done.among or class_names),
+        "classes": len(evaluation.class_subset or class_names),
         **{mask: getattr(arguments, mask) for mask in _MASKS if getattr(arguments, mask)},
         **{name: getattr(measured, name) for name in ("examples", "top1", "top5", "loss")},
     }
-    if done.reference:
-        model, found = done.reference
-        record["published"] = {"model": model, **dataclasses.asdict(found)}
+    if evaluation.reference:
+        model, published = evaluation.reference
+        record["published"] = {"model": model, **dataclasses.asdict(published)}
     if arguments.per_class:
         record["per_class"] = measured.per_class(class_names)
     print(json.dumps(record))
 
 
+def _main_of_process() -> int:
+    """Join the other processes, if any, and run the command."""
+    join_processes()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(command_line.run("evaluate", lambda: join_processes() or main()))
+    sys.exit(command_line.run("evaluate", _main_of_process))

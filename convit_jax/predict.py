@@ -1,17 +1,18 @@
-"""Classifies images:
+"""Classify images:
 
     python -m convit_jax.predict --weights convit_tiny.safetensors cat.jpg dog.png
     python -m convit_jax.predict --weights runs/mine --top 3 IMAGES/ "more/*.jpg" --json
 
-IMAGE is a file, a folder (all images below it) or a pattern such as "*.jpg". An image that cannot
-be read is named on standard error, the others are classified, and the exit code is 1.
+IMAGE is a file, a folder (all images below it) or a pattern such as "*.jpg". If an image cannot be
+read, it is reported on standard error, the others are classified, and the exit code is 1.
 """
 
-from convit_jax.huge_pages import restart_with_huge_pages
+from convit_jax.system.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
     restart_with_huge_pages()
 
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,14 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convit_jax import command_line
-from convit_jax.cache import keep_compiled_programs
-from convit_jax.data import imagenet
-from convit_jax.data.image_paths import find_images
-from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.console import command_line
+from convit_jax.console.screen import Screen
+from convit_jax.data.images.preprocessing import Preprocessing
+from convit_jax.data.sources import imagenet
+from convit_jax.data.sources.image_paths import find_images
 from convit_jax.errors import InputError, fitting_memory
 from convit_jax.models import VisionTransformer
-from convit_jax.screen import Screen
+from convit_jax.system.cache import keep_compiled_programs
 from convit_jax.weights import open_weights
 
 
@@ -37,31 +38,31 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.predict", description=__doc__)
     command_line.add_weights_flags(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or pattern")
-    parser.add_argument("--top", type=int, default=5, help="how many classes (default 5)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at once (default 16)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    parser.add_argument("--top", type=int, default=5, help="number of classes to print (default 5)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per step (default 16)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Classifies as the arguments say; returns 1 if some image could not be read."""
+    """Run the command; return 1 if an image could not be read."""
     arguments = _parser().parse_args(argv)
     for name in ("top", "batch_size"):
         command_line.expect(arguments, name, getattr(arguments, name) >= 1, "at least 1")
-    fields = command_line.overrides(arguments.override)
+    overrides = command_line.overrides(arguments.override)
     keep_compiled_programs()
     with Screen():
         paths = find_images(arguments.images)
         weights = open_weights(arguments.weights)
-        model = weights.model(**fields)
+        model = weights.model(**overrides)
         preprocessing = weights.preprocessing(model.architecture)
     classes = weights.class_names() or tuple(map(str, range(weights.num_classes())))
-    names = imagenet.readable(classes)
-    show = _show_json if arguments.json else _show_text
-    readable = _Readable(paths, preprocessing)
+    names = imagenet.readable_names(classes)
+    show = _print_json if arguments.json else _print_text
+    images = _ReadableImages(paths, preprocessing)
     batch_size = min(arguments.batch_size, len(paths))
-    for path, probabilities in classify(model, preprocessing, readable, batch_size):
-        best = np.argsort(-probabilities, kind="stable")[: arguments.top]
+    for path, probabilities in classify(model, preprocessing, images, batch_size):
+        labels = np.argsort(-probabilities, kind="stable")[: arguments.top]
         show(
             path,
             [
@@ -71,26 +72,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "label": int(label),
                     "probability": float(probabilities[label]),
                 }
-                for label in best
+                for label in labels
             ],
         )
-    return 1 if readable.broken else 0
+    return 1 if images.num_broken else 0
 
 
-class _Readable:
-    """The images that can be read, by path; the others are named as they come up."""
+class _ReadableImages:
+    """Iterate over (path, image) of readable images; report and count the others."""
 
     def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
         self._paths, self._preprocessing = paths, preprocessing
-        self.broken = 0
+        self.num_broken = 0
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         for path in self._paths:
             try:
                 yield path, self._preprocessing.crop(path)
             except InputError as error:
-                self.broken += 1
-                command_line.say("predict", str(error))
+                self.num_broken += 1
+                command_line.print_message("predict", str(error))
 
 
 def classify(
@@ -99,37 +100,37 @@ def classify(
     images: Iterable[tuple[str, np.ndarray]],
     batch_size: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(path, probabilities [num_classes]) of each (path, uint8 image), some at a time."""
+    """Classify images batch by batch.
+
+    Args:
+        model: any vision transformer.
+        preprocessing: normalises the images.
+        images: (path, uint8 image) of each image.
+        batch_size: number of images per batch.
+
+    Yields:
+        (path, probabilities [num_classes]) of each image.
+    """
     graph, state = nnx.split(model)
     run = jax.jit(lambda state, images: jax.nn.softmax(nnx.merge(graph, state)(images)))
-    for some in _batches(images, batch_size):
-        pixels = np.stack([image for _, image in some])
-        # One shape for all batches, so that one program serves them.
+    height, width = preprocessing.image_size
+    images = iter(images)
+    while batch := list(itertools.islice(images, batch_size)):
+        pixels = np.stack([image for _, image in batch])
+        # All batches have the same shape, to compile once.
         padded = np.resize(pixels, (batch_size, *pixels.shape[1:]))
-        height, width = preprocessing.image_size
         with fitting_memory(f"--batch-size={batch_size}, images of {height}x{width} pixels"):
             probabilities = np.asarray(run(state, jnp.asarray(preprocessing.normalise(padded))))
-        yield from zip((path for path, _ in some), probabilities, strict=False)
+        yield from zip((path for path, _ in batch), probabilities, strict=False)
 
 
-def _batches(images: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    batch = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _show_text(path: str, predictions: list[dict[str, Any]]) -> None:
+def _print_text(path: str, predictions: list[dict[str, Any]]) -> None:
     print(path)
     for p in predictions:
         print(f"  {100 * p['probability']:6.2f} %  {p['name']}")
 
 
-def _show_json(path: str, predictions: list[dict[str, Any]]) -> None:
+def _print_json(path: str, predictions: list[dict[str, Any]]) -> None:
     print(json.dumps({"image": path, "predictions": predictions}), flush=True)
 
 

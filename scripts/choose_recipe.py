@@ -1,12 +1,12 @@
-"""Chooses a learning rate (and a weight decay) for the digits, for each model alike:
+"""Choose a learning rate (and a weight decay) for the digits, shared by all models:
 
     python scripts/choose_recipe.py OUT --learning-rates 1e-3,3e-3,1e-2 --weight-decays 0.05,0.1
 
-Every setting is tried with every model by `convit_jax.study`, on the first 1,050 training images,
-and measured on the 350 others: the test images are not looked at. A setting's score is the mean
-accuracy over models and fractions, so that no model counts more than another; each model's own
-best setting is told too. OUT gets a study for each setting and `choice.md`. The same command goes
-on where it was stopped.
+Each setting is tried with each model by `convit_jax.study`, trained on the first 1,050 training
+images and evaluated on the other 350: the test images are not used. The score of a setting is the
+mean accuracy over models and fractions, so that all models have the same weight; the best setting
+of each model is also reported. OUT gets a study for each setting and `choice.md`. The same command
+continues where it was stopped.
 """
 
 import argparse
@@ -25,7 +25,7 @@ Setting = tuple[str, str]
 
 
 def try_setting(out: pathlib.Path, setting: Setting, arguments: argparse.Namespace) -> pathlib.Path:
-    """Trains all models with a learning rate and a weight decay; returns the study's directory.
+    """Train all models with a learning rate and a weight decay; return the study's directory.
 
     Raises:
         CalledProcessError: the study failed or was stopped.
@@ -44,36 +44,38 @@ def try_setting(out: pathlib.Path, setting: Setting, arguments: argparse.Namespa
     return directory
 
 
-def scores(directory: pathlib.Path) -> dict[str, float]:
-    """Each model's mean accuracy over fractions and seeds, of the last evaluation."""
-    found: dict[str, list[float]] = {}
+def read_scores(directory: pathlib.Path) -> dict[str, float]:
+    """Return each model's mean accuracy of the last evaluation over fractions and seeds."""
+    accuracies: dict[str, list[float]] = {}
     with (directory / "results.csv").open() as file:
         for row in csv.DictReader(file):
-            found.setdefault(row["model"], []).append(float(row["top1"]))
-    return {model: statistics.fmean(values) for model, values in found.items()}
+            accuracies.setdefault(row["model"], []).append(float(row["top1"]))
+    return {model: statistics.fmean(values) for model, values in accuracies.items()}
 
 
-def choice(found: Mapping[Setting, Mapping[str, float]]) -> str:
-    """The settings as markdown, the best first, and which is best for all and for each."""
-    ranked = sorted(found, key=lambda s: -statistics.fmean(found[s].values()))
-    models = list(found[ranked[0]])
+def choice(scores: Mapping[Setting, Mapping[str, float]]) -> str:
+    """Return the settings as markdown, best first, and the best setting for all and each model."""
+    ranked = sorted(scores, key=lambda setting: -statistics.fmean(scores[setting].values()))
+    models = list(scores[ranked[0]])
     lines = [
         f"| learning rate | weight decay | {' | '.join(models)} | mean |",
         "|" + " --- |" * (len(models) + 3),
     ]
     for setting in ranked:
-        values = [*found[setting].values(), statistics.fmean(found[setting].values())]
-        told = " | ".join(f"{100 * value:.2f}" for value in values)
-        lines.append(f"| {setting[0]} | {setting[1]} | {told} |")
+        values = [*scores[setting].values(), statistics.fmean(scores[setting].values())]
+        percents = " | ".join(f"{100 * value:.2f}" for value in values)
+        lines.append(f"| {setting[0]} | {setting[1]} | {percents} |")
     best = {"all": ranked[0]}
-    best |= {model: max(found, key=lambda s, m=model: found[s][m]) for model in models}
+    best |= {model: max(scores, key=lambda s, m=model: scores[s][m]) for model in models}
     lines.append("")
-    lines += [f"best for {who}: rate {rate}, decay {decay}" for who, (rate, decay) in best.items()]
+    lines += [
+        f"best for {name}: rate {rate}, decay {decay}" for name, (rate, decay) in best.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Tries every setting and writes `choice.md`."""
+    """Try all settings and write `choice.md`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = itertools.product(
         arguments.learning_rates.split(","), arguments.weight_decays.split(",")
     )
-    tried = {setting: try_setting(arguments.out, setting, arguments) for setting in settings}
-    text = choice({setting: scores(directory) for setting, directory in tried.items()})
+    directories = {setting: try_setting(arguments.out, setting, arguments) for setting in settings}
+    text = choice({setting: read_scores(directory) for setting, directory in directories.items()})
     (arguments.out / "choice.md").write_text(text)
     print(text)
 

@@ -1,10 +1,10 @@
-"""Trains the same run on one device, on eight, and in two processes of four, and draws the losses:
+"""Train the same run on 1 device, on 8, and in 2 processes of 4 devices, and plot the losses:
 
     python scripts/compare_devices.py OUT
 
-OUT gets the three workdirs and `devices.png`, the figure of docs/tpu.md. The devices are made of
-this machine's CPU. The runs are the demo's for twenty epochs; the eight devices are a mesh of
-8 x 1, the two processes one of 4 x 2, with the parameters spread over pairs.
+Writes the three workdirs and `devices.png`, the figure of docs/tpu.md, to OUT. The devices are
+virtual ones on this machine's CPU. The run is the demo's, for twenty epochs; the mesh is 8 x 1 for
+the eight devices, and 4 x 2 for the two processes, with the parameters spread over pairs.
 """
 
 import json
@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Name → (processes, devices per process, fsdp).
 RUNS = {
     "1 device": (1, 1, 1),
     "8 devices": (1, 8, 1),
@@ -26,10 +27,10 @@ RUNS = {
 
 
 def train(workdir: pathlib.Path, processes: int, devices: int, fsdp: int) -> None:
-    """Trains with so many processes of so many devices each, the parameters over groups of `fsdp`.
+    """Train in several processes with several devices each, and parameters over `fsdp` devices.
 
     Raises:
-        CalledProcessError: one of them failed.
+        CalledProcessError: a process failed.
     """
     command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}"]
     command += ["--config.train_for=20 epochs", "--config.log_every=5 steps"]
@@ -37,7 +38,7 @@ def train(workdir: pathlib.Path, processes: int, devices: int, fsdp: int) -> Non
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    running = []
+    running: list[subprocess.Popen[bytes]] = []
     for index in range(processes):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -56,24 +57,24 @@ def train(workdir: pathlib.Path, processes: int, devices: int, fsdp: int) -> Non
 
 
 def losses(workdir: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and training losses of a run."""
+    """Return the steps and training losses of a run."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    told = [(record["step"], record["train/loss"]) for record in records if "train/loss" in record]
-    steps, values = zip(*told, strict=True)
+    pairs = [(record["step"], record["train/loss"]) for record in records if "train/loss" in record]
+    steps, values = zip(*pairs, strict=True)
     return np.array(steps), np.array(values)
 
 
-def draw(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Losses above, and below them how far each run is from the first."""
+def plot(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Plot the losses above, and the relative difference of each run from the first below."""
     figure = Figure(figsize=(6.8, 3.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    looks = {"lw": (5, 2.5, 1), "color": ("#9ecae1", "#31688e", "black")}
-    first = next(iter(found.values()))[1]
-    for number, (name, (steps, values)) in enumerate(found.items()):
-        look = {key: choices[number] for key, choices in looks.items()}
-        above.plot(steps, values, label=name, **look)
-        if number:
-            below.plot(steps, np.maximum(abs(values / first - 1), 1e-9), **look)
+    widths, colours = (5, 2.5, 1), ("#9ecae1", "#31688e", "black")
+    _, reference = next(iter(curves.values()))
+    for i, (name, (steps, values)) in enumerate(curves.items()):
+        above.plot(steps, values, label=name, lw=widths[i], color=colours[i])
+        if i:
+            difference = np.maximum(abs(values / reference - 1), 1e-9)
+            below.plot(steps, difference, lw=widths[i], color=colours[i])
     above.set(ylabel="training loss")
     above.legend(frameon=False)
     below.set(xlabel="step", ylabel="relative\ndifference", yscale="log", ylim=(5e-10, 1e-2))
@@ -81,13 +82,14 @@ def draw(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 
 def main(out: pathlib.Path) -> None:
-    """Trains what is not there yet, then draws."""
+    """Train or resume the runs, then plot them."""
+    workdirs = {name: out / name.split(",")[0].replace(" ", "_") for name in RUNS}
     for name, (processes, devices, fsdp) in RUNS.items():
-        train(out / name.split(",")[0].replace(" ", "_"), processes, devices, fsdp)
-    found = {name: losses(out / name.split(",")[0].replace(" ", "_")) for name in RUNS}
-    for name, (_, values) in found.items():
+        train(workdirs[name], processes, devices, fsdp)
+    curves = {name: losses(workdir) for name, workdir in workdirs.items()}
+    for name, (_, values) in curves.items():
         print(f"{name}: last loss {values[-1]:.6f}")
-    draw(found).savefig(out / "devices.png", dpi=200)
+    plot(curves).savefig(out / "devices.png", dpi=200)
 
 
 if __name__ == "__main__":

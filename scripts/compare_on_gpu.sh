@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Measures ConViT-S and ConViT-B on this machine's NVIDIA GPU, and timm's models on the same card:
-#   scripts/compare_on_gpu.sh [DIRECTORY]     # results and compiled programs; by default gpu_results
-# It uses the python3 (or $PYTHON) that has JAX and PyTorch for the GPU, and installs what is missing
-# beside them into DIRECTORY/packages. Everything is compiled first, side by side, and then measured
-# one after the other.
+# Measures ConViT-S and ConViT-B on this machine's NVIDIA GPU, and timm's models on the same GPU:
+#   scripts/compare_on_gpu.sh [DIRECTORY]     # for results and compiled programs; default gpu_results
+# It uses python3 (or $PYTHON), which must have JAX and PyTorch for the GPU, and installs other missing
+# packages into DIRECTORY/packages. First everything is compiled in parallel, then everything is
+# measured one after the other.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 directory=$(realpath --canonicalize-missing "${1:-gpu_results}")
@@ -16,9 +16,9 @@ export PYTHONPATH="$directory/packages${PYTHONPATH:+:$PYTHONPATH}"
 export JAX_COMPILATION_CACHE_DIR="$directory/compiled/jax"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 export TORCHINDUCTOR_CACHE_DIR="$directory/compiled/torch"
-export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs the card's memory too
-# Programs with cuDNN's attention were measured without CUDA graphs: recording one failed once while
-# other programs were being compiled.
+export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs GPU memory too
+# Without CUDA graphs: recording one failed once for a program with cuDNN's attention, while other
+# programs were being compiled.
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_command_buffer="
 
 missing=$("$python" - <<'PYTHON'
@@ -37,20 +37,20 @@ needed = {
 }
 
 
-def is_there(module: str) -> bool:
-    """Packages without an __init__ are named by a part of theirs."""
+def is_installed(module: str) -> bool:
+    """Namespace packages are checked by a module in them, whose parent may be missing."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
 
 
-print("\n".join(wanted for module, wanted in needed.items() if not is_there(module)))
+print("\n".join(package for module, package in needed.items() if not is_installed(module)))
 PYTHON
 )
 if [ -n "$missing" ]; then
-    echo "installing beside what is there: $(echo "$missing" | paste -sd ' ')" >&2
-    # Without what they need in turn: that would be another JAX and another PyTorch.
+    echo "installing missing packages: $(echo "$missing" | paste -sd ' ')" >&2
+    # Without their dependencies, which would include another JAX and another PyTorch.
     echo "$missing" | xargs "$python" -m pip install --quiet --no-deps --target "$directory/packages"
 fi
 "$python" - <<'PYTHON'
@@ -63,10 +63,10 @@ except ImportError as error:
     sys.exit(f"{error}: expected a Python with jax[cuda13] and PyTorch for the GPU; set PYTHON=")
 if jax.default_backend() != "gpu" or not torch.cuda.is_available():
     devices = f"JAX has {jax.devices()}, PyTorch {torch.cuda.device_count()} GPUs"
-    sys.exit(f"no GPU for both: {devices}; expected jax[cuda13], PyTorch for CUDA and a driver")
+    sys.exit(f"no GPU in both: {devices}; expected jax[cuda13], PyTorch for CUDA and a driver")
 PYTHON
 
-# measure MODEL WHAT SECONDS → lines of JSON
+# measure MODEL SUBJECT SECONDS → lines of JSON
 measure() {
     local common=(--batch-size "$batch_size" --dtype bfloat16 --seconds "$3" --json)
     case $2 in
@@ -76,17 +76,17 @@ measure() {
     esac
 }
 
-echo "compiling everything, side by side" >&2
+echo "compiling everything in parallel" >&2
 for model in $models; do
-    for what in model plain attention; do
-        measure "$model" "$what" 0 >"$directory/compiling-$model-$what.log" 2>&1 &
+    for subject in model plain attention; do
+        measure "$model" "$subject" 0 >"$directory/compiling-$model-$subject.log" 2>&1 &
     done
 done
 wait
 for model in $models; do
-    for what in model plain attention; do
-        echo "measuring $model, $what" >&2
-        measure "$model" "$what" "$seconds" >"$directory/$model-$what.jsonl"
+    for subject in model plain attention; do
+        echo "measuring $model, $subject" >&2
+        measure "$model" "$subject" "$seconds" >"$directory/$model-$subject.jsonl"
     done
 done
 "$python" scripts/make_gpu_table.py "$directory"

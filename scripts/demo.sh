@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains ConViT on the embedded digits, from a fresh machine:  scripts/demo.sh
-# and its DeiT twin:                                            scripts/demo.sh deit
-# WORKDIR names another directory for the run.
+# Trains ConViT on the bundled digits, on a fresh machine:  scripts/demo.sh
+# and the corresponding DeiT:                               scripts/demo.sh deit
+# WORKDIR sets another directory for the run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh

@@ -1,20 +1,22 @@
-"""Fuzzing: reads files garbled at random as users' files are read.
+"""Fuzzing: reads randomly garbled files in the way users' files are read.
 
     python scripts/fuzz.py                                  # 10,000 of each kind
-    python scripts/fuzz.py jpeg png --count 300 --seed 1    # what CI does, of every kind
-    python scripts/fuzz.py pth --only 4711                  # one of them again, kept in --keep
+    python scripts/fuzz.py jpeg png --count 300 --seed 1    # as in CI, which runs every kind
+    python scripts/fuzz.py pth --only 4711                  # repeat one file and save it in --keep
 
-A garbled file must be read, or refused with `InputError` (an image: `BrokenImageError`) in one
-sentence. Anything else is a finding, is kept in --keep, and makes the exit code 1: another
-exception, a process that dies, code that a pickle runs (it would create a file), more than five
-seconds of computing (or thirty of waiting), or more than `MEMORY` above what reading the whole
-files takes.
+A garbled file must be read, or rejected with a one-sentence `InputError` (for images:
+`BrokenImageError`). Anything else is a finding, which is saved in --keep and makes the exit code 1:
+another exception, the death of the process, code executed from a pickle (it would create a file),
+more than five seconds of computing (or thirty of waiting), or more than `MEMORY` above what reading
+the valid files takes.
 
-File N of a kind is a function of (seed, kind, N). Files are read in a process of their own, which
-is started anew where it dies or hangs.
+File N of a kind is a function of (seed, kind, N). Files are read in a child process, which is
+restarted when it dies or hangs.
 """
 
 import argparse
+import collections
+import contextlib
 import dataclasses
 import gc
 import io
@@ -39,36 +41,36 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-import garbling  # noqa: E402  (its place is known only now)
+import garbling  # noqa: E402  (on the path only now)
 
-LIMIT = 5.0  # seconds of computing that a file may take
-PATIENCE = 6  # times as long by the clock, on a busy machine
-MEMORY = 3 << 30  # bytes a file may take, in address space: the largest image allowed is 0.7 GB
-STARTING = 120.0  # seconds until the process that reads must have started
+LIMIT = 5.0  # CPU seconds per file
+PATIENCE = 6  # the limit of wall time, on a busy machine, is so many times LIMIT
+MEMORY = 3 << 30  # bytes of address space per file: the largest image allowed takes 0.7 GB
+START_TIMEOUT = 120.0  # seconds until the child process must have started
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of file: how sound ones are made, how they are garbled, and how they are read.
+    """A kind of file: valid examples, how they are garbled, and how they are read.
 
     Attributes:
-        name: of the file that is garbled, its suffix included.
-        sound: whole files, or where `inside` is set the content of that file of a directory.
-        garble: (bytes, random numbers) → bytes.
-        read: (path) → None; the path is the directory's where there is one.
-        inside: for each of `sound`, a directory and the file in it; or empty.
+        name: name of the garbled file, including its suffix.
+        valid: the content of valid files.
+        garble: (content, random generator) → garbled content.
+        read: function of the path; of the directory's path if `locations` is given.
+        locations: if the valid files are parts of a directory, (directory, name in it) of each.
     """
 
     name: str
-    sound: Sequence[bytes]
+    valid: Sequence[bytes]
     garble: garbling.Garbler
     read: Callable[[pathlib.Path], None]
-    inside: Sequence[tuple[pathlib.Path, str]] = ()
+    locations: Sequence[tuple[pathlib.Path, str]] = ()
 
 
 def read_weights(path: pathlib.Path) -> None:
-    """Opens weights and asks everything that commands ask of them, the model included."""
-    from convit_jax.weights import open_weights  # noqa: PLC0415  (the parent does without)
+    """Open weights and call everything that commands call, including creating the model."""
+    from convit_jax.weights import open_weights  # noqa: PLC0415  (not needed by the parent)
 
     weights = open_weights(path)
     architecture = weights.architecture()
@@ -79,8 +81,8 @@ def read_weights(path: pathlib.Path) -> None:
 
 
 def read_image(path: pathlib.Path) -> None:
-    """Decodes an image, to a number of channels that its size decides."""
-    from convit_jax.data.decoding import decode  # noqa: PLC0415
+    """Decode an image, with a number of channels that depends on its size."""
+    from convit_jax.data.images.decoding import decode  # noqa: PLC0415
 
     content = path.read_bytes()
     channels = 1 + len(content) % 4
@@ -90,7 +92,7 @@ def read_image(path: pathlib.Path) -> None:
 
 
 def read_tfrecord(path: pathlib.Path) -> None:
-    """Opens a TFDS dataset and reads every record as training and as evaluation do."""
+    """Open a TFDS dataset and read every record as in evaluation and as in training."""
     from convit_jax.data import open_source  # noqa: PLC0415
     from convit_jax.data.reading import Row, RowReader  # noqa: PLC0415
 
@@ -99,13 +101,13 @@ def read_tfrecord(path: pathlib.Path) -> None:
     out = np.empty((len(rows), 8, 8, 3), np.uint8)
     for seed in (None, 0):
         reader = RowReader(source, lambda pixels, *_: np.resize(pixels, (8, 8, 3)), (8, 8, 3), seed)
-        read = reader.read(rows, out)
-        if len(read.labels) != len(rows):
-            raise TypeError("not every row is there")
+        result = reader.read(rows, out)
+        if len(result.labels) != len(rows):
+            raise TypeError("rows are missing")
 
 
 def read_run(path: pathlib.Path) -> None:
-    """Compares a run that is to go on with what its checkpoint says of it."""
+    """Check a resumed run against the configuration in its checkpoint."""
     from etils import epath  # noqa: PLC0415
 
     from convit_jax.config import resolve  # noqa: PLC0415
@@ -115,55 +117,57 @@ def read_run(path: pathlib.Path) -> None:
 
 
 def make_kind(name: str, scratch: pathlib.Path) -> Kind:
-    """A kind, with sound files made now."""
+    """Return a kind, creating its valid files in `scratch`."""
     if name in ("jpeg", "png", "image"):
         formats = ("WEBP", "GIF", "TIFF", "BMP", "PPM") if name == "image" else (name.upper(),)
-        sound = [content for format_name in formats for content in _sound_images(format_name)]
+        valid = [content for format_name in formats for content in _valid_images(format_name)]
         garble = {"jpeg": garbling.jpeg, "png": garbling.png, "image": garbling.bytewise}[name]
-        return Kind(f"x.{name}", sound, garble, read_image)
+        return Kind(f"x.{name}", valid, garble, read_image)
     if name == "tfrecord":
-        directory = _sound_tfds(scratch / "tfds")
+        directory = _valid_tfds(scratch / "tfds")
         path = next(directory.rglob("*.tfrecord*"))
-        return _inside(directory, [path], garbling.tfrecord, read_tfrecord)
+        return _kind_in_directory(directory, [path], garbling.tfrecord, read_tfrecord)
     if name == "run":
-        directory = _sound_run(scratch / "run")
-        return _inside(directory, sorted(directory.rglob("metadata")), _text_or_bytes, read_run)
-    weights = _sound_weights(scratch)
+        directory = _valid_run(scratch / "run")
+        paths = sorted(directory.rglob("metadata"))
+        return _kind_in_directory(directory, paths, _garble_json_or_bytes, read_run)
+    weights = _valid_weights(scratch)
     if name == "checkpoint":
         directory = scratch / "checkpoint"
         paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
-        return _inside(directory, paths, _text_or_bytes, read_weights)
+        return _kind_in_directory(directory, paths, _garble_json_or_bytes, read_weights)
     if name == "config":
         paths = [scratch / "hub" / "config.json"]
-        return _inside(scratch / "hub", paths, garbling.json_text, read_weights)
+        return _kind_in_directory(scratch / "hub", paths, garbling.json_text, read_weights)
     if name == "card":
-        return Kind("x.safetensors", [weights["ours.safetensors"]], garbling.card, read_weights)
+        valid = [weights["card.safetensors"]]
+        return Kind("x.safetensors", valid, garbling.card, read_weights)
     suffix = f".{name}"
-    sound = [content for file, content in weights.items() if file.endswith(suffix)]
+    valid = [content for file, content in weights.items() if file.endswith(suffix)]
     pth = garbling.torch_file(str(scratch / "canary"))
-    return Kind(f"x{suffix}", sound, pth if name == "pth" else garbling.safetensors, read_weights)
+    return Kind(f"x{suffix}", valid, pth if name == "pth" else garbling.safetensors, read_weights)
 
 
-def _inside(
+def _kind_in_directory(
     directory: pathlib.Path,
     paths: Sequence[pathlib.Path],
     garble: garbling.Garbler,
     read: Callable[[pathlib.Path], None],
 ) -> Kind:
-    """A kind of which some files of a directory are garbled, one at a time."""
-    places = [(directory, str(path.relative_to(directory))) for path in paths]
-    return Kind("", [path.read_bytes() for path in paths], garble, read, places)
+    """Return a kind that garbles some files of a directory, one at a time."""
+    locations = [(directory, str(path.relative_to(directory))) for path in paths]
+    return Kind("", [path.read_bytes() for path in paths], garble, read, locations)
 
 
-def _text_or_bytes(content: bytes, rng: random.Random) -> bytes:
-    """A file of a checkpoint: some are JSON."""
+def _garble_json_or_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Garble a file of a checkpoint, some of which are JSON."""
     if content.startswith(b"{"):
         return garbling.json_text(content, rng)
     return garbling.bytewise(content, rng)
 
 
-def _sound_run(directory: pathlib.Path) -> pathlib.Path:
-    """What a checkpoint of a run says of it, without its state."""
+def _valid_run(directory: pathlib.Path) -> pathlib.Path:
+    """Write a run's checkpoint without its state: config, card and data."""
     from convit_jax.config import resolve  # noqa: PLC0415
     from convit_jax.weights import Card  # noqa: PLC0415
 
@@ -178,10 +182,8 @@ def _sound_run(directory: pathlib.Path) -> pathlib.Path:
     return directory
 
 
-def _sound_weights(scratch: pathlib.Path) -> dict[str, bytes]:
-    """Weights of a tiny ConViT by file name; `checkpoint` and `hub` are made beside them."""
-    import argparse as namespaces  # noqa: PLC0415  (as the released checkpoints hold one)
-
+def _valid_weights(scratch: pathlib.Path) -> dict[str, bytes]:
+    """Return files of weights of a tiny ConViT by name, and write `checkpoint` and `hub`."""
     import safetensors.numpy  # noqa: PLC0415
     import safetensors.torch  # noqa: PLC0415
     import torch  # noqa: PLC0415
@@ -207,19 +209,14 @@ def _sound_weights(scratch: pathlib.Path) -> dict[str, bytes]:
     )
     torch.save(tensors, scratch / "plain.pth")
     released = {
-        "model": tensors, "optimizer": {}, "epoch": 3, "args": namespaces.Namespace(lr=1e-3),
+        "model": tensors, "optimizer": {}, "epoch": 3, "args": argparse.Namespace(lr=1e-3),
     }  # fmt: skip
     torch.save(released, scratch / "released.pth")
     torch.save(tensors, scratch / "old.pth", _use_new_zipfile_serialization=False)
-    ours = scratch / "ours.safetensors"
     checkpoint = scratch / "checkpoint"
-    quiet = io.StringIO()
-    stdout, sys.stdout = sys.stdout, quiet
-    try:
+    with contextlib.redirect_stdout(io.StringIO()):
         convert.main([str(plain), str(checkpoint)])
-        convert.main([str(checkpoint), str(ours)])
-    finally:
-        sys.stdout = stdout
+        convert.main([str(checkpoint), str(scratch / "card.safetensors")])
     hub = scratch / "hub"
     hub.mkdir()
     shutil.copy(plain, hub / "model.safetensors")
@@ -240,8 +237,8 @@ def _sound_weights(scratch: pathlib.Path) -> dict[str, bytes]:
     }
 
 
-def _sound_images(format_name: str) -> list[bytes]:
-    """Small pictures of several modes, with and without EXIF."""
+def _valid_images(format_name: str) -> list[bytes]:
+    """Return small images of several modes, with and without EXIF."""
     rng, out = np.random.default_rng(0), []
     colours = Image.fromarray(rng.integers(0, 256, (13, 18, 3), dtype=np.uint8), "RGB")
     exif = Image.Exif()
@@ -253,17 +250,17 @@ def _sound_images(format_name: str) -> list[bytes]:
     }[format_name]  # fmt: skip
     for mode in modes:
         for options in ({}, {"exif": exif}, {"progressive": True, "quality": 40}):
-            picture = (
+            image = (
                 colours.convert("I").convert("I;16") if mode == "I;16" else colours.convert(mode)
             )
             buffer = io.BytesIO()
-            picture.save(buffer, format_name, **options)
+            image.save(buffer, format_name, **options)
             out.append(buffer.getvalue())
     return out
 
 
-def _sound_tfds(directory: pathlib.Path) -> pathlib.Path:
-    """A TFDS dataset of ten small images in one TFRecord file."""
+def _valid_tfds(directory: pathlib.Path) -> pathlib.Path:
+    """Write a TFDS dataset of ten small images in one TFRecord file."""
     import tensorflow_datasets as tfds  # noqa: PLC0415
 
     class Fuzzed(tfds.core.GeneratorBasedBuilder):
@@ -295,8 +292,8 @@ def _sound_tfds(directory: pathlib.Path) -> pathlib.Path:
     return directory
 
 
-class Reading:
-    """In the process that reads: the kinds, and one file after another."""
+class Worker:
+    """The child process's part: garbles and reads one file after another."""
 
     def __init__(self, scratch: pathlib.Path, seed: int) -> None:
         scratch.mkdir()
@@ -305,57 +302,57 @@ class Reading:
         self._target = scratch / "garbled"
 
     def warm_up(self, kind: str) -> list[str]:
-        """Makes sound files and reads them, so that all is loaded that reading loads.
+        """Create valid files and read them, so that everything needed for reading is loaded.
 
         Returns:
-            What went wrong with those that should have been read.
+            A message for each valid file that could not be read.
         """
         (self._scratch / kind).mkdir()
         self._kinds[kind] = make_kind(kind, self._scratch / kind)
         complaints = []
-        for number, content in enumerate(self._kinds[kind].sound):
-            path, _ = self._written(kind, number, content)
+        for index, content in enumerate(self._kinds[kind].valid):
+            path, _ = self._write(kind, index, content)
             try:
                 self._kinds[kind].read(path)
             except Exception as error:
-                complaints.append(f"{kind}: sound file {number} is not read: {error!r}")
+                complaints.append(f"{kind}: valid file {index} cannot be read: {error!r}")
         return complaints
 
     def read(self, kind: str, number: int) -> dict[str, Any]:
-        """Garbles and reads a file: how that ended."""
-        from convit_jax.data.decoding import BrokenImageError  # noqa: PLC0415
+        """Garble and read a file, and report the result."""
+        from convit_jax.data.images.decoding import BrokenImageError  # noqa: PLC0415
         from convit_jax.errors import InputError  # noqa: PLC0415
 
         rng = random.Random(f"{self._seed} {kind} {number}")
-        which = rng.randrange(len(self._kinds[kind].sound))
-        content = self._kinds[kind].garble(self._kinds[kind].sound[which], rng)
-        path, written = self._written(kind, which, content)
-        _forget_peak()
-        before, began, result, said = _memory("VmRSS"), time.process_time(), "read", ""
+        index = rng.randrange(len(self._kinds[kind].valid))
+        content = self._kinds[kind].garble(self._kinds[kind].valid[index], rng)
+        path, file = self._write(kind, index, content)
+        _reset_peak_memory()
+        memory_before, start, result, message = _memory("VmRSS"), time.process_time(), "read", ""
         try:
             self._kinds[kind].read(path)
         except (InputError, BrokenImageError) as error:
-            result, said = "refused", str(error)
-            if not said.strip() or "\n" in said.strip() or len(said) > 3000:
-                result, said = "no sentence", repr(said[:3000])
+            result, message = "refused", str(error)
+            if not message.strip() or "\n" in message.strip() or len(message) > 3000:
+                result, message = "no sentence", repr(message[:3000])
         except Exception as error:
-            result, said = type(error).__name__, traceback.format_exc(limit=-6)
-        seconds, memory = time.process_time() - began, _memory("VmHWM") - before
+            result, message = type(error).__name__, traceback.format_exc(limit=-6)
+        seconds, memory = time.process_time() - start, _memory("VmHWM") - memory_before
         canary = self._scratch / kind / "canary"
         if canary.exists():
             canary.unlink()
             result = "CODE EXECUTED"
-        return {"result": result, "said": said, "seconds": seconds, "memory": memory,
-                "file": str(written)}  # fmt: skip
+        return {"result": result, "message": message, "seconds": seconds, "memory": memory,
+                "file": str(file)}  # fmt: skip
 
-    def _written(self, kind: str, which: int, content: bytes) -> tuple[pathlib.Path, pathlib.Path]:
-        """What is to be read, and the garbled file in it."""
+    def _write(self, kind: str, index: int, content: bytes) -> tuple[pathlib.Path, pathlib.Path]:
+        """Write a garbled file; return the path to read, and the file's, which may be inside."""
         if self._target.is_dir():
             shutil.rmtree(self._target)
         self._target.unlink(missing_ok=True)
-        inside = self._kinds[kind].inside
-        if inside:
-            directory, name = inside[which]
+        locations = self._kinds[kind].locations
+        if locations:
+            directory, name = locations[index]
             shutil.copytree(directory, self._target)
             (self._target / name).write_bytes(content)
             return self._target, self._target / name
@@ -366,36 +363,36 @@ class Reading:
 
 
 def _memory(name: str) -> int:
-    """A figure of this process in bytes: VmRSS, VmHWM (its peak) or VmSize."""
+    """Return a number of bytes of this process: VmRSS, VmHWM (its peak) or VmSize."""
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(status.split(f"{name}:")[1].split()[0])
 
 
-def _forget_peak() -> None:
+def _reset_peak_memory() -> None:
     gc.collect()
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def serve(scratch: pathlib.Path, seed: int, kinds: Sequence[str]) -> None:
-    """In the process that reads: "KIND NUMBER" lines in, a line of JSON for each out."""
+    """Run the child process: read lines "KIND NUMBER", answer each by a line of JSON."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    reading = Reading(scratch, seed)
-    complaints = [complaint for kind in kinds for complaint in reading.warm_up(kind)]
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
+    worker = Worker(scratch, seed)
+    complaints = [complaint for kind in kinds for complaint in worker.warm_up(kind)]
     gc.collect()
-    gc.freeze()  # what is there now stays; looking through it takes a third of a second a file
-    most = _memory("VmSize") + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    gc.freeze()  # collecting the existing objects would take a third of a second per file
+    limit = _memory("VmSize") + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     answers.write(json.dumps(complaints) + "\n")
     answers.flush()
     for line in sys.stdin:
         kind, number = line.split()
-        answers.write(json.dumps(reading.read(kind, int(number))) + "\n")
+        answers.write(json.dumps(worker.read(kind, int(number))) + "\n")
         answers.flush()
 
 
-class Reader:
-    """The process that reads, seen from outside."""
+class WorkerProcess:
+    """Starts and restarts the child process, and sends it requests."""
 
     def __init__(self, scratch: pathlib.Path, flags: argparse.Namespace) -> None:
         self._scratch, self._flags, self._starts = scratch, flags, 0
@@ -403,31 +400,33 @@ class Reader:
         self._process: subprocess.Popen[bytes] | None = None
 
     def read(self, kind: str, number: int) -> dict[str, Any]:
-        """Has a file read; where the process hangs twice, or dies, that is the answer."""
+        """Have a file read, and return the answer: also if the process dies, or hangs twice."""
         for _attempt in (1, 2):
             process = self._process or self._start()
+            assert process.stdin is not None
             process.stdin.write(f"{kind} {number}\n".encode())
             process.stdin.flush()
-            line = self._line(PATIENCE * LIMIT)
+            line = self._read_line(process, PATIENCE * LIMIT)
             if line:
                 answer = json.loads(line)
                 if answer["seconds"] <= LIMIT:
                     return answer
             code = self.close()
             if line is not None and not line:
-                said = (self._scratch / "said.txt").read_text(errors="replace")[-2000:]
+                message = (self._scratch / "stderr.txt").read_text(errors="replace")[-2000:]
                 result = f"the process died, code {code}"
-                return {"result": result, "said": said, "file": self._garbled(kind)}
-            # Once more, in a new process.
-        return {"result": f"more than {LIMIT:g} s", "file": self._garbled(kind)}
+                return {"result": result, "message": message, "file": self._garbled_file()}
+            # The process hung: try again in a new one.
+        return {"result": f"more than {LIMIT:g} s", "file": self._garbled_file()}
 
     def close(self) -> int | None:
-        """Ends the process."""
+        """End the process, and return its exit code."""
         if self._process is None:
             return None
+        assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            code = self._process.wait(timeout=2)  # where it has ended by itself
+            code = self._process.wait(timeout=2)  # it may end by itself
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
@@ -442,51 +441,53 @@ class Reader:
             "XDG_CACHE_HOME": str(self._scratch / "cache"), "TMPDIR": str(self._scratch),
             "OPENBLAS_NUM_THREADS": "1",
         }  # fmt: skip
-        said = self._scratch / "said.txt"  # libraries chatter, file after file
-        with said.open("w") as stderr:
+        stderr_path = self._scratch / "stderr.txt"  # libraries print warnings about every file
+        with stderr_path.open("w") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, *self._flags.kinds, "--seed", str(self._flags.seed),
                  "--child", str(directory)],
                 env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
             )  # fmt: skip
-        line = self._line(STARTING)
+        line = self._read_line(self._process, START_TIMEOUT)
         if not line:
             self.close()
-            sys.exit(f"the process that reads does not start: {said.read_text()[-2000:]}")
+            sys.exit(f"the child process does not start: {stderr_path.read_text()[-2000:]}")
         self.complaints = json.loads(line)
         return self._process
 
-    def _line(self, seconds: float) -> bytes | None:
-        """The next line; empty where the process ended, None where it says nothing in time."""
-        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
-        return self._process.stdout.readline() if ready else None
+    @staticmethod
+    def _read_line(process: subprocess.Popen[bytes], timeout: float) -> bytes | None:
+        """Return the next line; an empty one if the process ended, None after the timeout."""
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], timeout)
+        return process.stdout.readline() if ready else None
 
-    def _garbled(self, kind: str) -> str:
+    def _garbled_file(self) -> str:
         directory = self._scratch / str(self._starts) / "garbled"
         return max((str(p) for p in directory.rglob("*") if p.is_file()), default="", key=len)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fuzzes as the flags say and prints a table of what came of it."""
+    """Run the fuzzer as the flags say, and print a summary of each kind."""
     names = ("safetensors", "pth", "card", "jpeg", "png", "image", "tfrecord", "checkpoint",
              "config", "run")  # fmt: skip
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(names)}")
-    parser.add_argument("--count", type=int, default=10_000, help="files a kind (default 10000)")
+    parser.add_argument("--count", type=int, default=10_000, help="files per kind (default 10000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="this file alone")
+    parser.add_argument("--only", type=int, help="number of the only file to read")
     parser.add_argument(
         "--keep", type=pathlib.Path, default=pathlib.Path("fuzz_findings"), metavar="DIR",
-        help="where files are kept that something is wrong with (default fuzz_findings)",
+        help="directory to save findings in (default fuzz_findings)",
     )  # fmt: skip
     parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
     flags.kinds = flags.kinds or list(names)
     unknown = [kind for kind in flags.kinds if kind not in names]
     if unknown:
-        parser.error(f"no kind {unknown[0]!r}: expected some of {', '.join(names)}")
+        parser.error(f"no kind {unknown[0]!r}: expected any of {', '.join(names)}")
     if flags.child:
         serve(flags.child, flags.seed, flags.kinds)
         return 0
@@ -495,43 +496,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fuzz(kind: str, scratch: pathlib.Path, flags: argparse.Namespace) -> int:
-    """Has the files of a kind read; returns how many something is wrong with."""
-    counts: dict[str, int] = {}
-    slowest = largest = 0.0
+    """Have the files of a kind read, and return the number of findings."""
+    counts: collections.Counter[str] = collections.Counter()
+    max_seconds = max_memory = 0.0
     flags = argparse.Namespace(**vars(flags) | {"kinds": [kind]})
-    reader = Reader(scratch / kind, flags)
+    process = WorkerProcess(scratch / kind, flags)
     (scratch / kind).mkdir()
     try:
         for number in range(flags.count) if flags.only is None else (flags.only,):
-            answer = reader.read(kind, number)
+            answer = process.read(kind, number)
             result = answer["result"]
-            slowest = max(slowest, answer.get("seconds", LIMIT))
-            largest = max(largest, answer.get("memory", 0))
-            counts[result] = counts.get(result, 0) + 1
-            wrong = result not in ("read", "refused")
-            if (wrong and counts[result] <= 20) or flags.only is not None:
-                _keep(kind, number, answer, flags.keep)
+            max_seconds = max(max_seconds, answer.get("seconds", LIMIT))
+            max_memory = max(max_memory, answer.get("memory", 0))
+            counts[result] += 1
+            is_finding = result not in ("read", "refused")
+            if (is_finding and counts[result] <= 20) or flags.only is not None:
+                _save(kind, number, answer, flags.keep)
     finally:
-        reader.close()
-    wrong = sum(count for result, count in counts.items() if result not in ("read", "refused"))
-    print("\n".join(reader.complaints), end="\n" if reader.complaints else "")
+        process.close()
+    print("\n".join(process.complaints), end="\n" if process.complaints else "")
     print(
-        f"{kind}: {sum(counts.values()):,} files, "
+        f"{kind}: {counts.total():,} files, "
         + ", ".join(f"{count:,} {result}" for result, count in sorted(counts.items()))
-        + f"; slowest {slowest:.2f} s, most memory {largest / 2**20:,.0f} MiB",
+        + f"; slowest {max_seconds:.2f} s, most memory {max_memory / 2**20:,.0f} MiB",
         flush=True,
     )
-    return wrong + len(reader.complaints)
+    return counts.total() - counts["read"] - counts["refused"] + len(process.complaints)
 
 
-def _keep(kind: str, number: int, answer: dict[str, Any], keep: pathlib.Path) -> None:
-    """Copies the file and what was said of it."""
-    keep.mkdir(parents=True, exist_ok=True)
+def _save(kind: str, number: int, answer: dict[str, Any], directory: pathlib.Path) -> None:
+    """Copy the file, and write the result and the message beside it."""
+    directory.mkdir(parents=True, exist_ok=True)
     source = pathlib.Path(answer["file"])
     if source.is_file():
-        shutil.copy(source, keep / f"{kind}-{number}-{source.name}")
-    said = f"{answer['result']}\n{answer.get('said', '')}\n"
-    (keep / f"{kind}-{number}.txt").write_text(said, errors="backslashreplace")
+        shutil.copy(source, directory / f"{kind}-{number}-{source.name}")
+    text = f"{answer['result']}\n{answer.get('message', '')}\n"
+    (directory / f"{kind}-{number}.txt").write_text(text, errors="backslashreplace")
 
 
 if __name__ == "__main__":

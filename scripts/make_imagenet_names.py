@@ -1,10 +1,10 @@
-"""Makes convit_jax/data/imagenet_classes.txt: the 1,000 classes of ImageNet by id and name.
+"""Make convit_jax/data/sources/imagenet_classes.txt: the 1,000 classes of ImageNet by id and name.
 
     apt-get download wordnet-base && dpkg -x wordnet-base*.deb wordnet
     python scripts/make_imagenet_names.py wordnet/usr/share/wordnet/data.noun
 
-ImageNet's class ids are offsets in WordNet 3.0's file of nouns, and its class names the words found
-there. The ids, in the order of the labels, are those that TFDS builds ImageNet with.
+ImageNet's class ids are offsets in WordNet 3.0's file of nouns, and its class names are the words
+at these offsets. The ids and their order are those of TFDS.
 """
 
 import argparse
@@ -39,23 +39,24 @@ _HEADER = """\
 
 
 def names_at(nouns: bytes, offset: int) -> list[str]:
-    """The words of the synset at an offset of WordNet's data.noun, whose format is wndb(5WN)."""
+    """Return the words of the synset at an offset of WordNet's data.noun, see wndb(5WN)."""
     fields = nouns[offset : nouns.index(b"\n", offset)].decode().split(" ")
     if int(fields[0]) != offset:
         raise ValueError(f"no synset begins at {offset}: is this WordNet 3.0's data.noun?")
-    count = int(fields[3], 16)
-    return [word.replace("_", " ") for word in fields[4 : 4 + 2 * count : 2]]
+    num_words = int(fields[3], 16)
+    return [word.replace("_", " ") for word in fields[4 : 4 + 2 * num_words : 2]]
 
 
 def main() -> None:
-    """Reads WordNet's file of nouns and writes the list."""
+    """Read WordNet's file of nouns and write the list."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data_noun", type=pathlib.Path, help="WordNet 3.0's data.noun")
     nouns = parser.parse_args().data_noun.read_bytes()
     ids = pathlib.Path(imagenet_common.label_names_file()).read_text().split()
     lines = (f"{wnid}\t{', '.join(names_at(nouns, int(wnid[1:])))}\n" for wnid in ids)
     repository = pathlib.Path(__file__).parent.parent
-    (repository / "convit_jax/data/imagenet_classes.txt").write_text(_HEADER + "".join(lines))
+    path = repository / "convit_jax/data/sources/imagenet_classes.txt"
+    path.write_text(_HEADER + "".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Makes JPEGs like ImageNet's, for trying things at scale without ImageNet.
+"""Make JPEGs that resemble ImageNet's, for tests at scale without ImageNet.
 
     python scripts/make_photographs.py /tmp/photographs --count 3000
     python scripts/make_photographs.py /tmp/photographs --count 3000 --imagenet /tmp/imagenet
 
-They are parts of scikit-learn's two photographs, about 500x375 pixels and 106 kB as ImageNet's are,
-turned to other colours: ten classes, two photographs times five hues. The directory has train/CLASS
-and validation/CLASS. With --imagenet the same pictures are also packed into tar files as ImageNet's
-are, and prepared by TFDS's own builder: read them as tfds:imagenet2012:train:DIRECTORY.
+They are parts of scikit-learn's two photographs with shifted hues, of about 500x375 pixels and
+106 kB like ImageNet's: ten classes, two photographs times five hues. The directory contains
+train/CLASS and validation/CLASS. With --imagenet the same images are also packed into tar files
+like ImageNet's and prepared by TFDS's builder: read them as tfds:imagenet2012:train:DIRECTORY.
 """
 
 import argparse
@@ -24,7 +24,7 @@ QUALITY = 94
 
 
 def photograph(rng: np.random.Generator, photographs: list[np.ndarray], label: int) -> bytes:
-    """A JPEG of a class: a random part of a photograph, turned in hue, with a camera's noise."""
+    """Return a JPEG of a class: a random part of a photograph, with shifted hue and noise."""
     source = photographs[label // HUES]
     scale = rng.uniform(1.0, 1.6)
     height, width = (round(side * scale * rng.uniform(0.9, 1.0)) for side in SIZE)
@@ -42,7 +42,7 @@ def photograph(rng: np.random.Generator, photographs: list[np.ndarray], label: i
 
 
 def write_tar(path: pathlib.Path, members: dict[str, bytes]) -> None:
-    """A tar file of the given names and contents."""
+    """Write a tar file of members given by name and content."""
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             entry = tarfile.TarInfo(name)
@@ -51,12 +51,12 @@ def write_tar(path: pathlib.Path, members: dict[str, bytes]) -> None:
 
 
 def prepare_imagenet(root: pathlib.Path, data_dir: str, file_format: str) -> None:
-    """Packs the pictures as ImageNet's tar files and has TFDS prepare them.
+    """Pack the images into tar files like ImageNet's, and prepare them with TFDS.
 
-    Their labels are the first ten of ImageNet's; the validation part keeps the order of ImageNet's
-    own labels, which TFDS carries, so its labels mean nothing here.
+    The training labels are the first ten of ImageNet's. TFDS assigns the validation labels by
+    position, from ImageNet's own list, so they are meaningless here.
     """
-    # Imported here: it is slow, and without --imagenet not needed.
+    # Slow to import, and only needed with --imagenet.
     import tensorflow_datasets as tfds  # noqa: PLC0415
 
     builder = tfds.builder("imagenet2012", data_dir=data_dir, file_format=file_format)
@@ -66,10 +66,10 @@ def prepare_imagenet(root: pathlib.Path, data_dir: str, file_format: str) -> Non
     for label, directory in enumerate(sorted((root / "train").iterdir())):
         synset = builder.info.features["label"].int2str(label)
         files = sorted(directory.iterdir())
-        inner = manual / f"{synset}.tar"
-        write_tar(inner, {f"{synset}_{f.stem}.JPEG": f.read_bytes() for f in files})
-        classes[inner.name] = inner.read_bytes()
-        inner.unlink()
+        class_tar = manual / f"{synset}.tar"
+        write_tar(class_tar, {f"{synset}_{f.stem}.JPEG": f.read_bytes() for f in files})
+        classes[class_tar.name] = class_tar.read_bytes()
+        class_tar.unlink()
     write_tar(manual / "ILSVRC2012_img_train.tar", classes)
     files = sorted((root / "validation").rglob("*.jpg"))
     names = (f"{{}}_{number:08d}.JPEG" for number in range(1, len(files) + 1))
@@ -83,27 +83,27 @@ def prepare_imagenet(root: pathlib.Path, data_dir: str, file_format: str) -> Non
 
 
 def main() -> None:
-    """Writes the pictures, and prepares them if asked to."""
+    """Write the images and, with --imagenet, prepare them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directory", type=pathlib.Path)
-    parser.add_argument("--count", type=int, default=3000, help="training pictures (default 3000)")
+    parser.add_argument("--count", type=int, default=3000, help="training images (default 3000)")
     parser.add_argument("--imagenet", metavar="DIRECTORY", help="TFDS data directory to prepare")
     parser.add_argument("--file-format", default="tfrecord", help="tfrecord or array_record")
     arguments = parser.parse_args()
     photographs = load_sample_images().images
-    parts = {"train": arguments.count, "validation": max(arguments.count // 10, 20)}
-    for seed, (part, count) in enumerate(parts.items()):
+    splits = {"train": arguments.count, "validation": max(arguments.count // 10, 20)}
+    for seed, (split, count) in enumerate(splits.items()):
         rng = np.random.default_rng(seed)
         sizes = []
         for i in range(count):
             label = i % (2 * HUES)
-            path = arguments.directory / part / f"class_{label}" / f"{i:06d}.jpg"
+            path = arguments.directory / split / f"class_{label}" / f"{i:06d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(photograph(rng, photographs, label))
             sizes.append(path.stat().st_size)
-        print(f"{arguments.directory / part}: {count} pictures of {np.mean(sizes) / 1e3:.0f} kB")
+        print(f"{arguments.directory / split}: {count} images of {np.mean(sizes) / 1e3:.0f} kB")
     if arguments.imagenet:
         prepare_imagenet(arguments.directory, arguments.imagenet, arguments.file_format)
         print(f"read it as tfds:imagenet2012:train:{arguments.imagenet}")

@@ -1,10 +1,10 @@
-"""Plans the paper's six ConViTs on five TPU slices and prints the tables of docs/plans.md:
+"""Plan the paper's six ConViTs on five TPU slices and print the tables of docs/plans.md:
 
     python scripts/make_plan_table.py docs/plans.jsonl
 
-A plan takes minutes; each is added to the file as it is made, and those that are there are kept.
-Every config is as it stands. Where it does not fit a chip's memory, `remat` is tried next. A second
-table has what each switch that saves memory does for one of them.
+A plan takes minutes; each is appended to the file at once, and plans that the file has are reused.
+Configs are unchanged, except that `remat` is tried where a run does not fit a chip's memory. A
+second table shows the effect of each memory-saving switch on one of the runs.
 """
 
 import json
@@ -20,8 +20,8 @@ REMAT = "config.model.remat=true"
 SWITCHED = ("s", "v5e-8")
 SWITCHES = ("", REMAT, "config.optimizer.accumulate=2", "config.mesh.fsdp=8")
 HEADINGS = (
-    "model", "slice", "images a chip", "GiB a chip", "step, ms", "images/s", "of the peak",
-    "hours", "images/s from each host",
+    "model", "slice", "images per chip", "GiB per chip", "step, ms", "images/s", "of the peak",
+    "hours", "images/s per host",
 )  # fmt: skip
 SWITCH_HEADINGS = (
     "switch", "parameters, optimizer", "activations, temporaries", "batch, program", "in all",
@@ -30,51 +30,50 @@ SWITCH_HEADINGS = (
 GIB = 2**30
 
 
-class Plans:
-    """Plans kept in a file, a line each, and made when they are asked for first."""
+class PlanCache:
+    """Plans cached in a file, one JSON object per line, and computed on the first request."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Reads the file, which need not be there."""
+        """Reads the file, if it exists."""
         self._path = path
         lines = path.read_text().splitlines() if path.exists() else []
-        self._made = {self._case(plan): plan for plan in map(json.loads, lines)}
+        self._plans = {
+            (plan["config"], plan["topology"], plan["switch"]): plan
+            for plan in map(json.loads, lines)
+        }
 
-    @staticmethod
-    def _case(plan: dict[str, Any]) -> tuple[str, str, str]:
-        return plan["config"], plan["topology"], plan["switch"]
-
-    def find(self, model: str, topology: str, switch: str = "") -> dict[str, Any]:
-        """The plan of a config, with a flag besides, on a slice."""
-        case = (model, topology, switch)
-        if case not in self._made:
-            plan = {"config": model, "switch": switch} | make_plan(*case)
+    def get(self, model: str, topology: str, switch: str = "") -> dict[str, Any]:
+        """Return the plan of a config on a slice, with an additional flag."""
+        key = (model, topology, switch)
+        if key not in self._plans:
+            plan = {"config": model, "switch": switch} | make_plan(*key)
             with self._path.open("a") as file:
                 file.write(json.dumps(plan) + "\n")
-            self._made[case] = plan
-        return self._made[case]
+            self._plans[key] = plan
+        return self._plans[key]
 
 
 def make_plan(model: str, topology: str, switch: str) -> dict[str, Any]:
-    """What `python -m convit_jax.plan --json` says.
+    """Return the output of `python -m convit_jax.plan --json`.
 
     Raises:
-        RuntimeError: it ended with neither a plan nor the word that the run does not fit.
+        RuntimeError: the command failed for another reason than that the run does not fit.
     """
     command = [sys.executable, "-m", "convit_jax.plan", "--json", f"--topology={topology}"]
     command += [f"--config=configs/convit_{model}.py", *([f"--{switch}"] if switch else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1) or not done.stdout:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
-    return json.loads(done.stdout)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode not in (0, 1) or not result.stdout:
+        raise RuntimeError(f"{' '.join(command)} exited with {result.returncode}: {result.stderr}")
+    return json.loads(result.stdout)
 
 
-def rows(plans: Plans) -> Iterator[tuple[str, ...]]:
-    """Of each model on each slice: memory, and what the estimated time comes to."""
+def rows(plans: PlanCache) -> Iterator[tuple[str, ...]]:
+    """Yield the memory and estimated speed of each model on each slice."""
     for topology in SLICES:
         for model in MODELS:
-            plan = plans.find(model, topology)
+            plan = plans.get(model, topology)
             if not plan["fits"]:
-                plan = plans.find(model, topology, REMAT)
+                plan = plans.get(model, topology, REMAT)
             name = plan["model"] + (" (remat)" if plan["switch"] else "")
             if not plan["fits"]:
                 yield name, topology, str(plan["batch_per_chip"]), "does not fit", *[""] * 5
@@ -92,12 +91,12 @@ def rows(plans: Plans) -> Iterator[tuple[str, ...]]:
             )
 
 
-def switch_rows(plans: Plans) -> Iterator[tuple[str, ...]]:
-    """Of each switch: memory by what fills it, and the time it costs."""
+def switch_rows(plans: PlanCache) -> Iterator[tuple[str, ...]]:
+    """Yield the memory by content, and the time per step, with each switch."""
     for switch in SWITCHES:
-        plan = plans.find(*SWITCHED, switch)
+        plan = plans.get(*SWITCHED, switch)
         yield (
-            f"`--{switch}`" if switch else "as it stands",
+            f"`--{switch}`" if switch else "none",
             gib(plan["parameter_bytes"] + plan["optimizer_bytes"]),
             gib(plan["temporary_bytes"]),
             gib(plan["other_bytes"]),
@@ -107,29 +106,29 @@ def switch_rows(plans: Plans) -> Iterator[tuple[str, ...]]:
 
 
 def gib(size: int) -> str:
-    """Bytes as GiB."""
+    """Format bytes as GiB."""
     return f"{size / GIB:.2f}"
 
 
 def milliseconds(plan: dict[str, Any]) -> str:
-    """A step's estimated time."""
+    """Format a step's estimated time."""
     return f"{1e3 * plan['batch_size'] / plan['images_per_second']:.1f}"
 
 
-def table(headings: tuple[str, ...], texts: int, lines: Iterator[tuple[str, ...]]) -> str:
-    """A table in Markdown, whose first `texts` columns are words and the others numbers."""
-    rule = "|---" * texts + "|---:" * (len(headings) - texts) + "|"
-    return "\n".join([as_line(headings), rule, *map(as_line, lines)])
+def table(headings: tuple[str, ...], num_texts: int, rows: Iterator[tuple[str, ...]]) -> str:
+    """Format a Markdown table; its first `num_texts` columns are texts, the others numbers."""
+    rule = "|---" * num_texts + "|---:" * (len(headings) - num_texts) + "|"
+    return "\n".join([table_row(headings), rule, *map(table_row, rows)])
 
 
-def as_line(cells: tuple[str, ...]) -> str:
-    """A table's line in Markdown."""
+def table_row(cells: tuple[str, ...]) -> str:
+    """Format a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def main(path: pathlib.Path) -> None:
-    """Makes the plans that the file does not have, then prints all."""
-    plans = Plans(path)
+    """Compute the plans that the file lacks, and print the tables."""
+    plans = PlanCache(path)
     print(table(HEADINGS, 2, rows(plans)), end="\n\n")
     print(table(SWITCH_HEADINGS, 1, switch_rows(plans)))
 

@@ -1,23 +1,24 @@
-"""Mutation testing: changes the code in one place at a time and looks whether a test notices.
+"""Mutation testing: change the code in one place at a time and check that a test fails.
 
-    python scripts/mutate.py                         # every file of FILES; an hour or two
-    python scripts/mutate.py --files mixing --list   # what would be changed, and by which id
-    python scripts/mutate.py --shard 1/2             # half of the mutants; 2/2 is the other
-    python scripts/mutate.py --ids 1a2b3c4d          # some of them again
-    python scripts/mutate.py --write                 # what survived → tests/surviving_mutants.md
+    python scripts/mutate.py                         # every file in FILES; an hour or two
+    python scripts/mutate.py --files mixing --list   # list the mutants and their ids
+    python scripts/mutate.py --shard 1/2             # half of the mutants; 2/2 is the other half
+    python scripts/mutate.py --ids 1a2b3c4d          # run some of them again
+    python scripts/mutate.py --write                 # survivors → tests/surviving_mutants.md
 
-Each mutant is written into a copy of the checkout, and the tests of its file run there until the
-first that fails. Results are lines of JSON in --report; what is in it already is not run again,
-so that a campaign can be interrupted. `--write` lists the survivors, with the reasons that the list
-already has for them; the exit code is 1 while a survivor has none.
+Each mutant is written into a copy of the checkout, where the tests of its file run until the first
+failure. Results are appended as lines of JSON to --report; mutants in it are not run again, so a
+campaign can be interrupted. `--write` lists the survivors with the reasons from the existing list;
+the exit code is 1 while a survivor has no reason.
 
-A mutant's id comes from the text of its statement: it stays while the statement does, wherever in
-the file it moves. Left alone are annotations, docstrings, decorators (caches and types) and what
-`raise` and logging say.
+A mutant's id is a hash of its statement and scope: it stays the same when the statement moves
+within its function. Not mutated are annotations, docstrings, decorators (caches and types), and the
+messages of `raise` and logging.
 """
 
 import argparse
 import ast
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -30,26 +31,26 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SURVIVORS = ROOT / "tests" / "surviving_mutants.md"
 
-# What is mutated, and the tests that must notice, the quickest first.
+# Mutated files, and the tests that must fail, the quickest first.
 FILES: dict[str, tuple[str, ...]] = {
-    "convit_jax/data/transforms.py": ("tests/data/test_transforms.py",),
-    "convit_jax/data/randaugment.py": ("tests/data/test_randaugment.py",),
-    "convit_jax/data/image_operations.py": (
-        "tests/data/test_image_operations.py",
-        "tests/data/test_randaugment.py",
+    "convit_jax/data/images/transforms.py": ("tests/data/images/test_transforms.py",),
+    "convit_jax/data/images/randaugment.py": ("tests/data/images/test_randaugment.py",),
+    "convit_jax/data/images/image_operations.py": (
+        "tests/data/images/test_image_operations.py",
+        "tests/data/images/test_randaugment.py",
     ),
     "convit_jax/data/mixing.py": ("tests/data/test_mixing.py",),
     "convit_jax/data/order.py": ("tests/data/test_order.py",),
-    "convit_jax/data/subsets.py": ("tests/data/test_subsets.py",),
-    "convit_jax/data/resizing.py": (
-        "tests/data/test_resizing.py",
-        "tests/data/test_preprocessing.py",
+    "convit_jax/data/sources/subsets.py": ("tests/data/sources/test_subsets.py",),
+    "convit_jax/data/images/resizing.py": (
+        "tests/data/images/test_resizing.py",
+        "tests/data/images/test_preprocessing.py",
     ),
     "convit_jax/training/optimizer.py": (
         "tests/training/test_optimizer.py",
@@ -60,12 +61,12 @@ FILES: dict[str, tuple[str, ...]] = {
         "tests/weights/test_writing.py",
     ),
 }
-# Imported once, before the first test process is forked off; none of it computes on import.
+# Imported once, before the first test process is forked; none of them computes on import.
 PRELOADED = (
     "cv2", "PIL.Image", "simplejpeg", "pytest", "jax", "flax.nnx", "optax", "grain",
     "orbax.checkpoint", "tensorflow_datasets", "sklearn.datasets", "safetensors.numpy",
 )  # fmt: skip
-MEMORY = 6 << 30  # bytes of address space that a mutant may take
+MEMORY = 6 << 30  # address space of a test process, bytes
 
 COMPARISONS: dict[type, tuple[type, ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -97,11 +98,11 @@ class Mutant:
 
     Attributes:
         id: eight hexadecimal digits.
-        path: of the file, from the checkout's root.
-        line: where it is, as the file is now.
-        scope: the function or class around it.
-        change: what was there and what stands there instead.
-        source: () → the whole file, changed.
+        path: the file, relative to the checkout's root.
+        line: line in the current file.
+        scope: name of the enclosing function or class.
+        change: "original → replacement".
+        source: () → the text of the changed file.
     """
 
     id: str
@@ -113,11 +114,11 @@ class Mutant:
 
 
 def alternatives(node: ast.AST) -> Iterator[ast.AST | None]:
-    """What may stand in a node's place; None for nothing at all (a statement left out)."""
+    """Yield replacements of a node; None deletes a statement."""
     if isinstance(node, ast.Compare):
         for i, op in enumerate(node.ops):
-            for other in COMPARISONS[type(op)]:
-                ops = [*node.ops[:i], other(), *node.ops[i + 1 :]]
+            for replacement in COMPARISONS[type(op)]:
+                ops = [*node.ops[:i], replacement(), *node.ops[i + 1 :]]
                 yield ast.Compare(node.left, ops, node.comparators)
     elif isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
         yield ast.BinOp(node.left, ARITHMETIC[type(node.op)](), node.right)
@@ -146,7 +147,7 @@ def alternatives(node: ast.AST) -> Iterator[ast.AST | None]:
             if getattr(node, name) is not None:
                 parts = {"lower": node.lower, "upper": node.upper, "step": node.step}
                 yield ast.Slice(**parts | {name: None})
-    elif isinstance(node, ast.Expr | ast.Raise) or _assigns_into(node):
+    elif isinstance(node, ast.Expr | ast.Raise) or _assigns_to_part(node):
         yield None
     elif isinstance(node, ast.Return) and node.value is not None:
         yield ast.Return(None)
@@ -156,8 +157,8 @@ def alternatives(node: ast.AST) -> Iterator[ast.AST | None]:
         yield ast.Break()
 
 
-def _assigns_into(node: ast.AST) -> bool:
-    """Whether a part of something is assigned to: to leave out another would be a NameError."""
+def _assigns_to_part(node: ast.AST) -> bool:
+    """Return whether an attribute or item is assigned to: deleting others would be a NameError."""
     return isinstance(node, ast.Assign) and isinstance(
         node.targets[0], ast.Attribute | ast.Subscript
     )
@@ -175,7 +176,7 @@ def _other_values(value: Any) -> Iterator[Any]:
 
 
 def _other_calls(node: ast.Call) -> Iterator[ast.AST]:
-    """Another function, a keyword less, or what it was called with or on, as it is."""
+    """Yield calls of another function or without a keyword, and the first argument or receiver."""
     function = node.func
     name = getattr(function, "attr", getattr(function, "id", ""))
     if name in NAMES:
@@ -195,7 +196,7 @@ def _other_calls(node: ast.Call) -> Iterator[ast.AST]:
 
 
 def _root(name: ast.expr) -> str:
-    """What a dotted name begins with."""
+    """Return the first part of a dotted name."""
     return ast.unparse(name).split(".")[0]
 
 
@@ -206,45 +207,55 @@ _MODULES = {
 
 
 def mutants(path: pathlib.Path, root: pathlib.Path = ROOT) -> list[Mutant]:
-    """Every mutant of a file, in the order of its lines."""
+    """Return all mutants of a file, sorted by line."""
     tree = ast.parse(path.read_text())
-    name, seen, out = str(path.relative_to(root)), {}, []
-    for holder, field, index, node, scope, statement in _places(tree, "", None):
-        for other in alternatives(node):
-            there = _described(node)
-            instead = "nothing" if other is None else _described(other)
-            text = f"{name} {scope} {_text(statement)} {there} {instead}"
-            seen[text] = seen.get(text, 0) + 1
-            digest = hashlib.sha256(f"{text} {seen[text]}".encode()).hexdigest()[:8]
-            source = functools.partial(_with, tree, holder, field, index, other)
+    name = str(path.relative_to(root))
+    counts: collections.Counter[str] = collections.Counter()
+    result = []
+    for location, node, scope, statement in _mutable_nodes(tree, "", None):
+        for replacement in alternatives(node):
+            before = _describe(node)
+            after = "nothing" if replacement is None else _describe(replacement)
+            text = f"{name} {scope} {_text(statement)} {before} {after}"
+            counts[text] += 1
+            digest = hashlib.sha256(f"{text} {counts[text]}".encode()).hexdigest()[:8]
+            source = functools.partial(_source_with, tree, location, replacement)
             line = getattr(node, "lineno", getattr(statement, "lineno", 0))
-            out.append(Mutant(digest, name, line, scope, f"{there} → {instead}", source))
-    return sorted(out, key=lambda mutant: mutant.line)
+            result.append(Mutant(digest, name, line, scope, f"{before} → {after}", source))
+    return sorted(result, key=lambda mutant: mutant.line)
 
 
-def _places(
-    holder: ast.AST, scope: str, statement: ast.stmt | None
-) -> Iterator[tuple[ast.AST, str, int | None, ast.AST, str, ast.stmt]]:
-    """Every node that may be changed, with where it hangs: (holder, field, index, node, …)."""
-    for field, value in ast.iter_fields(holder):
+class _Location(NamedTuple):
+    """A node's position in the tree; `index` is None in a field that is not a list."""
+
+    parent: ast.AST
+    field: str
+    index: int | None
+
+
+def _mutable_nodes(
+    parent: ast.AST, scope: str, statement: ast.stmt | None
+) -> Iterator[tuple[_Location, ast.AST, str, ast.stmt]]:
+    """Yield (location, node, scope, enclosing statement) for every node that may be replaced."""
+    for field, value in ast.iter_fields(parent):
         if field in ("annotation", "returns", "decorator_list", "type_params"):
             continue
         for index, node in enumerate(value if isinstance(value, list) else [value]):
-            if not isinstance(node, ast.AST) or _is_left_alone(node):
+            if not isinstance(node, ast.AST) or _is_excluded(node):
                 continue
-            place = index if isinstance(value, list) else None
-            around = node if isinstance(node, ast.stmt) else statement
-            inner = scope
+            location = _Location(parent, field, index if isinstance(value, list) else None)
+            enclosing = node if isinstance(node, ast.stmt) else statement
+            inner_scope = scope
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                inner = f"{scope}.{node.name}".lstrip(".")
-            if around is not None:
-                yield holder, field, place, node, scope, around
+                inner_scope = f"{scope}.{node.name}".lstrip(".")
+            if enclosing is not None:
+                yield location, node, scope, enclosing
             if not isinstance(node, ast.Raise | ast.JoinedStr):
-                yield from _places(node, inner, around)
+                yield from _mutable_nodes(node, inner_scope, enclosing)
 
 
-def _is_left_alone(node: ast.AST) -> bool:
-    """Docstrings, imports, and what is logged."""
+def _is_excluded(node: ast.AST) -> bool:
+    """Return whether a node is a docstring, an import or a logging call."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return True
     if not isinstance(node, ast.Expr):
@@ -255,96 +266,96 @@ def _is_left_alone(node: ast.AST) -> bool:
 
 
 def _text(node: ast.AST) -> str:
-    """A node in a line; of a statement with others inside it only the head."""
+    """Return a node's code in one line; of a compound statement, only its header."""
     lines = ast.unparse(node).splitlines()
     if isinstance(node, ast.stmt) and hasattr(node, "body"):
         lines = [next(line for line in lines if not line.startswith("@"))]
     return " ".join(" ".join(lines).split())
 
 
-def _described(node: ast.AST) -> str:
+def _describe(node: ast.AST) -> str:
     text = _text(node)
     return text if len(text) <= 70 else f"{text[:45]} … {text[-22:]}"
 
 
-def _with(
-    tree: ast.Module, holder: ast.AST, field: str, index: int | None, other: ast.AST | None
-) -> str:
-    """The module's text with something else in one place."""
-    value = getattr(holder, field)
-    old = value if index is None else value[index]
-    new = ast.Pass() if other is None else other
+def _source_with(tree: ast.Module, location: _Location, replacement: ast.AST | None) -> str:
+    """Return the module's code with one node replaced."""
+    parent, field, index = location
+    value = getattr(parent, field)
+    new = ast.Pass() if replacement is None else replacement
+    new_value = new if index is None else [*value[:index], new, *value[index + 1 :]]
+    setattr(parent, field, new_value)
     try:
-        if index is None:
-            setattr(holder, field, new)
-        else:
-            value[index] = new
         return ast.unparse(ast.fix_missing_locations(tree))
     finally:
-        if index is None:
-            setattr(holder, field, old)
-        else:
-            value[index] = old
+        setattr(parent, field, value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What the tests said of a mutant: killed, timeout or survived; by which; after how long."""
+    """Result of testing a mutant.
+
+    Attributes:
+        result: "killed", "timeout" or "survived".
+        by: the test that failed.
+        seconds: duration.
+    """
 
     result: str
     by: str
     seconds: float
 
 
-class Bench:
-    """A copy of the checkout, and the tests run on it in processes forked off this one."""
+class TestRunner:
+    """Runs tests on a copy of the checkout, in processes forked from this one."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self._copy = directory / "checkout"
         ignored = shutil.ignore_patterns(".*", "__pycache__", "figures", "*.jsonl")
         shutil.copytree(ROOT, self._copy, ignore=ignored)
-        self._said = directory / "said.txt"
+        self._log = directory / "log.txt"
 
-    def tried(self, path: str, source: str | None, limit: float) -> Outcome:
-        """Runs the tests of a file for some seconds, with another text in its place or none."""
+    def run(self, path: str, source: str | None, timeout: float) -> Outcome:
+        """Run the tests of a file, with its text replaced by `source` unless that is None."""
         target = self._copy / path
         original = target.read_text()
         if source is not None:
             target.write_text(source)
-        began = time.monotonic()
+        start = time.monotonic()
         try:
-            code = self._in_child(FILES[path], limit)
+            code = self._run_in_child(FILES[path], timeout)
         finally:
             target.write_text(original)
-        seconds = round(time.monotonic() - began, 2)
+        seconds = round(time.monotonic() - start, 2)
         if code is None:
             return Outcome("timeout", "", seconds)
         return Outcome("survived" if code == 0 else "killed", self._first_failure(), seconds)
 
-    def _in_child(self, tests: Sequence[str], limit: float) -> int | None:
+    def _run_in_child(self, tests: Sequence[str], timeout: float) -> int | None:
+        """Return the exit code of a forked process that runs the tests, or None on a timeout."""
         child = os.fork()
         if child == 0:
             self._run_tests(tests)
-        until = time.monotonic() + limit
-        while time.monotonic() < until:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.02)
         os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
         return None
 
-    def _run_tests(self, tests: Sequence[str]) -> None:
-        """In the child: never returns."""
+    def _run_tests(self, tests: Sequence[str]) -> NoReturn:
+        """Run the tests in the child process and exit."""
         os.setsid()
-        out = os.open(self._said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        out = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         os.chdir(self._copy)
         sys.path.insert(0, str(self._copy))
-        import pytest  # noqa: PLC0415  (loaded long ago)
+        import pytest  # noqa: PLC0415  (already loaded)
 
         code = 3
         try:
@@ -353,113 +364,132 @@ class Bench:
             os._exit(code)
 
     def _first_failure(self) -> str:
-        for line in self._said.read_text(errors="replace").splitlines():
+        for line in self._log.read_text(errors="replace").splitlines():
             if line.startswith(("FAILED", "ERROR")):
                 return line.split(" - ")[0].split(maxsplit=1)[1]
         return ""
 
 
-def _chosen(flags: argparse.Namespace) -> list[Mutant]:
+def _selected(flags: argparse.Namespace) -> list[Mutant]:
     paths = [p for p in FILES if not flags.files or pathlib.Path(p).stem in flags.files]
-    every = [mutant for path in paths for mutant in mutants(ROOT / path)]
+    candidates = [mutant for path in paths for mutant in mutants(ROOT / path)]
     if flags.ids:
-        return [mutant for mutant in every if mutant.id in flags.ids]
-    number, of = (int(part) for part in flags.shard.split("/"))
-    return every[number - 1 :: of]
+        return [mutant for mutant in candidates if mutant.id in flags.ids]
+    shard, num_shards = (int(part) for part in flags.shard.split("/"))
+    return candidates[shard - 1 :: num_shards]
 
 
-def _known(report: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The last result of each mutant."""
+def _read_report(report: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Return the last result of each mutant by id."""
     lines = report.read_text().splitlines() if report.exists() else []
     return {record["id"]: record for record in map(json.loads, lines)}
 
 
-def _run(flags: argparse.Namespace, todo: Sequence[Mutant]) -> None:
-    """Tries the mutants and adds a line for each to the report."""
+def _run(flags: argparse.Namespace, selected: Sequence[Mutant]) -> None:
+    """Test the mutants and append a line for each to the report."""
     with tempfile.TemporaryDirectory(prefix="convit-jax-mutants-") as scratch:
-        # For the children, which fork off after the imports: what conftest.py sets comes too late.
+        # Set here because conftest.py runs in the children, after the imports.
         os.environ |= {
             "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TMPDIR": scratch,
         }  # fmt: skip
-        sys.dont_write_bytecode = True  # a mutant may be of its original's length and second
+        # Cached bytecode is matched by size and time, which a mutant may share with the original.
+        sys.dont_write_bytecode = True
         for module in PRELOADED:
             __import__(module)
-        bench, limits = Bench(pathlib.Path(scratch)), {}
-        for path in sorted({mutant.path for mutant in todo}):
-            whole = bench.tried(path, None, limit=1800.0)
-            limits[path] = 5.0 + flags.limit * whole.seconds
-            print(f"{path} as it is: {whole.result}, {whole.seconds} s", flush=True)
-            if whole.result != "survived":
-                sys.exit(f"the tests of {path} fail without any mutant: {whole.by}")
+        runner, timeouts = TestRunner(pathlib.Path(scratch)), {}
+        for path in sorted({mutant.path for mutant in selected}):
+            outcome = runner.run(path, None, timeout=1800.0)
+            timeouts[path] = 5.0 + flags.limit * outcome.seconds
+            print(f"{path} unchanged: {outcome.result}, {outcome.seconds} s", flush=True)
+            if outcome.result != "survived":
+                sys.exit(f"the tests of {path} fail on the unchanged file: {outcome.by}")
         with flags.report.open("a") as report:
-            for number, mutant in enumerate(todo, 1):
-                outcome = bench.tried(mutant.path, mutant.source(), limits[mutant.path])
+            for number, mutant in enumerate(selected, 1):
+                outcome = runner.run(mutant.path, mutant.source(), timeouts[mutant.path])
                 record = vars(mutant) | vars(outcome)
                 del record["source"]
                 report.write(json.dumps(record, ensure_ascii=False) + "\n")
                 report.flush()
                 if outcome.result == "survived" or number % 50 == 0:
-                    print(f"{number}/{len(todo)} {_line(mutant)}: {outcome.result}", flush=True)
+                    print(
+                        f"{number}/{len(selected)} {_describe_mutant(mutant)}: {outcome.result}",
+                        flush=True,
+                    )
 
 
-def _line(mutant: Mutant) -> str:
+def _describe_mutant(mutant: Mutant) -> str:
     return f"{mutant.id} {mutant.path}:{mutant.line} {mutant.scope}: {mutant.change}"
 
 
-def _reasons() -> dict[str, str]:
-    """Why survivors may survive, from the list as it is."""
-    rows = SURVIVORS.read_text().splitlines() if SURVIVORS.exists() else []
-    cells = [row.strip("|").split(" | ") for row in rows if row.startswith("| `")]
-    return {cell[0].strip(" `"): cell[-1].strip() for cell in cells}
+def _reasons(ids: Collection[str]) -> dict[str | tuple[str, str], str]:
+    """Return the reasons why mutants may survive, from the existing list.
+
+    They are keyed by id. Reasons whose id is not in `ids`, because the file was moved or other
+    parts of the statement changed, are keyed by (where, change) instead.
+    """
+    reasons: dict[str | tuple[str, str], str] = {}
+    for row in SURVIVORS.read_text().splitlines() if SURVIVORS.exists() else ():
+        if row.startswith("| `"):
+            mutant_id, where, change, reason = (c.strip("` ") for c in row[2:-2].split(" | "))
+            reasons[mutant_id if mutant_id in ids else (where, change)] = reason
+    return reasons
 
 
 def _write(flags: argparse.Namespace) -> int:
-    """Writes the list of survivors; returns how many of them nobody gave a reason for."""
-    known, reasons = _known(flags.report), _reasons()
-    totals, rows, open_questions = [], [], 0
-    for path in FILES:
-        every = mutants(ROOT / path)
-        results = [known.get(mutant.id, {"result": "not run"})["result"] for mutant in every]
-        counts = {result: results.count(result) for result in ("killed", "timeout", "survived")}
-        totals.append((path, len(every), *counts.values(), results.count("not run")))
-        for mutant, result in zip(every, results, strict=True):
+    """Write the list of survivors; return the number of those without a reason."""
+    report = _read_report(flags.report)
+    all_mutants = {path: mutants(ROOT / path) for path in FILES}
+    reasons = _reasons({m.id for group in all_mutants.values() for m in group})
+    columns = ("killed", "timeout", "survived", "not run")
+    counts, rows, num_unexplained = [], [], 0
+    for path, group in all_mutants.items():
+        results = [report.get(mutant.id, {"result": "not run"})["result"] for mutant in group]
+        counts.append([len(group), *map(results.count, columns)])
+        for mutant, result in zip(group, results, strict=True):
             if result == "survived":
-                reason = reasons.get(mutant.id, "?")
-                open_questions += reason == "?"
                 change = mutant.change.replace("|", "\\|")
                 where = f"{pathlib.Path(path).stem}: {mutant.scope or 'module'}"
+                reason = reasons.get(mutant.id) or reasons.get((where, change), "?")
+                num_unexplained += reason == "?"
                 rows.append(f"| `{mutant.id}` | {where} | `{change}` | {reason} |")
-    totals.append(("together", *(sum(column) for column in list(zip(*totals, strict=True))[1:])))
+    counts.append([sum(column) for column in zip(*counts, strict=True)])
     SURVIVORS.write_text(
         "# Mutants that survive\n\nWritten by `python scripts/mutate.py --write` (docs/testing.md);"
-        " the last column is ours, and what it says stays.\n\n"
+        " the last column is edited by hand and preserved.\n\n"
         "| file | mutants | killed | too slow | survived | not run |\n|---|---|---|---|---|---|\n"
-        + "".join(f"| {' | '.join(map(str, row))} |\n" for row in totals)
+        + "".join(
+            f"| {' | '.join(map(str, (name, *row)))} |\n"
+            for name, row in zip((*FILES, "total"), counts, strict=True)
+        )
         + "\n| id | where | change | why it may survive |\n|---|---|---|---|\n"
         + "".join(f"{row}\n" for row in rows)
     )
-    print(f"{len(rows)} survivors, {open_questions} of them without a reason → {SURVIVORS}")
-    return open_questions
+    print(f"{len(rows)} survivors, {num_unexplained} of them without a reason → {SURVIVORS}")
+    return num_unexplained
 
 
 def main() -> int:
-    """Lists, tries or sums up mutants, as the flags say."""
+    """List, test or summarise mutants, as the flags say."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     stems = [pathlib.Path(path).stem for path in FILES]
-    parser.add_argument("--files", nargs="+", choices=stems, help="only these", default=())
-    parser.add_argument("--ids", nargs="+", help="only these, whether known or not", default=())
-    parser.add_argument("--shard", default="1/1", help="i/n: every n-th mutant from the i-th on")
-    parser.add_argument("--list", action="store_true", help="print the mutants and run none")
+    parser.add_argument("--files", nargs="+", choices=stems, help="only these files", default=())
+    parser.add_argument(
+        "--ids", nargs="+", help="only these mutants, even if in the report", default=()
+    )
+    parser.add_argument(
+        "--shard", default="1/1", help="i/n: every n-th mutant, starting at the i-th"
+    )
+    parser.add_argument("--list", action="store_true", help="list the mutants without running them")
     parser.add_argument(
         "--limit", type=float, default=8.0,
-        help="how many times as long as without it a mutant may take (default 8)",
+        help="timeout as a multiple of the time of the unchanged file (default 8)",
     )  # fmt: skip
-    parser.add_argument("--survivors", action="store_true", help="try again those that survived")
+    parser.add_argument("--survivors", action="store_true", help="run the survivors again")
     parser.add_argument("--write", action="store_true", help="write tests/surviving_mutants.md")
     parser.add_argument(
         "--report", type=pathlib.Path, default=pathlib.Path("mutants.jsonl"), metavar="FILE.jsonl"
@@ -467,16 +497,16 @@ def main() -> int:
     flags = parser.parse_args()
     if flags.write:
         return int(_write(flags) > 0)
-    chosen, known = _chosen(flags), _known(flags.report)
+    selected, report = _selected(flags), _read_report(flags.report)
     if flags.list:
-        print("\n".join(map(_line, chosen)))
+        print("\n".join(map(_describe_mutant, selected)))
         return 0
     if flags.survivors:
-        chosen = [m for m in chosen if known.get(m.id, {}).get("result") == "survived"]
+        selected = [m for m in selected if report.get(m.id, {}).get("result") == "survived"]
     elif not flags.ids:
-        chosen = [m for m in chosen if m.id not in known]
-    print(f"{len(chosen)} mutants to try", flush=True)
-    _run(flags, chosen)
+        selected = [m for m in selected if m.id not in report]
+    print(f"{len(selected)} mutants to run", flush=True)
+    _run(flags, selected)
     return 0
 
 

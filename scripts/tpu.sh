@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# A TPU VM or a pod slice of Google Cloud, from nothing to a trained model and back to nothing.
-# What it does is in usage() below and, at length, in docs/tpu.md.
+# Creates a TPU VM or pod slice on Google Cloud, trains a model on it and deletes it.
+# See usage() below and docs/tpu.md.
 set -euo pipefail
 
 usage() {
     cat <<'END'
 scripts/tpu.sh COMMAND [--spot] [--dry-run] [FLAGS OF train.py]
 
-  create        asks for the slice, by a queued resource; --spot: cheaper, and may be taken away
+  create        requests the slice as a queued resource; --spot: cheaper, but may be preempted
   status        the request's state and, once it is ACTIVE, the run's: new, ready, running or the
                 code that train.py ended with
   setup         copies this checkout to every worker, with its changes to tracked files; installs it
   train FLAGS   starts train.py FLAGS on every worker and returns; the same again resumes
-  logs          follows the log of worker 0, through to Ctrl-C
+  logs          follows the log of worker 0 until Ctrl-C
   stop          SIGTERM to train.py: it saves a checkpoint and ends with code 143
-  delete        gives the slice back, with all that lies on its own disks
-  run FLAGS     all of it: create, setup and train; again whenever the slice was taken away or
-                train.py ended with code 143; delete at the end. It remembers nothing: it may be
-                interrupted and started again.
+  delete        deletes the slice and everything on its disks
+  run FLAGS     all of these: create, setup and train; again whenever the slice was preempted or
+                train.py ended with code 143; delete at the end. It keeps no state, so it can be
+                interrupted and restarted.
 
---dry-run prints the commands and runs nothing.
+--dry-run prints the commands without running them.
 
 In the environment:
   PROJECT ZONE NAME   the Cloud project, the zone, a name for the slice
   TYPE                its accelerator type: v5litepod-8, v4-128, v5p-128, v6e-256, ...
-  VERSION             its runtime version, if not the one that goes with TYPE
-  DISK                a disk with data, labelled by its name: read-only in /mnt/DISK on every worker
-  CACHE               gs://BUCKET/DIRECTORY of compiled programs, to compile once (JAX's own cache)
-  RETRIES             how many failures `run` bears, preemptions aside (3)
-  POLL                seconds between two looks of `run` (60)
+  VERSION             its runtime version, if not the default for TYPE
+  DISK                a disk with data, labelled with its name; mounted read-only at /mnt/DISK
+  CACHE               gs://BUCKET/DIRECTORY for JAX's compilation cache, to compile only once
+  RETRIES             number of failures that `run` tolerates, besides preemptions (3)
+  POLL                seconds between two status checks of `run` (60)
 END
 }
 
@@ -39,7 +39,7 @@ mistake() {
 
 say() { echo "tpu.sh: $1" >&2; }
 
-# The words as a shell would read them again.
+# Quotes the arguments for a shell.
 quoted() {
     local word
     for word in "$@"; do
@@ -50,7 +50,7 @@ quoted() {
     done
 }
 
-do_it() {
+run_or_print() {
     if [ "$dry_run" ]; then
         quoted "$@" | sed 's/ $//'
         echo
@@ -59,7 +59,7 @@ do_it() {
     fi
 }
 
-tpu() { do_it gcloud compute tpus "$@" "--project=$PROJECT" "--zone=$ZONE" --quiet; }
+tpu() { run_or_print gcloud compute tpus "$@" "--project=$PROJECT" "--zone=$ZONE" --quiet; }
 
 on_workers() { tpu tpu-vm ssh "$NAME" "--worker=$1" "--command=$2"; }
 
@@ -83,7 +83,7 @@ create() {
         "--runtime-version=$VERSION" ${options[@]+"${options[@]}"}
 }
 
-# State of the queued resource, or NONE. Fails, with gcloud's words, where it cannot be known.
+# State of the queued resource, or NONE. Fails with gcloud's message if it is unknown.
 state() {
     local answer
     if answer=$(tpu queued-resources describe "$NAME" '--format=value(state.state)' 2>&1); then
@@ -96,9 +96,9 @@ state() {
     fi
 }
 
-# What goes on on worker 0, which is what goes on on all: a process that ends ends the others.
+# Progress of worker 0, which is that of all: a process that ends also ends the others.
 progress() {
-    # shellcheck disable=SC2016  # the worker's shell is to expand it
+    # shellcheck disable=SC2016  # expanded by the worker's shell
     on_workers 0 'cd convit_jax 2>/dev/null && [ -e installed ] || { echo new; exit; }
 if kill -0 "$(cat train.pid 2>/dev/null)" 2>/dev/null; then echo running
 else cat train.code 2>/dev/null || echo ready; fi' | if [ "$dry_run" ]; then cat; else tail -n 1; fi
@@ -119,9 +119,9 @@ status() {
 setup() {
     local archive=${TMPDIR:-/tmp}/convit_jax.tar.gz commit=''
     [ "$dry_run" ] || commit=$(git stash create)
-    do_it git archive "--output=$archive" "${commit:-HEAD}" &&
+    run_or_print git archive "--output=$archive" "${commit:-HEAD}" &&
         tpu tpu-vm scp "$archive" "$NAME:convit_jax.tar.gz" --worker=all &&
-        # The VMs' own Python may be older than what is needed: uv fetches one.
+        # The VMs' Python may be too old: uv installs a newer one.
         on_workers all "set -e
 mkdir -p convit_jax; cd convit_jax; rm -f installed; tar -xzf ../convit_jax.tar.gz
 ${DISK:+sudo mkdir -p /mnt/$DISK
@@ -133,16 +133,16 @@ touch installed"
 }
 
 train() {
-    # The shell that waits outlives the connection, and leaves the code that train.py ended with.
+    # The waiting shell outlives the connection, and writes the exit code of train.py.
     on_workers all "cd convit_jax || exit
-if kill -0 \"\$(cat train.pid 2>/dev/null)\" 2>/dev/null; then echo 'it trains already'; exit; fi
+if kill -0 \"\$(cat train.pid 2>/dev/null)\" 2>/dev/null; then echo 'already training'; exit; fi
 rm -f train.code
 nohup setsid sh -c '\"\$@\" & echo \$! >train.pid; wait \$!; echo \$? >train.code' sh \
 env ${CACHE:+$(quoted "JAX_COMPILATION_CACHE_DIR=$CACHE")}.venv/bin/python train.py \
 $(quoted "$@")>>train.log 2>&1 </dev/null &"
 }
 
-# shellcheck disable=SC2016  # the workers' shells are to expand it
+# shellcheck disable=SC2016  # expanded by the workers' shells
 stop() { on_workers all 'kill -TERM "$(cat convit_jax/train.pid)"'; }
 
 logs() { on_workers 0 'tail -n 100 -F convit_jax/train.log'; }
@@ -150,10 +150,10 @@ logs() { on_workers 0 'tail -n 100 -F convit_jax/train.log'; }
 delete() { tpu queued-resources delete "$NAME" --force; }
 
 failures=0
-# Bears a failure, or ends with a code, leaving the slice as it is.
+# Counts a failure; after too many, exits with the given code and keeps the slice.
 failure() {
     failures=$((failures + 1))
-    say "$1 failed ($failures; $RETRIES are borne)"
+    say "$1 failed ($failures; $RETRIES are tolerated)"
     [ "$failures" -gt "$RETRIES" ] || return 0
     say "$NAME is kept and costs money: scripts/tpu.sh logs, then scripts/tpu.sh delete"
     exit "$2"
@@ -161,9 +161,9 @@ failure() {
 
 step() { "$@" || failure "$1" 1; }
 
-# Looks what there is, does what is due, and looks again.
+# Checks the state, does the next step, and repeats.
 run() {
-    local now was='' begun='' code
+    local now previous='' started='' code
     if [ "$dry_run" ]; then
         create && status && setup && train "$@" && delete
         return
@@ -172,23 +172,23 @@ run() {
         if now=$(state); then
             [ "$now" != ACTIVE ] || now="ACTIVE $(progress 2>/dev/null || echo unreachable)"
         else
-            [ "$was" ] || exit 1 # at the first look it is no passing trouble
+            [ "$previous" ] || exit 1 # at the first check it is not a temporary problem
             now=UNKNOWN
         fi
-        [ "$now" = "$was" ] || say "$NAME is $now"
-        was=$now code=${now#ACTIVE }
-        # What had ended before the first look may have been another run: it is begun again.
-        [[ $begun || ! $code =~ ^[0-9]+$ ]] || code=ready
+        [ "$now" = "$previous" ] || say "$NAME is $now"
+        previous=$now code=${now#ACTIVE }
+        # What had ended before the first check may have been another run, so train is run again.
+        [[ $started || ! $code =~ ^[0-9]+$ ]] || code=ready
         case $code in
             NONE) step create ;;
             SUSPENDED) step delete ;;
             FAILED) failure "the request" 1 && step delete ;;
             new) step setup ;;
-            ready | 143) step train "$@" && begun=yes ;;
-            running) begun=yes ;;
+            ready | 143) step train "$@" && started=yes ;;
+            running) started=yes ;;
             0) say "finished" && delete && return ;;
             [0-9]*)
-                [ "$code" != 2 ] || failures=$RETRIES # a mistake stays one however often it is made
+                [ "$code" != 2 ] || failures=$RETRIES # wrong input fails again in every retry
                 failure train.py "$code" && step setup && step train "$@"
                 ;;
         esac
@@ -216,7 +216,7 @@ for argument in "$@"; do
         *) if [ "$command" ]; then flags+=("$argument"); else command=$argument; fi ;;
     esac
 done
-[ "$command" ] || mistake "expected one of $commands (--help tells all)"
+[ "$command" ] || mistake "expected one of $commands (see --help)"
 [[ " $commands " == *" $command "* ]] || mistake "no command '$command': $(nearest "$command")"
 : "${DISK:=}" "${CACHE:=}" "${VERSION:=}" "${RETRIES:=3}" "${POLL:=60}"
 needed='PROJECT ZONE NAME'
@@ -230,9 +230,9 @@ case $command in
         [[ " ${flags[*]-}" =~ \ --workdir[=\ ]([^\ ]+) ]] ||
             mistake "expected --workdir=gs://BUCKET/DIRECTORY among the flags of train.py"
         [[ $command = train || ${BASH_REMATCH[1]} == gs://* ]] ||
-            mistake "--workdir=${BASH_REMATCH[1]} goes when the slice goes: expected gs://BUCKET/DIRECTORY"
+            mistake "--workdir=${BASH_REMATCH[1]} is deleted with the slice: expected gs://BUCKET/DIRECTORY"
         ;;
-    *) [ ${#flags[@]} = 0 ] || mistake "$command takes no '${flags[0]}' (--help tells all)" ;;
+    *) [ ${#flags[@]} = 0 ] || mistake "$command does not accept '${flags[0]}' (see --help)" ;;
 esac
 [[ $dry_run ]] || command -v gcloud >/dev/null || mistake "no gcloud: install the Google Cloud CLI"
 cd "$(dirname "$0")/.."

@@ -1,21 +1,22 @@
-"""Every pair of the configuration's values: trains two steps and evaluates, or is refused.
+"""Pairwise testing of the configuration: train with every pair of values for two steps.
 
     python scripts/try_pairs.py                          # every pair, on one device and on four
-    python scripts/try_pairs.py --devices 4 --first 3    # the first few runs: what CI does
-    python scripts/try_pairs.py --list                   # the runs, and none is made
+    python scripts/try_pairs.py --devices 4 --first 3    # only the first runs, as in CI
+    python scripts/try_pairs.py --list                   # list the runs without training
 
-Two keys that work each by itself may fail together. `VALUES` has some values of most keys of data,
-recipe, optimizer and model; a few dozen runs hold every pair of them, each run a tiny model on tiny
-images of one to four channels. A run must end with finite numbers, or be refused in one
-sentence (`InputError`); anything else is a finding, and the exit code is 1.
+Two keys that work alone may fail together. `VALUES` has a few values for most keys of data, recipe,
+optimizer and model; a few dozen runs cover all pairs of them. Each run trains a tiny model on tiny
+images of one to four channels and evaluates it. It must end with finite numbers, or be refused in
+one sentence (`InputError`); anything else is a finding, and the exit code is 1.
 
-A refusal or a failure would hide the other pairs of its run. So it is narrowed down, by setting
-keys back to their defaults, to the few values that are to blame; no later run holds these together,
-and the pairs that are not to blame are covered by other runs.
+A refusal or failure would hide the other pairs of its run. So it is narrowed down to the few values
+that cause it, by setting keys back to their defaults. No later run combines these values, and the
+other pairs are covered by other runs.
 """
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import io
 import itertools
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,11 @@ sys.path.insert(0, str(ROOT))
 from convit_jax.config import Config, resolve  # noqa: E402  (the checkout comes first)
 from convit_jax.errors import InputError, first_line  # noqa: E402
 
-Values = dict[str, Any]
-Pair = frozenset[tuple[str, int]]  # of (key, number of its value)
+Values = dict[str, Any]  # by key
+Row = dict[str, int]  # a run: the index of each key's value in `VALUES`
+Combination = frozenset[tuple[str, int]]  # some of a row's items
 
-# The first value of each key is the one it is set back to. `None` leaves a key at its default;
+# The first value of each key is its default here. `None` leaves a key at the config's default;
 # "source" stands for data.train, "evaluation" for data.eval or data.holdout.
 VALUES: dict[str, tuple[Any, ...]] = {
     "source": ("folder", "digits"),
@@ -93,153 +95,153 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "model.dtype": (None, "bfloat16"),
     "model.remat": (None, True),
 }
-# What every run has besides.
-BASE = {
+# Values that all runs share.
+BASE: Values = {
     "model": {"name": "convit_tiny", "num_heads": 4, "head_dim": 4, "depth": 2, "patch_size": 8},
     "train_for": "2 steps", "batch_size": 16, "eval_batch_size": 16, "log_every": "1 steps",
 }  # fmt: skip
-SECONDS = 240  # that a run may take
+TIMEOUT = 240  # seconds per run
 
 
-def config_values(row: Values, folders: pathlib.Path) -> dict[str, Any]:
-    """A row of values by key as the nested mapping that `resolve` takes."""
-    values: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in BASE.items()}
-    data = values.setdefault("data", {})
-    channels = row["model.in_channels"]
+def nested_config(values: Values, folders: pathlib.Path) -> dict[str, Any]:
+    """Return values by key as the nested mapping that `resolve` takes."""
+    config = copy.deepcopy(BASE)
+    data = config.setdefault("data", {})
+    channels = values["model.in_channels"]
     data |= {"mean": (0.5,) * channels, "std": (0.25,) * channels}
     folder = f"folder:{folders}/{channels}"
-    data["train"] = f"{folder}/train" if row["source"] == "folder" else "digits:train"
-    data["eval"] = f"{folder}/val" if row["source"] == "folder" else "digits:test"
-    if row["evaluation"] == "holdout":
+    data["train"] = f"{folder}/train" if values["source"] == "folder" else "digits:train"
+    data["eval"] = f"{folder}/val" if values["source"] == "folder" else "digits:test"
+    if values["evaluation"] == "holdout":
         data |= {"eval": "", "holdout": 0.25}
-    for name, value in row.items():
-        if value is not None and name not in ("source", "evaluation"):
-            section, _, last = name.rpartition(".")
-            (values.setdefault(section, {}) if section else values)[last] = value
-    return values
+    for key, value in values.items():
+        if value is not None and key not in ("source", "evaluation"):
+            section, _, name = key.rpartition(".")
+            (config.setdefault(section, {}) if section else config)[name] = value
+    return config
 
 
 def make_folders(root: pathlib.Path) -> None:
-    """Three classes of PNG files of one to four channels, to train and to evaluate on."""
+    """Write PNG files of one to four channels in three classes, for training and evaluation."""
     rng = np.random.default_rng(0)
     for channels, mode in ((1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")):
-        for part, count in (("train", 40), ("val", 6)):
+        for split, num_images in (("train", 40), ("val", 6)):
             for label in range(3):
-                directory = root / str(channels) / part / f"class_{label}"
+                directory = root / str(channels) / split / f"class_{label}"
                 directory.mkdir(parents=True)
-                for i in range(count):
-                    shape = ((40, 56), (12, 20))[i % 2]  # to be scaled down, and up
+                for i in range(num_images):
+                    shape = ((40, 56), (12, 20))[i % 2]  # larger and smaller than the model's input
                     shape = shape if mode == "L" else (*shape, channels)
                     pixels = rng.integers(60 * label, 60 * label + 120, shape).astype(np.uint8)
                     Image.fromarray(pixels, mode).save(directory / f"{i:02}.png")
 
 
 class Pairs:
-    """The pairs of values still to be held by a run, and the sets of values to be avoided."""
+    """Pairs of values not covered by a run yet, and combinations of values to avoid."""
 
     def __init__(
         self, values: dict[str, tuple[Any, ...]], is_valid: Callable[[Values], bool], seed: int
     ) -> None:
-        self._values, self._is_valid = values, is_valid
+        self._choices, self._is_valid = values, is_valid
         self._random = random.Random(seed)
-        self.avoided: list[Pair] = []
-        self._pool: list[dict[str, int]] = []
-        self.uncovered = {
+        self.avoided: list[Combination] = []
+        self._pool: list[Row] = []
+        self.uncovered: set[Combination] = {
             frozenset(((a, i), (b, j)))
             for a, b in itertools.combinations(values, 2)
             for i in range(len(values[a]))
             for j in range(len(values[b]))
         }
         self.total = len(self.uncovered)
-        self._walk(steps=40 * len(values))
+        self._fill_pool(steps=40 * len(values))
 
-    def impossible(self) -> list[Pair]:
-        """The uncovered pairs that no valid row has, however the other keys are set."""
+    def impossible(self) -> list[Combination]:
+        """Return the uncovered pairs for which no valid row was found."""
         return sorted((pair for pair in self.uncovered if self._row_with(pair) is None), key=sorted)
 
-    def rows(self) -> Iterator[dict[str, int]]:
-        """Rows that hold more and more pairs, until every possible one is covered."""
+    def rows(self) -> Iterator[Row]:
+        """Yield rows until every possible pair is covered; call `cover` or `avoid` after each."""
         while True:
-            self._pool = [row for row in self._pool if self._allowed(row)]
-            some = self._random.sample(self._pool, min(100, len(self._pool)))
-            best = max(some, key=self._gain, default=None)
-            if best is None or not self._gain(best):
-                wanted = (self._row_with(pair) for pair in sorted(self.uncovered, key=sorted))
-                best = next((row for row in wanted if row), None)
+            self._pool = [row for row in self._pool if self._is_allowed(row)]
+            candidates = self._random.sample(self._pool, min(100, len(self._pool)))
+            best = max(candidates, key=self._num_new_pairs, default=None)
+            if best is None or not self._num_new_pairs(best):
+                rows = (self._row_with(pair) for pair in sorted(self.uncovered, key=sorted))
+                best = next((row for row in rows if row), None)
                 if best is None:
                     return
-            yield self._improved(best)
+            yield self._improve(best)
 
-    def cover(self, row: dict[str, int]) -> None:
-        """Takes away the pairs that a run of this row has shown to work."""
+    def cover(self, row: Row) -> None:
+        """Mark the pairs of a row as covered: its run has worked."""
         self.uncovered -= _pairs_of(row)
 
-    def avoid(self, blamed: Pair) -> None:
-        """Has no more rows hold all of these values; a pair that includes them is done with."""
-        self.avoided.append(blamed)
-        self.uncovered = {pair for pair in self.uncovered if not blamed <= pair}
+    def avoid(self, combination: Combination) -> None:
+        """Yield no more rows with these values, and drop the pairs that include all of them."""
+        self.avoided.append(combination)
+        self.uncovered = {pair for pair in self.uncovered if not combination <= pair}
 
-    def named(self, row: dict[str, int]) -> Values:
-        """The values that a row of numbers stands for."""
-        return {name: self._values[name][number] for name, number in row.items()}
+    def values(self, row: Row) -> Values:
+        """Return the values of a row by key."""
+        return {key: self._choices[key][index] for key, index in row.items()}
 
-    def _gain(self, row: dict[str, int]) -> int:
+    def _num_new_pairs(self, row: Row) -> int:
         return len(self.uncovered & _pairs_of(row))
 
-    def _allowed(self, row: dict[str, int]) -> bool:
-        return not any(blamed <= row.items() for blamed in self.avoided)
+    def _is_allowed(self, row: Row) -> bool:
+        return not any(combination <= row.items() for combination in self.avoided)
 
-    def _valid(self, row: dict[str, int]) -> bool:
-        return self._allowed(row) and self._is_valid(self.named(row))
+    def _is_valid_row(self, row: Row) -> bool:
+        return self._is_allowed(row) and self._is_valid(self.values(row))
 
-    def _walk(self, steps: int) -> None:
-        """Valid rows at random: one value after another is changed where the row stays valid."""
-        row = dict.fromkeys(self._values, 0)
+    def _fill_pool(self, steps: int) -> None:
+        """Add valid rows of a random walk to the pool, which changes one value in each step."""
+        row = dict.fromkeys(self._choices, 0)
         for _ in range(steps):
-            name = self._random.choice(list(row))
-            other = row | {name: self._random.randrange(len(self._values[name]))}
-            if self._valid(other):
-                row = other
+            key = self._random.choice(list(row))
+            changed = row | {key: self._random.randrange(len(self._choices[key]))}
+            if self._is_valid_row(changed):
+                row = changed
                 self._pool.append(row)
 
-    def _row_with(self, pair: Pair) -> dict[str, int] | None:
-        """A valid row that holds a pair: a row of the pool, changed in up to one more place."""
+    def _row_with(self, pair: Combination) -> Row | None:
+        """Return a valid row with a pair: a row of the pool with up to one more value changed."""
         rows = [
-            dict.fromkeys(self._values, 0),
+            dict.fromkeys(self._choices, 0),
             *self._random.sample(self._pool, min(60, len(self._pool))),
         ]
         with_pair = [row | dict(pair) for row in rows]
         for row in with_pair:
-            if self._valid(row):
+            if self._is_valid_row(row):
                 return row
-        names = [name for name in self._values if name not in dict(pair)]
+        other_keys = [key for key in self._choices if key not in dict(pair)]
         for row in with_pair[:3]:
-            for name in names:
-                for number in range(len(self._values[name])):
-                    if self._valid(row | {name: number}):
-                        return row | {name: number}
+            for key in other_keys:
+                for index in range(len(self._choices[key])):
+                    if self._is_valid_row(row | {key: index}):
+                        return row | {key: index}
         return None
 
-    def _improved(self, row: dict[str, int]) -> dict[str, int]:
-        """A row with single values exchanged as long as that covers more pairs."""
-        gain, names = self._gain(row), list(row)
-        self._random.shuffle(names)
-        for name in names * 2:
-            for number in range(len(self._values[name])):
-                other = row | {name: number}
-                if self._gain(other) > gain and self._valid(other):
-                    row, gain = other, self._gain(other)
+    def _improve(self, row: Row) -> Row:
+        """Return a row with single values changed as long as that covers more pairs."""
+        best, keys = self._num_new_pairs(row), list(row)
+        self._random.shuffle(keys)
+        for key in keys * 2:
+            for index in range(len(self._choices[key])):
+                changed = row | {key: index}
+                if self._num_new_pairs(changed) > best and self._is_valid_row(changed):
+                    row, best = changed, self._num_new_pairs(changed)
         return row
 
 
-def _pairs_of(row: dict[str, int]) -> set[Pair]:
+def _pairs_of(row: Row) -> set[Combination]:
     return {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
 
 
-def is_valid(row: Values) -> bool:
-    """Whether a row resolves: what needs no data and no devices to be refused."""
+def is_valid(values: Values) -> bool:
+    """Return whether values resolve to a config; checks that need data or devices come later."""
     try:
-        resolve(config_values(row, pathlib.Path("/nowhere")))
+        resolve(nested_config(values, pathlib.Path("/nowhere")))
     except InputError:
         return False
     return True
@@ -247,35 +249,43 @@ def is_valid(row: Values) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: trained, refused or failed; what it said; after how many seconds."""
+    """How a run ended.
+
+    Attributes:
+        result: "trained", "refused" or "failed".
+        message: a summary, the refusal, or the traceback.
+        seconds: duration.
+    """
 
     result: str
-    said: str
+    message: str
     seconds: float
 
 
 class Runner:
-    """A process with so many devices that makes one run after another; a new one where it dies."""
+    """Runs configurations one after another in a subprocess, which is restarted if it dies."""
 
     def __init__(self, devices: int, folders: pathlib.Path) -> None:
         self._devices, self._folders = devices, folders
         self._process: subprocess.Popen[str] | None = None
 
-    def run(self, row: Values, *, prepare_only: bool = False) -> Outcome:
-        """Makes a run, or only puts it together: most refusals come then, and it takes no time."""
+    def run(self, values: Values, *, prepare_only: bool = False) -> Outcome:
+        """Train with these values, or only prepare it, which is quick and finds most refusals."""
         process = self._process or self._start()
-        process.stdin.write(json.dumps([row, prepare_only]) + "\n")
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps([values, prepare_only]) + "\n")
         process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], SECONDS)
+        ready, _, _ = select.select([process.stdout], [], [], TIMEOUT)
         line = process.stdout.readline() if ready else ""
         if not line:
             self.close()
-            why = f"the process died with code {process.returncode}" if ready else "it hangs"
-            return Outcome("failed", why, SECONDS)
+            reason = f"the process died with code {process.returncode}" if ready else "it hangs"
+            return Outcome("failed", reason, TIMEOUT)
         return Outcome(**json.loads(line))
 
     def close(self) -> None:
-        """Ends the process."""
+        """Kill the process."""
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -300,49 +310,50 @@ class Runner:
 
 
 def serve(folders: pathlib.Path) -> None:
-    """In a runner's process: rows from standard input, outcomes to standard output."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    """Serve a `Runner`: read values from standard input, write outcomes to standard output."""
+    outcomes = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries' own output must not mix with the outcomes
     for line in sys.stdin:
-        row, prepare_only = json.loads(line)
-        row = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-        began = time.monotonic()
+        values, prepare_only = json.loads(line)
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        start = time.monotonic()
         try:
-            config = resolve(config_values(row, folders))
-            result, said = "trained", prepare(config) if prepare_only else train(config)
+            config = resolve(nested_config(values, folders))
+            result, message = "trained", prepare(config) if prepare_only else train(config)
         except InputError as error:
-            result, said = "refused", str(error)
-            if "\n" in said.strip():
-                result = "failed"  # a refusal is a sentence
+            result, message = "refused", str(error)
+            if "\n" in message.strip():
+                result = "failed"  # a refusal must be a single sentence
         except Exception as error:
             summary = f"{type(error).__name__}: {first_line(error)}"
-            result, said = "failed", f"{traceback.format_exc()}\n{summary}"
-        answers.write(json.dumps(vars(Outcome(result, said, time.monotonic() - began))) + "\n")
-        answers.flush()
+            result, message = "failed", f"{traceback.format_exc()}\n{summary}"
+        outcomes.write(json.dumps(vars(Outcome(result, message, time.monotonic() - start))) + "\n")
+        outcomes.flush()
 
 
 def prepare(config: Config) -> str:
-    """Opens the data and puts the experiment together, as training begins; trains nothing."""
+    """Open the data and make the experiment, as at the start of training, without training."""
+    from convit_jax.distributed.mesh import create_mesh  # noqa: PLC0415
     from convit_jax.training import make_experiment  # noqa: PLC0415  (as in `train`)
     from convit_jax.training.examples import open_training_data  # noqa: PLC0415
-    from convit_jax.training.mesh import create_mesh  # noqa: PLC0415
     from convit_jax.training.placement import place  # noqa: PLC0415
 
     examples, _ = open_training_data(config)
+    mesh = create_mesh(config.mesh.fsdp)
     experiment = make_experiment(
-        config, num_examples=len(examples), num_classes=len(examples.class_names)
+        config, num_examples=len(examples), num_classes=len(examples.class_names), mesh=mesh
     )
-    place(experiment, create_mesh(config.mesh.fsdp))
-    return "nothing"
+    place(experiment, mesh)
+    return "prepared"
 
 
 def train(config: Config) -> str:
-    """Two steps, an evaluation, and the evaluation of what was saved by the evaluate command.
+    """Train two steps, evaluate, and evaluate the checkpoint with the evaluate command.
 
     Raises:
-        Exception: whatever goes wrong, or a number that is not finite.
+        Exception: anything that goes wrong, or a number that is not finite.
     """
-    # Imported here: the process that chooses the rows does without.
+    # Imported here because the process that chooses the rows does not need them.
     import jax  # noqa: PLC0415
 
     from convit_jax import evaluate  # noqa: PLC0415
@@ -353,124 +364,121 @@ def train(config: Config) -> str:
         lines = pathlib.Path(scratch, "run", "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         numbers = {k: v for record in records for k, v in record.items()}
-        bad = sorted(k for k, v in numbers.items() if not math.isfinite(v))
-        if bad or not {"train/loss", "eval/loss"} <= numbers.keys():
-            raise ArithmeticError(f"not finite, or not there: {bad}, of {sorted(numbers)}")
+        not_finite = sorted(k for k, v in numbers.items() if not math.isfinite(v))
+        if not_finite or not {"train/loss", "eval/loss"} <= numbers.keys():
+            raise ArithmeticError(f"not finite: {not_finite}, or missing from {sorted(numbers)}")
         if not config.data.eval or config.data.classes or jax.device_count() > 1:
             return f"loss {numbers['train/loss']:.3f}"
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with contextlib.redirect_stdout(io.StringIO()) as output:
             flags = ["--weights", f"{scratch}/run", "--data", config.data.eval, "--json"]
             evaluate.main(flags)
-        top1, inside = json.loads(printed.getvalue())["top1"], numbers["eval/accuracy"]
-        # Of bfloat16 and float32 some images may be told apart otherwise.
-        allowed = 0.0 if config.model.dtype is None else 0.3
-        if abs(top1 - inside) > allowed + 1e-6:
-            raise ArithmeticError(f"evaluate says {top1}, training {inside}")
+        top1, in_training = json.loads(output.getvalue())["top1"], numbers["eval/accuracy"]
+        # The command computes in float32: with bfloat16 some images may be classified differently.
+        tolerance = 0.0 if config.model.dtype is None else 0.3
+        if abs(top1 - in_training) > tolerance + 1e-6:
+            raise ArithmeticError(f"top-1 is {top1} by evaluate, {in_training} in training")
         return f"loss {numbers['train/loss']:.3f}, top-1 {top1:.2f}"
 
 
-def to_blame(
-    row: dict[str, int], outcome: Outcome, run: Callable[[dict[str, int]], Outcome]
-) -> Pair:
-    """The few values that make a run end as it did: no other can be set back to its default."""
-    wanted = _kind(outcome)
-    blamed = {name: number for name, number in row.items() if number}
+def find_cause(row: Row, outcome: Outcome, run: Callable[[Row], Outcome]) -> Combination:
+    """Return the values that cause a run's outcome: none can be set back to its default.
+
+    Args:
+        row: the run.
+        outcome: how it ended.
+        run: runs another row.
+    """
+    cause = {key: index for key, index in row.items() if index}
     defaults = dict.fromkeys(row, 0)
-
-    def still(kept: dict[str, int]) -> bool:
-        return _kind(run(defaults | kept)) == wanted
-
-    size = max(len(blamed) // 2, 1)
+    group_size = max(len(cause) // 2, 1)
     while True:
-        names = list(blamed)
-        for first in range(0, len(names), size):
-            away = names[first : first + size]
-            kept = {name: number for name, number in blamed.items() if name not in away}
-            if still(kept):
-                blamed = kept
-        if size == 1:
-            return frozenset(blamed.items())
-        size //= 2
+        keys = list(cause)
+        for start in range(0, len(keys), group_size):
+            group = keys[start : start + group_size]
+            others = {key: index for key, index in cause.items() if key not in group}
+            if _category(run(defaults | others)) == _category(outcome):
+                cause = others
+        if group_size == 1:
+            return frozenset(cause.items())
+        group_size //= 2
 
 
-def _kind(outcome: Outcome) -> str:
-    """What tells endings apart: a refusal's beginning, an error's type."""
+def _category(outcome: Outcome) -> str:
+    """Return what distinguishes outcomes: the first word of a refusal, the type of an error."""
     if outcome.result == "refused":
-        return " ".join(outcome.said.split()[:1])
-    last = outcome.said.strip().splitlines()[-1] if outcome.said else ""
-    return f"{outcome.result} {last.split(':')[0]}"
+        return " ".join(outcome.message.split()[:1])
+    last_line = outcome.message.strip().splitlines()[-1] if outcome.message else ""
+    return f"{outcome.result} {last_line.split(':')[0]}"
 
 
 def try_all(devices: int, folders: pathlib.Path, flags: argparse.Namespace) -> int:
-    """Runs until every pair is covered; returns the number of findings."""
-    pairs, runner, findings, runs = (
-        Pairs(VALUES, is_valid, flags.seed),
-        Runner(devices, folders),
-        0,
-        0,
-    )
+    """Run rows until every pair is covered; return the number of findings."""
+    pairs = Pairs(VALUES, is_valid, flags.seed)
+    runner = Runner(devices, folders)
+    num_runs = num_findings = 0
     impossible = pairs.impossible()
     for pair in impossible:
-        print(f"refused before anything is read: {_shown(pairs, pair)}")
+        print(f"refused before anything is read: {_describe(pairs, pair)}")
         pairs.uncovered.discard(pair)
     try:
         for row in pairs.rows():
-            if flags.first and runs == flags.first:
+            if flags.first and num_runs == flags.first:
                 break
-            runs += 1
-            outcome = (
-                Outcome("trained", "not run", 0) if flags.list else runner.run(pairs.named(row))
-            )
-            before = len(pairs.uncovered)
+            num_runs += 1
+            values = pairs.values(row)
+            outcome = Outcome("trained", "not run", 0) if flags.list else runner.run(values)
+            num_uncovered = len(pairs.uncovered)
             if outcome.result == "trained":
                 pairs.cover(row)
                 print(
-                    f"{devices} devices, run {runs}: {outcome.said}, {outcome.seconds:.0f} s, "
-                    f"{before - len(pairs.uncovered)} new pairs, {len(pairs.uncovered)} to go",
+                    f"{devices} devices, run {num_runs}: {outcome.message}, "
+                    f"{outcome.seconds:.0f} s, {num_uncovered - len(pairs.uncovered)} new pairs, "
+                    f"{len(pairs.uncovered)} to go",
                     flush=True,
                 )
                 if flags.list:
-                    print(json.dumps(pairs.named(row)))
+                    print(json.dumps(values))
                 continue
-            early = _kind(runner.run(pairs.named(row), prepare_only=True)) == _kind(outcome)
+            # Preparing a run is enough to search for the cause where that has the same outcome.
+            prepare_only = _category(runner.run(values, prepare_only=True)) == _category(outcome)
 
-            def again(other: dict[str, int], early: bool = early) -> Outcome:
-                return runner.run(pairs.named(other), prepare_only=early)
+            def run(row: Row, prepare_only: bool = prepare_only) -> Outcome:
+                return runner.run(pairs.values(row), prepare_only=prepare_only)
 
-            blamed = to_blame(row, outcome, again)
-            pairs.avoid(blamed)
-            last = outcome.said.strip().splitlines()[-1]
+            cause = find_cause(row, outcome, run)
+            pairs.avoid(cause)
+            last_line = outcome.message.strip().splitlines()[-1]
             print(
-                f"{devices} devices, run {runs}: {outcome.result}, {_shown(pairs, blamed)}: {last}"
+                f"{devices} devices, run {num_runs}: {outcome.result}, {_describe(pairs, cause)}: "
+                f"{last_line}"
             )
             if outcome.result == "failed":
-                findings += 1
-                print(f"{outcome.said}\nthe whole run: {json.dumps(pairs.named(row))}", flush=True)
+                num_findings += 1
+                print(f"{outcome.message}\nthe whole run: {json.dumps(values)}", flush=True)
     finally:
         runner.close()
     print(
-        f"{devices} devices: {pairs.total} pairs, {runs} runs, {len(impossible)} pairs refused at "
-        f"once, {len(pairs.avoided)} sets of values refused or failed, {findings} findings, "
-        f"{len(pairs.uncovered)} pairs left"
+        f"{devices} devices: {pairs.total} pairs, {num_runs} runs, {len(impossible)} pairs refused "
+        f"at once, {len(pairs.avoided)} combinations refused or failed, {num_findings} findings, "
+        f"{len(pairs.uncovered)} pairs not covered"
     )
-    return findings
+    return num_findings
 
 
-def _shown(pairs: Pairs, values: Iterable[tuple[str, int]]) -> str:
-    return ", ".join(
-        f"{name}={value!r}" for name, value in pairs.named(dict(sorted(values))).items()
-    )
+def _describe(pairs: Pairs, combination: Combination) -> str:
+    values = pairs.values(dict(sorted(combination)))
+    return ", ".join(f"{key}={value!r}" for key, value in values.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Makes the runs, or lists them, as the flags say."""
+    """Run, or list, the rows as the flags say."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 4], help="default: 1 4")
-    parser.add_argument("--first", type=int, default=0, help="only so many runs; 0: all")
-    parser.add_argument("--seed", type=int, default=0, help="decides the runs")
-    parser.add_argument("--list", action="store_true", help="print the runs and make none")
+    parser.add_argument("--first", type=int, default=0, help="number of runs; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of runs")
+    parser.add_argument("--list", action="store_true", help="list the runs without training")
     parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
     if flags.child:

@@ -1,4 +1,4 @@
-"""What every test runs under: the CPU, and directories of its own."""
+"""The environment of every test: the CPU and temporary directories."""
 
 import contextlib
 import http.server
@@ -13,9 +13,9 @@ _SCRATCH = tempfile.TemporaryDirectory(prefix="convit-jax-tests-")
 
 # Set before JAX or TFDS is imported anywhere, for these tests and the processes they start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["TFDS_DATA_DIR"] = f"{_SCRATCH.name}/tfds"  # so that the digits are really written
+os.environ["TFDS_DATA_DIR"] = f"{_SCRATCH.name}/tfds"  # so that the digits are prepared anew
 os.environ["XDG_CACHE_HOME"] = f"{_SCRATCH.name}/cache"
-# Tests compile much and compute little: compile quickly, and the same program once.
+# Tests compile a lot and compute little: compile quickly, and each program once.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_SCRATCH.name}/compiled"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -23,7 +23,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 @pytest.fixture(scope="session")
 def tfds_data_dir():
-    """Where TFDS writes in these tests."""
+    """The directory in which TFDS writes."""
     return pathlib.Path(os.environ["TFDS_DATA_DIR"])
 
 
@@ -49,7 +49,7 @@ def reference_data():
 
 @pytest.fixture(scope="session")
 def make_config():
-    """A function of overrides that makes the config of a run of seconds."""
+    """Return a function of overrides that makes the config of a very short run."""
     from convit_jax.config import resolve
 
     def make(**overrides):
@@ -77,7 +77,7 @@ def make_config():
 
 @pytest.fixture(scope="session")
 def workdir(make_config, tmp_path_factory):
-    """What two steps of training on the digits leave, a running average among it."""
+    """The workdir of two training steps on the digits, with a running average."""
     from convit_jax.training import loop
 
     directory = tmp_path_factory.mktemp("workdir")
@@ -89,9 +89,9 @@ def workdir(make_config, tmp_path_factory):
 
 @pytest.fixture
 def serve(monkeypatch, tmp_path):
-    """A function of a handler that starts a server, for weights that go to a cache of their own.
+    """Return a function that starts a server with a handler; downloads get a temporary cache.
 
-    What was asked of it is for the handler to note in `server.asked`.
+    The handler records the requests in `server.requests`.
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with contextlib.ExitStack() as stack:
@@ -99,7 +99,7 @@ def serve(monkeypatch, tmp_path):
         def start(handler):
             server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
             stack.enter_context(server)
-            server.asked = []
+            server.requests = []
             server.address = f"http://127.0.0.1:{server.server_port}"
             thread = threading.Thread(target=server.serve_forever)
             stack.callback(thread.join)

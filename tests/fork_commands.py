@@ -1,13 +1,13 @@
-"""Runs command lines, each in a process of its own that has imported everything already.
+"""Run command lines, each in a forked process that has imported everything already.
 
-To import JAX and TensorFlow takes seconds, which a hundred processes would each take anew. This one
-imports them and starts no device; a command line is run in a fork of it, as `__main__`, so that its
-flags, its streams and its exit code are those of a process of its own.
+Importing JAX and TensorFlow takes seconds, for each of hundreds of processes. This process imports
+them once and starts no device; each command line runs in a fork of it, as `__main__`, with its own
+flags, streams and exit code.
 
-    python tests/fork_commands.py MODULE…       what to import
+    python tests/fork_commands.py MODULE…       modules to import
 
-It reads a JSON object a line: `command` (train, or a module of convit_jax), `arguments`,
-`environment`, and the files `stdout` and `stderr`; and answers each with the exit code.
+It reads JSON objects, one a line: `command` (train, or a module of convit_jax), `arguments`,
+`environment`, and the files `stdout` and `stderr`; it answers each with the exit code.
 """
 
 import atexit
@@ -20,7 +20,7 @@ import traceback
 
 
 def run(request: dict) -> int:
-    """Runs a command line in this process, which is about to end, and returns its exit code."""
+    """Run a command line in this forked process and return its exit code."""
     for descriptor, path in enumerate((os.devnull, request["stdout"], request["stderr"])):
         flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(path, flags), descriptor)
@@ -38,7 +38,7 @@ def run(request: dict) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
-    # As Python ends, without taking apart all that was imported, which takes a second.
+    # End as Python does, but without the second that unloading all modules takes.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -49,7 +49,7 @@ def run(request: dict) -> int:
 
 
 def main() -> None:
-    """Imports, says so, and runs what it is told until its input ends."""
+    """Import the modules, print "ready", and run command lines until the input ends."""
     for module in sys.argv[1:]:
         importlib.import_module(module)
     print("ready", flush=True)

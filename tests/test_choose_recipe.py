@@ -1,4 +1,4 @@
-"""scripts/choose_recipe.py: what it reads of studies, and what it chooses."""
+"""scripts/choose_recipe.py"""
 
 import importlib.util
 import subprocess
@@ -16,13 +16,13 @@ def script(repository):
     return module
 
 
-def test_models_count_alike_and_each_one_s_best_is_told(script):
-    found = {
+def test_models_have_equal_weight_and_each_model_s_best_is_reported(script):
+    scores = {
         ("1e-3", "0.1"): {"convit": 0.70, "deit": 0.60},
         ("3e-3", "0.1"): {"convit": 0.90, "deit": 0.30},
         ("1e-2", "0.1"): {"convit": 0.60, "deit": 0.65},
     }
-    lines = script.choice(found).splitlines()
+    lines = script.choice(scores).splitlines()
     assert lines[0] == "| learning rate | weight decay | convit | deit | mean |"
     assert lines[2] == "| 1e-3 | 0.1 | 70.00 | 60.00 | 65.00 |"
     assert lines[-3:] == [
@@ -34,19 +34,19 @@ def test_models_count_alike_and_each_one_s_best_is_told(script):
 
 def test_scores_are_means_over_fractions_and_seeds(script, tmp_path):
     (tmp_path / "results.csv").write_text("model,top1\na,0.5\nb,0.1\na,0.7\n")
-    assert script.scores(tmp_path) == {"a": pytest.approx(0.6), "b": 0.1}
+    assert script.read_scores(tmp_path) == {"a": pytest.approx(0.6), "b": 0.1}
 
 
-def test_no_test_image_is_looked_at(script, tmp_path, monkeypatch):
-    """The study that it starts is one that can be run, on training images alone."""
+def test_test_images_are_not_used(script, tmp_path, monkeypatch):
+    """The study that it starts is valid and uses only training images."""
     from convit_jax import study
 
-    asked = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: asked.append(command))
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
     flags = types.SimpleNamespace(models="convit,deit", fractions="0.1,1", seeds=1)
     script.try_setting(tmp_path / "out", ("1e-3", "0.05"), flags)
     monkeypatch.undo()
-    (command,) = asked
+    (command,) = commands
     arguments = command[command.index("convit_jax.study") + 1 :]
     assert study.main([*arguments, "--dry-run"]) == 0
     data = dict(argument.split("=", 1) for argument in arguments if "data." in argument)

@@ -31,7 +31,7 @@ from convit_jax.errors import (
         IsADirectoryError(errno.EISDIR, "Is a directory"),
     ],
 )
-def test_whatever_is_raised_inside_names_the_culprit(error):
+def test_any_exception_becomes_a_sentence_with_the_name(error):
     with pytest.raises(InputError, match=r"^cat\.jpg cannot be read: \S"), boundary("cat.jpg"):
         raise error
 
@@ -39,12 +39,12 @@ def test_whatever_is_raised_inside_names_the_culprit(error):
 @pytest.mark.parametrize(
     "code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EIO, errno.ESTALE]
 )
-def test_a_fault_of_the_machine_is_not_the_files(code):
+def test_a_fault_of_the_machine_is_not_one_of_the_file(code):
     with pytest.raises(MachineError, match=r"^cat\.jpg: \w"), boundary("cat.jpg"):
         raise OSError(code, os.strerror(code), "cat.jpg")
 
 
-def test_the_words_of_a_library_tell_of_the_machine_too():
+def test_faults_are_recognised_in_messages_and_causes():
     assert "too many open files" in machine_fault(ValueError("open() failed: Too many open files"))
     wrapped = RuntimeError("cannot restore")
     wrapped.__cause__ = MemoryError()
@@ -53,7 +53,7 @@ def test_the_words_of_a_library_tell_of_the_machine_too():
 
 
 @pytest.mark.parametrize(
-    ("said", "fault"),
+    ("message", "fault"),
     [
         ("INTERNAL: Error dispatching: Out of memory allocating 12 bytes.", "no memory is left"),
         ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12", "no memory is left"),
@@ -64,12 +64,12 @@ def test_the_words_of_a_library_tell_of_the_machine_too():
         ("Error executing an HTTP request: HTTP response code 404 with body", None),
     ],
 )
-def test_so_do_the_words_of_storage_elsewhere_and_of_devices(said, fault):
-    found = machine_fault(RuntimeError(said))
-    assert found is None if fault is None else fault in found
+def test_faults_of_remote_storage_and_devices_are_recognised(message, fault):
+    actual = machine_fault(RuntimeError(message))
+    assert actual is None if fault is None else fault in actual
 
 
-def test_permissions_of_a_place_that_was_chosen_are_a_mistake():
+def test_missing_permissions_for_a_chosen_path_are_a_mistake():
     denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     with (
         pytest.raises(InputError, match=r"^out cannot be written: permission denied$"),
@@ -81,7 +81,7 @@ def test_permissions_of_a_place_that_was_chosen_are_a_mistake():
         raise full
 
 
-def test_a_path_that_the_name_does_not_tell_is_told():
+def test_a_path_missing_in_the_name_is_added():
     missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "/a/b")
     with pytest.raises(InputError, match=r": No such file or directory \(/a/b\)$"), boundary("c"):
         raise missing
@@ -99,13 +99,13 @@ def test_what_does_not_fit_the_memory_is_named():
         raise KeyError
 
 
-def test_a_line_stays_one_and_shows_what_is_in_it():
+def test_in_one_line_escapes_and_shortens():
     assert in_one_line("a\nb\x1b[2Jc caf\udce9 é") == "a\\nb\\x1b[2Jc caf\\udce9 é"
     assert len(in_one_line("x" * 5000 + " " + "y" * 5000)) < 2100
 
 
 @pytest.mark.parametrize("error", [InputError("one sentence"), RunError("one sentence")])
-def test_sentences_of_our_own_pass_through(error):
+def test_own_errors_pass_through(error):
     with pytest.raises(type(error), match=r"^one sentence$"), boundary("cat.jpg"):
         raise error
 
@@ -115,7 +115,7 @@ def test_a_signal_passes_through():
         raise KeyboardInterrupt
 
 
-def test_a_first_line_is_short_and_says_something():
+def test_a_first_line_is_short_and_never_empty():
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(ValueError()) == "ValueError"
     long = first_line(ValueError("/a/path" * 60 + ": the reason"))

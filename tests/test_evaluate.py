@@ -1,4 +1,4 @@
-"""python -m convit_jax.evaluate, on the weights and data that it is for, only smaller."""
+"""python -m convit_jax.evaluate, on small weights and datasets."""
 
 import io
 import json
@@ -13,35 +13,35 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import convit_jax
-from convit_jax import command_line, evaluate
-from convit_jax.data import imagenet
-from convit_jax.models import architecture
+from convit_jax import evaluate, models
+from convit_jax.console import command_line
+from convit_jax.data.sources import imagenet
 from convit_jax.weights import Card, Weights, new_path, to_torch, write_weights
 from convit_jax.weights.torch_names import parameter_shapes
 
 
 @pytest.fixture(scope="module")
 def photographs():
-    """24 parts of two photographs."""
+    """24 crops of two photographs."""
     rng = np.random.default_rng(0)
-    parts = []
-    for number in range(24):
-        photograph = load_sample_image(("china.jpg", "flower.jpg")[number % 2])
+    crops = []
+    for i in range(24):
+        photograph = load_sample_image(("china.jpg", "flower.jpg")[i % 2])
         top, left = rng.integers(300), rng.integers(500)
-        parts.append(photograph[top : top + 100, left : left + 120])
-    return parts
+        crops.append(photograph[top : top + 100, left : left + 120])
+    return crops
 
 
 @pytest.fixture(scope="module")
-def variant(photographs, tmp_path_factory):
-    """A function: images prepared as TFDS has an ImageNet variant."""
+def prepare_variant(photographs, tmp_path_factory):
+    """Return a function that prepares the photographs as an ImageNet variant of TFDS."""
     names = tfds.features.ClassLabel(names=imagenet.class_ids())
 
-    def prepare(name, version, split, labels, **more):
+    def prepare(name, version, split, labels, **other_features):
         directory = str(tmp_path_factory.mktemp(name.replace("/", "-")))
         features = {"image": tfds.features.Image(), "file_name": tfds.features.Text()}
-        features |= {key: kind for key, (kind, _) in more.items()} or {"label": names}
-        columns = {key: values for key, (_, values) in more.items()} or {"label": labels}
+        features |= {key: kind for key, (kind, _) in other_features.items()} or {"label": names}
+        columns = {key: values for key, (_, values) in other_features.items()} or {"label": labels}
         count = len(next(iter(columns.values())))
         examples = [
             (
@@ -63,34 +63,38 @@ def variant(photographs, tmp_path_factory):
     return prepare
 
 
-def save(made, path, seed=0):
-    """Random weights of an architecture, written to a file."""
+def save(architecture, path, seed=0):
+    """Write random weights of an architecture to a file, and return its path."""
     rng = np.random.default_rng(seed)
     params = {
         name: rng.normal(0, 0.3, size=shape).astype(np.float32)
-        for name, shape in parameter_shapes(made).items()
+        for name, shape in parameter_shapes(architecture).items()
     }
-    write_weights(Weights("random", to_torch(params, made), Card()), new_path(str(path)), made)
+    weights = Weights("random", to_torch(params, architecture), Card())
+    write_weights(weights, new_path(str(path)), architecture)
     return str(path)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A small model of ImageNet's thousand classes."""
-    made = architecture("convit_tiny", image_size=64, depth=2, gpsa_layers=1, head_dim=8)
-    return save(made, tmp_path_factory.mktemp("small") / "small.safetensors")
+    """Weights of a small model with ImageNet's thousand classes."""
+    architecture = models.architecture(
+        "convit_tiny", image_size=64, depth=2, gpsa_layers=1, head_dim=8
+    )
+    return save(architecture, tmp_path_factory.mktemp("small") / "small.safetensors")
 
 
 @pytest.fixture(scope="module")
 def logits(small, photographs):
-    """What the small model says of the photographs."""
+    """Logits of the small model on the photographs."""
     return np.asarray(
         convit_jax.load_model(small)(convit_jax.preprocess(photographs, image_size=64))
     )
 
 
-def evaluated(capsys, *arguments):
-    capsys.readouterr()  # what came before
+def run_evaluate(capsys, *arguments):
+    """Return the JSON output."""
+    capsys.readouterr()  # discard earlier output
     assert evaluate.main([*arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -101,46 +105,48 @@ def cross_entropy(logits, labels):
     return float(np.mean(log_total - logits[np.arange(len(labels)), labels]))
 
 
-def test_a_workdir_scores_what_its_run_said(workdir, capsys):
-    """Two steps of training on the digits; every one of 397 examples once, in batches of 64."""
+def test_workdir_has_the_accuracy_logged_by_its_run(workdir, capsys):
+    """Two training steps on the digits; each of 397 examples counts once, in batches of 64."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    (said,) = [line for line in lines if "eval/accuracy" in line]
-    found = evaluated(capsys, "--weights", str(workdir), "--data", "digits:test", "--per-class")
-    assert found["examples"] == 397
-    assert found["top1"] == pytest.approx(said["eval/accuracy"], abs=1e-6)
-    assert found["top5"] == pytest.approx(said["eval/accuracy_top5"], abs=1e-6)
-    assert found["loss"] == pytest.approx(said["eval/loss"], rel=1e-4)
-    rows = found["per_class"]
+    (logged,) = [line for line in lines if "eval/accuracy" in line]
+    result = run_evaluate(capsys, "--weights", str(workdir), "--data", "digits:test", "--per-class")
+    assert result["examples"] == 397
+    assert result["top1"] == pytest.approx(logged["eval/accuracy"], abs=1e-6)
+    assert result["top5"] == pytest.approx(logged["eval/accuracy_top5"], abs=1e-6)
+    assert result["loss"] == pytest.approx(logged["eval/loss"], rel=1e-4)
+    rows = result["per_class"]
     assert [row["accuracy"] for row in rows] == sorted(row["accuracy"] for row in rows)
     hits = sum(row["examples"] * row["accuracy"] for row in rows)
-    assert hits / 397 == pytest.approx(found["top1"], abs=1e-6)
+    assert hits / 397 == pytest.approx(result["top1"], abs=1e-6)
     assert {row["class"] for row in rows} == set("0123456789")
-    assert "published" not in found
+    assert "published" not in result
 
 
-def test_of_imagenet_a_only_its_own_classes_are_told_apart(variant, small, logits, capsys):
+def test_imagenet_a_is_restricted_to_its_classes(prepare_variant, small, logits, capsys):
     classes = np.array([3, 50, 100, 200, 400, 800, 999])
     labels = np.random.default_rng(1).choice(classes, size=24)
     labels[:7] = classes
-    data = variant("imagenet_a", "0.1.0", "test", [int(label) for label in labels])
-    found = evaluated(capsys, "--weights", small, "--data", data)
-    places = np.searchsorted(classes, labels)
-    among = logits[:, classes]
-    order = np.argsort(-among, axis=1)
-    assert found["examples"] == 24
-    assert found["top1"] == pytest.approx(np.mean(order[:, 0] == places))
-    assert found["top5"] == pytest.approx(np.mean((order[:, :5] == places[:, None]).any(axis=1)))
-    assert 0 < found["top5"] < 1
-    assert found["loss"] == pytest.approx(cross_entropy(among, places), rel=1e-4)
-    # The same images as plain ImageNet's, all classes told apart, and as its "clean" row.
-    plain = variant("imagenet2012", "5.1.0", "validation", [int(label) for label in labels])
-    assert evaluated(capsys, "--weights", small, "--data", plain)["loss"] > found["loss"]
-    again = evaluated(capsys, "--weights", small, "--data", plain, "--classes-of", data)
-    assert again["loss"] == pytest.approx(found["loss"], rel=1e-5)
+    data = prepare_variant("imagenet_a", "0.1.0", "test", [int(label) for label in labels])
+    result = run_evaluate(capsys, "--weights", small, "--data", data)
+    targets = np.searchsorted(classes, labels)
+    subset_logits = logits[:, classes]
+    order = np.argsort(-subset_logits, axis=1)
+    assert result["examples"] == 24
+    assert result["top1"] == pytest.approx(np.mean(order[:, 0] == targets))
+    assert result["top5"] == pytest.approx(np.mean((order[:, :5] == targets[:, None]).any(axis=1)))
+    assert 0 < result["top5"] < 1
+    assert result["loss"] == pytest.approx(cross_entropy(subset_logits, targets), rel=1e-4)
+    assert evaluate.main(["--weights", small, "--data", data]) == 0
+    assert "restricted to 7 of the 1,000 classes" in capsys.readouterr().out
+    # The same images as ImageNet's with all classes, and restricted, as in timm's "clean" rows.
+    plain = prepare_variant("imagenet2012", "5.1.0", "validation", [int(label) for label in labels])
+    assert run_evaluate(capsys, "--weights", small, "--data", plain)["loss"] > result["loss"]
+    restricted = run_evaluate(capsys, "--weights", small, "--data", plain, "--classes-of", data)
+    assert restricted["loss"] == pytest.approx(result["loss"], rel=1e-5)
 
 
-def test_of_real_a_hit_is_any_label_and_images_without_one_do_not_count(
-    variant, small, logits, capsys
+def test_real_labels_any_label_is_correct_and_unlabelled_images_do_not_count(
+    prepare_variant, small, logits, capsys
 ):
     best = np.argsort(-logits, axis=1)
     real = [
@@ -148,67 +154,67 @@ def test_of_real_a_hit_is_any_label_and_images_without_one_do_not_count(
         [5, 6, 7] if i % 4 == 2 else [] for i in range(24)
     ]  # fmt: skip
     label = tfds.features.ClassLabel(names=imagenet.class_ids())
-    data = variant(
+    data = prepare_variant(
         "imagenet2012_real", "1.0.0", "validation", None,
         original_label=(label, [0] * 24), real_label=(tfds.features.Sequence(label), real),
     )  # fmt: skip
-    found = evaluated(capsys, "--weights", small, "--data", data)
-    assert found["examples"] == 18
+    result = run_evaluate(capsys, "--weights", small, "--data", data)
+    assert result["examples"] == 18
     hits = [[bool(set(best[i, :k]) & set(real[i])) for i in range(24) if real[i]] for k in (1, 5)]
-    assert (found["top1"], found["top5"]) == pytest.approx([np.mean(h) for h in hits])
+    assert (result["top1"], result["top5"]) == pytest.approx([np.mean(h) for h in hits])
     assert command_line.run(
         "evaluate",
         lambda: evaluate.main(["--weights", small, "--data", data, "--per-class"]),
     ) == 2  # fmt: skip
-    assert "has several labels an image" in capsys.readouterr().err
+    assert "has several labels per image" in capsys.readouterr().err
 
 
-def test_weights_of_a_published_shape_are_compared(variant, tmp_path, capsys):
-    weights = save(architecture("convit_tiny"), tmp_path / "convit_tiny.safetensors")
-    data = variant("imagenet_sketch", "1.0.0", "test", [1, 2, 3])
+def test_weights_with_published_shapes_are_compared(prepare_variant, tmp_path, capsys):
+    weights = save(models.architecture("convit_tiny"), tmp_path / "convit_tiny.safetensors")
+    data = prepare_variant("imagenet_sketch", "1.0.0", "test", [1, 2, 3])
     arguments = ["--weights", weights, "--data", data, "--batch-size", "3"]
     assert evaluate.main([*arguments, "--mask-position", "10"]) == 0
     assert "published for" not in capsys.readouterr().out
     assert evaluate.main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "published for convit_tiny (timm's results table): top-1 22.27 % (here " in told
+    output = capsys.readouterr().out
+    assert "published for convit_tiny (timm's results table): top-1 22.27 % (here " in output
 
 
-def test_masks_change_what_is_measured(workdir, capsys):
+def test_masks_change_the_result(workdir, capsys):
     arguments = ("--weights", str(workdir), "--data", "digits:test")
     masks = ((), ("--mask-pos-embed",), ("--mask-content", "1"), ("--mask-position", "1"))
-    losses = {evaluated(capsys, *arguments, *mask)["loss"] for mask in masks}
+    losses = {run_evaluate(capsys, *arguments, *mask)["loss"] for mask in masks}
     assert len(losses) == 4
 
 
-def test_the_table_of_confusion_is_written(workdir, tmp_path, capsys):
+def test_confusion_matrix_is_written(workdir, tmp_path, capsys):
     path = tmp_path / "table.csv"
-    found = evaluated(
+    result = run_evaluate(
         capsys, "--weights", str(workdir), "--data", "digits:test", "--confusion", str(path)
     )
     rows = [line.split(",") for line in path.read_text().splitlines()]
     table = np.array([row[1:] for row in rows[1:]], int)
     assert rows[0] == ["", *"0123456789"]
     assert table.sum() == 397
-    assert np.trace(table) / 397 == pytest.approx(found["top1"], abs=1e-6)
+    assert np.trace(table) / 397 == pytest.approx(result["top1"], abs=1e-6)
 
 
 def test_broken_images_do_not_count(small, tmp_path, photographs, capsys):
     for label, name in enumerate(imagenet.class_ids()[:2]):
         (tmp_path / name).mkdir()
-        for number in range(5):
+        for i in range(5):
             file = io.BytesIO()
-            Image.fromarray(photographs[5 * label + number]).save(file, "PNG")
-            content = b"broken" if (label, number) == (1, 2) else file.getvalue()
-            (tmp_path / name / f"{number}.png").write_bytes(content)
+            Image.fromarray(photographs[5 * label + i]).save(file, "PNG")
+            content = b"broken" if (label, i) == (1, 2) else file.getvalue()
+            (tmp_path / name / f"{i}.png").write_bytes(content)
     arguments = ["--weights", small, "--data", f"folder:{tmp_path}"]
-    assert evaluated(capsys, *arguments, "--max-broken", "0.2")["examples"] == 9
+    assert run_evaluate(capsys, *arguments, "--max-broken", "0.2")["examples"] == 9
     assert command_line.run("evaluate", lambda: evaluate.main(arguments)) == 1
     assert "2.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--mask-contnet", "3"], "no flag --mask-contnet: did you mean '--mask-content'?"),
         (["--mask-content", "2"], "cannot mask 2 GPSA layers"),
@@ -221,21 +227,21 @@ def test_broken_images_do_not_count(small, tmp_path, photographs, capsys):
         (["--weights", "nowhere"], "no weights at nowhere: expected a file that ends in"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_code_2(workdir, arguments, told, capsys):
-    given = ["--weights", str(workdir), "--data", "digits:test", *arguments]
-    assert command_line.run("evaluate", lambda: evaluate.main(given)) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert told in said[-1]
-    assert said[-1].startswith("evaluate: ")
+def test_input_errors_are_one_sentence_and_code_2(workdir, arguments, message, capsys):
+    arguments = ["--weights", str(workdir), "--data", "digits:test", *arguments]
+    assert command_line.run("evaluate", lambda: evaluate.main(arguments)) == 2
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert message in last_line
+    assert last_line.startswith("evaluate: ")
 
 
-def test_two_processes_of_four_devices_score_what_one_does(workdir, repository, capsys):
-    expected = evaluated(capsys, "--weights", str(workdir), "--data", "digits:test")
+def test_two_processes_of_four_devices_agree_with_one(workdir, repository, capsys):
+    expected = run_evaluate(capsys, "--weights", str(workdir), "--data", "digits:test")
     command = [
         sys.executable, "-m", "convit_jax.evaluate", f"--weights={workdir}", "--data=digits:test",
         "--json", "--batch-size=40",
     ]  # fmt: skip
-    with socket_port() as port:
+    with free_port() as port:
         processes = [
             subprocess.Popen(
                 command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -250,15 +256,15 @@ def test_two_processes_of_four_devices_score_what_one_does(workdir, repository, 
         ]  # fmt: skip
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    found = json.loads(outputs[0][0].splitlines()[-1])
-    assert found["examples"] == 397
-    assert found["top1"] == expected["top1"]
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    assert "{" not in outputs[1][0]  # the first process alone tells
+    result = json.loads(outputs[0][0].splitlines()[-1])
+    assert result["examples"] == 397
+    assert result["top1"] == expected["top1"]
+    assert result["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert "{" not in outputs[1][0]  # only the first process prints the result
 
 
-def socket_port():
-    """A context with a port that was free a moment ago."""
+def free_port():
+    """Return a context with a port that was free a moment ago."""
     import contextlib
     import socket
 

@@ -1,4 +1,4 @@
-"""scripts/compare_on_gpu.sh up to the device: what it runs, and the table it prints."""
+"""scripts/compare_on_gpu.sh without a GPU: the commands it runs, and the table it prints."""
 
 import os
 import stat
@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-# In place of a Python with a GPU: it has every package, keeps what it is asked, and measures.
+# A fake Python with a GPU: it has every package, logs its arguments, and prints measurements.
 PYTHON = r"""#!/usr/bin/env bash
-echo "$*" >>"$ASKED"
+echo "$*" >>"$CALLS"
 case "$*" in
 -) cat >/dev/null ;;
 *'benchmark attention'*)
@@ -26,7 +26,7 @@ case "$*" in
         \"eager forward\": 500, \"eager train\": 100,
         \"compiled forward\": 800, \"compiled train\": 200}}" | tr -d '\n'
     echo ;;
-*) exec "$REAL" "$@" ;;
+*) exec "$REAL_PYTHON" "$@" ;;
 esac
 """
 SPEED = '"forward_images_per_second": 1000, "train_images_per_second": 400'
@@ -45,14 +45,14 @@ def compare(tmp_path, repository):
 
 
 def test_everything_is_compiled_then_measured_and_printed_as_one_table(compare, tmp_path):
-    python, asked = tmp_path / "python", tmp_path / "asked"
+    python, calls = tmp_path / "python", tmp_path / "calls"
     python.write_text(PYTHON)
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    done = compare(
-        python, MODELS="convit_small", ASKED=str(asked), REAL=sys.executable, SPEED=SPEED
+    result = compare(
+        python, MODELS="convit_small", CALLS=str(calls), REAL_PYTHON=sys.executable, SPEED=SPEED
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
         "| model | what | forward | with gradients |",
         "|---|---|---|---|",
         "| convit_small | layer: plain attention, cuDNN | 1.000 ms (1.00) | 2.000 ms (1.00) |",
@@ -63,25 +63,26 @@ def test_everything_is_compiled_then_measured_and_printed_as_one_table(compare, 
         "| convit_small | timm, compiled (ours over its) | 800 (1.25) | 200 (2.00) |",
         "| convit_small | timm, eager (ours over its) | 500 (2.00) | 100 (4.00) |",
     ]
-    measured = [line for line in asked.read_text().splitlines() if "benchmark" in line]
-    assert len(measured) == 6
-    assert all("--seconds 0" in line for line in measured[:3])
-    assert all("--seconds 3" in line for line in measured[3:])
-    assert all("--batch-size 128 --dtype bfloat16" in line for line in measured)
+    benchmarks = [line for line in calls.read_text().splitlines() if "benchmark" in line]
+    assert len(benchmarks) == 6
+    assert all("--seconds 0" in line for line in benchmarks[:3])
+    assert all("--seconds 3" in line for line in benchmarks[3:])
+    assert all("--batch-size 128 --dtype bfloat16" in line for line in benchmarks)
 
 
 def test_without_a_gpu_it_says_what_is_expected(compare, tmp_path):
-    python, asked = tmp_path / "python", tmp_path / "asked"
-    # It has every package, too; what it says of the GPU is this machine's own word.
+    python, package_check = tmp_path / "python", tmp_path / "package_check"
+    # The first call, the check for packages, finds nothing missing; the second, the check for a
+    # GPU, is real.
     python.write_text(
         f"""#!/usr/bin/env bash
-        [ -e {asked} ] && exec {sys.executable} "$@"
-        cat >{asked}
+        [ -e {package_check} ] && exec {sys.executable} "$@"
+        cat >{package_check}
         """
     )
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    done = compare(python)
-    assert done.returncode == 1
-    assert "needed = {" in asked.read_text()
-    assert "expected" in done.stderr
-    assert "jax[cuda13]" in done.stderr
+    result = compare(python)
+    assert result.returncode == 1
+    assert "needed = {" in package_check.read_text()
+    assert "expected" in result.stderr
+    assert "jax[cuda13]" in result.stderr

@@ -1,4 +1,4 @@
-"""What every command says last of wrong input, and its exit code (docs/exit_codes.md)."""
+"""The last line of every command for wrong input, and its exit code (docs/exit_codes.md)."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from convit_jax.weights import Card, Weights, new_path, to_torch, write_weights
 from convit_jax.weights.torch_names import parameter_shapes
 
 LONG = "x" * 5000
-# What the commands import, in one process for all of them.
+# The modules that commands import, loaded once by one process for all of them.
 IMPORTED = (
     "tensorflow_datasets", "convit_jax.training.loop", "convit_jax.planning",
     "convit_jax.studies.running", "convit_jax.analysis.report", "convit_jax.benchmarks.model",
@@ -32,11 +32,11 @@ IMPORTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Wrong:
-    """A wrong command line; `@` in it is the directory of inputs, `%` one that is empty.
+    """A wrong command line; `@` stands for the directory of inputs, `%` for an empty one.
 
     Attributes:
-        command, arguments, environment: of it.
-        words: what the last line has in it, the culprit among them.
+        command, arguments, environment: the command line.
+        words: parts of the expected last line, the name of the wrong input among them.
         code: the exit code.
         stdout: a file for standard output.
     """
@@ -54,17 +54,17 @@ class Wrong:
 
 
 def wrongs(command, before, *rows):
-    """`Wrong`s of a command: each row is what follows `before` on the command line, and words.
+    """Yield the `Wrong`s of a command: each row holds the arguments after `before`, and the words.
 
-    A row may say more of a `Wrong` in a dictionary at its end.
+    A dictionary at the end of a row holds further fields of `Wrong`.
     """
     for arguments, *words in rows:
-        more = words.pop() if isinstance(words[-1], dict) else {}
+        fields = words.pop() if isinstance(words[-1], dict) else {}
         arguments = arguments if isinstance(arguments, tuple) else arguments.split()
-        yield Wrong(command, (*before.split(), *arguments), tuple(words), **more)
+        yield Wrong(command, (*before.split(), *arguments), tuple(words), **fields)
 
 
-RUN = {"code": 1}  # the run could not go on, by no mistake in what was given
+RUN = {"code": 1}  # the run cannot continue, although the input is right
 DIGITS = "--config=configs/digits.py --workdir=%/run"
 TRAIN = [
     *wrongs(
@@ -72,16 +72,16 @@ TRAIN = [
         ("", "expected --workdir=DIR"),
         ("--workdir=%/run", "expected --config=configs/FILE.py"),
         ("--config=configs/digits.py --workdir=", "expected --workdir=DIR"),
-        ("--config --workdir=%/run", "--config: expected --config=VALUE"),
+        ("--config --workdir=%/run", "argument --config: expected one argument"),
         ("--config=configs/digits.py --workdir", "--workdir"),
     ),
     *wrongs(
         "train", DIGITS,
         # Flags and keys.
-        ("--wrokdir=x", "'wrokdir'", "workdir"),
+        ("--wrokdir=x", "no flag --wrokdir", "'--workdir'"),
         ("stray", "unexpected argument 'stray'"),
         ((" ",), "unexpected argument ' '"),
-        ("-x", "flag 'x'"),
+        ("-x", "unexpected argument '-x'"),
         ("--batch_size=3", "no flag --batch_size", "--config.batch_size"),
         ("--config.batchsize=3", "'batchsize'", "'batch_size'"),
         ("--config.model=1", "config.model is a section"),
@@ -119,7 +119,7 @@ TRAIN = [
         ("--config.data.train=folder:@/empty", "@/empty", "no class directories"),
         ("--config.data.train=folder:@/flat", "@/flat", "no class directories"),
         ("--config.data.train=folder:@/no_images", "@/no_images", "no images", "a, b"),
-        ("--config.data.train=folder:@/parts", "train, val", "parts of a dataset"),
+        ("--config.data.train=folder:@/parts", "train, val", "splits of a dataset"),
         ("--config.data.train=folder:@/one_class", "folder:@/one_class (1)", "other classes"),
         ("--config.data.train=folder:http://x", "'http://x'", "gs://BUCKET/PATH"),
         (f"--config.data.train=folder:{LONG}", "a name of 5,000 bytes"),
@@ -262,8 +262,8 @@ PREDICT = [
         (LONG, "a name of 5,000 bytes"),
         ("http://x/y.png", "http://x/y.png", "gs://BUCKET/PATH"),
         ("@/nope.png", "no image at @/nope.png", RUN),
-        ("@/file", "@/file: no image", RUN),
-        ("@/good.png @/broken.jpg", "@/broken.jpg: no image", RUN),
+        ("@/file", "@/file: not an image", RUN),
+        ("@/good.png @/broken.jpg", "@/broken.jpg: not an image", RUN),
         (("two\nlines.png",), r"no image at two\nlines.png", RUN),
         (("caf\udce9.png",), r"no image at caf\udce9.png", RUN),
         ("@/good.png", "no space is left on the device (standard output)",
@@ -280,11 +280,11 @@ CONVERT = [
     ),
     *wrongs(
         "convert", "@/rgb.safetensors",
-        ("@/good.png", "nothing is written as '.png'"),
+        ("@/good.png", "cannot write '.png' files"),
         ("%/x.safetensor", "'.safetensor'", "'.safetensors'"),
-        ("@/rgb.safetensors", "@/rgb.safetensors is there already"),
-        ("@/empty", "@/empty is there already"),
-        ("/dev/full", "/dev/full is there already"),
+        ("@/rgb.safetensors", "@/rgb.safetensors already exists"),
+        ("@/empty", "@/empty already exists"),
+        ("/dev/full", "/dev/full already exists"),
         (("",), "''"),
         ("@/file/x", "@/file/x cannot be written"),
         ("@/file/x.safetensors", "@/file/x.safetensors cannot be written"),
@@ -322,7 +322,7 @@ ANALYZE = [
     *wrongs(
         "analyze", f"{RGB} --out=%/a --images",
         ("nope.png", "no image at nope.png"),
-        ("@/broken.jpg", "@/broken.jpg: no image"),
+        ("@/broken.jpg", "@/broken.jpg: not an image"),
         ("@/empty", "no images", "@/empty"),
         ("digits:tset", "no split 'tset'"),
         ("folder:@/broken", "@/broken/a/0.png"),
@@ -351,7 +351,7 @@ STUDY = [
         ("--config.data.train=folder:@/nope", "'@/nope'"),
         ("--out=", "--out=: expected a path"),
         ("--out=@/file", "--out=@/file cannot be used as a directory"),
-        ("--out=@/images", "--out=@/images holds other things"),
+        ("--out=@/images", "--out=@/images holds other files"),
         ("--out=gs://bucket/study", "--out=gs://bucket/study", "locks"),
         (f"--out={LONG}", "a name of 5,000 bytes"),
         ("--dry-rn", "no flag --dry-rn", "'--dry-run'"),
@@ -369,9 +369,9 @@ PLAN = wrongs(
     ("--topology=v4:4x4", "--topology=v4:4x4: expected v4:"),
     ("--topology=v5e-4 --config=configs/nope.py", "configs/nope.py: no such file"),
     ("--topology=v5e-4 --examples=0", "--examples=0"),
-    ("--topology=v5e-4 --classes=x", "--classes=x"),
-    ("--topology=v5e-4 --sweep=x", "--sweep=x"),
-    ("--topology=v5e-4 --topolgy=x", "'topolgy'", "topology"),
+    ("--topology=v5e-4 --classes=x", "--classes: invalid int value: 'x'"),
+    ("--topology=v5e-4 --sweep=x", "--sweep: invalid choice: 'x'", "batch"),
+    ("--topology=v5e-4 --topolgy=x", "--topolgy", "'--topology'"),
     ("--topology=v5e-4 stray", "'stray'"),
     ("--topology=v5e-4 --config.data.image_size=100000", "at most 65,536"),
 )  # fmt: skip
@@ -422,16 +422,16 @@ def image(path):
 
 def weights(path):
     """Random weights of a tiny model of two classes."""
-    made = architecture(
+    tiny = architecture(
         "convit_tiny", num_classes=2, image_size=16, depth=2, gpsa_layers=1, num_heads=4,
         head_dim=4, patch_size=4,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     params = {
         name: rng.normal(0, 0.3, size=shape).astype(np.float32)
-        for name, shape in parameter_shapes(made).items()
+        for name, shape in parameter_shapes(tiny).items()
     }
-    write_weights(Weights("random", to_torch(params, made), Card()), new_path(str(path)), made)
+    write_weights(Weights("random", to_torch(params, tiny), Card()), new_path(str(path)), tiny)
 
 
 CONFIGS = {
@@ -490,13 +490,13 @@ def inputs(tmp_path_factory, workdir):
 
 
 def content(root):
-    """What lies in a directory: each file's digest, each directory."""
+    """Return the contents of a directory: each file with its digest, each directory."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         if path.is_file()
         else ""
         for path in root.rglob("*")
-        # The record of who holds a workdir is each start's.
+        # Each start writes the lock of a workdir.
         if path.name != ".lock"
     }
 
@@ -505,7 +505,7 @@ def content(root):
 def fork(repository, digits):
     """A function that runs a command line in a fork of a process that has imported everything."""
     environment = os.environ | {
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # no need to begin anew
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # no restart needed
         "PYTHONPATH": str(repository),
     }
     command = [sys.executable, "tests/fork_commands.py", *IMPORTED]
@@ -526,7 +526,7 @@ def fork(repository, digits):
 
 @pytest.fixture(scope="module")
 def closed_port():
-    """A port of this machine at which nobody answers."""
+    """A port of this machine without a server."""
     with contextlib.closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -546,17 +546,17 @@ def test_wrong_input_is_one_sentence_that_names_it(wrong, fork, inputs, closed_p
         stdout=filled(wrong.stdout),
         stderr=str(tmp_path / "stderr"),
     )
-    said = (tmp_path / "stderr").read_text()
-    last = said.splitlines()[-1] if said else ""
-    assert code == wrong.code, said
-    assert "Traceback" not in said
-    assert last.startswith(f"{wrong.command}: "), said
+    output = (tmp_path / "stderr").read_text()
+    last = output.splitlines()[-1] if output else ""
+    assert code == wrong.code, output
+    assert "Traceback" not in output
+    assert last.startswith(f"{wrong.command}: "), output
     for word in wrong.words:
         assert filled(word) in last
     assert content(inputs) == before
 
 
-# What Python and the shell see of each command's own entry, and a mistake that is found at once.
+# A mistake for each command that is reported at once, to test the commands as processes.
 ENTRIES = {
     "train": "--wrokdir=x",
     "evaluate": "--wieghts=x",
@@ -576,18 +576,18 @@ def entry(command):
 
 
 @pytest.mark.parametrize("command", ENTRIES)
-def test_a_process_of_its_own_ends_likewise(command, repository):
+def test_a_command_as_a_process_ends_in_the_same_way(command, repository):
     wrong = ENTRIES[command]
-    done = subprocess.run(
+    completed = subprocess.run(
         [*entry(command), wrong], cwd=repository, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(f"{command}: ")
-    assert wrong.strip("-").removesuffix("=x") in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert completed.returncode == 2, completed.stderr
+    assert completed.stderr.startswith(f"{command}: ")
+    assert wrong.strip("-").removesuffix("=x") in completed.stderr
+    assert len(completed.stderr.splitlines()) == 1
 
 
-# `train.py --help` writes, and `--config.seed=x` is a mistake; neither takes long.
+# Two quick command lines: one that prints, one that is wrong.
 HELP, MISTAKE = "--help", "--config.seed=x"
 
 
@@ -595,7 +595,7 @@ FULL = "train: no space is left on the device (standard output)"
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "said"),
+    ("line", "code", "output"),
     [
         (f'"$@" {HELP} >/dev/full', 1, FULL),
         (f'PYTHONUNBUFFERED=1 "$@" {HELP} >/dev/full', 1, FULL),
@@ -608,16 +608,14 @@ FULL = "train: no space is left on the device (standard output)"
         (f'"$@" {MISTAKE} <&- >&-', 2, "train: --config.seed=x: expected int"),
     ],
 )
-def test_a_stream_that_is_full_or_closed_changes_no_other_code(
-    line, code, said, repository, tmp_path
-):
+def test_exit_codes_with_full_or_closed_streams(line, code, output, repository, tmp_path):
     command = ["bash", "-c", line, "bash", *entry("train"), "--config=configs/digits.py"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, f"--workdir={tmp_path}"],
         cwd=repository, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr.strip()) == (code, said)
+    assert (completed.returncode, completed.stderr.strip()) == (code, output)
 
 
 @pytest.mark.parametrize(
@@ -627,22 +625,22 @@ def test_a_stream_that_is_full_or_closed_changes_no_other_code(
         ("XLA_FLAGS", "--xla_force_host_platform_device_count=0", 1),
     ],
 )
-def test_devices_that_jax_does_not_find_are_told_with_what_asked_for_them(
+def test_devices_that_jax_does_not_find_are_reported_with_the_settings(
     name, value, code, inputs, repository
 ):
-    done = subprocess.run(
+    completed = subprocess.run(
         [*entry("predict"), f"--weights={inputs}/rgb.safetensors", f"{inputs}/good.png"],
         cwd=repository, env=os.environ | {name: value}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
+    assert completed.returncode == code, completed.stderr
+    assert "Traceback" not in completed.stderr
+    last = completed.stderr.splitlines()[-1]
     assert last.startswith("predict: JAX finds no devices with")
     assert f"{name}={value}" in last
 
 
-def test_a_log_that_cannot_be_written_ends_no_run(fork, tmp_path):
-    """Whoever reads the log of a run of days may end, and its disk may be full."""
+def test_a_log_that_cannot_be_written_does_not_end_a_run(fork, tmp_path):
+    """The reader of the log of a long run may end, and its disk may be full."""
     run = tmp_path / "run"
     keys = "train_for=2 steps,optimizer.warmup=0 steps,eval_every=2 steps,checkpoint.every=2 steps"
     arguments = ["--config=configs/digits.py", f"--workdir={run}"]

@@ -1,4 +1,4 @@
-"""scripts/mutate.py: which changes it makes, and that tests which see them kill."""
+"""scripts/mutate.py: the changes it makes, and that failing tests kill mutants."""
 
 import importlib.util
 import json
@@ -28,20 +28,20 @@ def half(x: float, *, up: bool = False) -> float:
 def mutate(repository):
     spec = importlib.util.spec_from_file_location("mutate", repository / "scripts" / "mutate.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["mutate"] = module  # its dataclasses look for it there
+    sys.modules["mutate"] = module  # needed by its dataclasses
     spec.loader.exec_module(module)
     return module
 
 
-def changes(mutate, directory, source):
+def mutants_of(mutate, directory, source):
     path = directory / "code.py"
     path.write_text(source)
     return mutate.mutants(path, root=directory)
 
 
 def test_every_kind_of_change_is_made_once(mutate, tmp_path):
-    made = {f"{m.scope}: {m.change}" for m in changes(mutate, tmp_path, SOURCE)}
-    assert made == {
+    changes = {f"{m.scope}: {m.change}" for m in mutants_of(mutate, tmp_path, SOURCE)}
+    assert changes == {
         ": 3 → 4",
         ": 3 → 2",
         "half: False → True",
@@ -69,45 +69,45 @@ def test_every_kind_of_change_is_made_once(mutate, tmp_path):
 
 def test_mutants_differ_from_the_file_and_from_each_other(mutate, repository):
     for path in mutate.FILES:
-        made = mutate.mutants(repository / path)
-        assert len({mutant.id for mutant in made}) == len(made) > 50
-        for mutant in made[::20]:
+        mutants = mutate.mutants(repository / path)
+        assert len({mutant.id for mutant in mutants}) == len(mutants) > 50
+        for mutant in mutants[::20]:
             compile(mutant.source(), path, "exec")
         assert all((repository / test).exists() for test in mutate.FILES[path])
 
 
-def test_an_id_stays_where_other_lines_change(mutate, tmp_path):
-    before = {m.change: m.id for m in changes(mutate, tmp_path, SOURCE)}
+def test_ids_are_unaffected_by_changes_of_other_lines(mutate, tmp_path):
+    before = {m.change: m.id for m in mutants_of(mutate, tmp_path, SOURCE)}
     moved = SOURCE.replace("import math\n", "import math\n\nOTHER = 7\n").replace(
         "y += 0.5", "y += 1"
     )
-    after = {m.change: m.id for m in changes(mutate, tmp_path, moved)}
+    after = {m.change: m.id for m in mutants_of(mutate, tmp_path, moved)}
     assert before["x / 2 → x * 2"] == after["x / 2 → x * 2"]
     assert len(after.keys() & before.keys()) > 15
 
 
-def test_a_mutant_that_a_test_sees_is_killed(repository, mutate, tmp_path):
-    """A division of the steps of an epoch: killed; a short cut for one view: it survives."""
+def test_a_mutant_is_killed_if_a_test_fails_and_survives_otherwise(repository, mutate, tmp_path):
+    """The division in the steps per epoch is killed; a shortcut for one view survives."""
     path = repository / "convit_jax" / "data" / "order.py"
-    every = {f"{m.scope}: {m.change}": m.id for m in mutate.mutants(path)}
-    divided = "self.num_examples {} self.batch_size"
-    dead = every[f"EpochOrder.steps_per_epoch: {divided.format('//')} → {divided.format('/')}"]
-    alive = every["EpochOrder.locate: self.repeats > 1 → self.repeats >= 1"]
+    ids = {f"{m.scope}: {m.change}": m.id for m in mutate.mutants(path)}
+    quotient = "self.num_examples {} self.batch_size"
+    killed = ids[f"EpochOrder.steps_per_epoch: {quotient.format('//')} → {quotient.format('/')}"]
+    survivor = ids["EpochOrder.locate: self.repeats > 1 → self.repeats >= 1"]
     report = tmp_path / "report.jsonl"
-    done = subprocess.run(
-        [sys.executable, "scripts/mutate.py", "--ids", dead, alive, "--report", report],
+    result = subprocess.run(
+        [sys.executable, "scripts/mutate.py", "--ids", killed, survivor, "--report", report],
         cwd=repository, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     results = {r["id"]: r for r in map(json.loads, report.read_text().splitlines())}
-    assert results[dead]["result"] == "killed"
-    assert results[dead]["by"].startswith("tests/data/test_order.py::")
-    assert results[alive]["result"] == "survived"
+    assert results[killed]["result"] == "killed"
+    assert results[killed]["by"].startswith("tests/data/test_order.py::")
+    assert results[survivor]["result"] == "survived"
 
 
-def test_every_survivor_of_the_list_has_a_reason(mutate):
+def test_every_listed_survivor_has_a_reason(mutate):
     if not mutate.SURVIVORS.exists():
-        pytest.skip(f"no campaign has been run to its end: there is no {mutate.SURVIVORS.name}")
-    reasons = mutate._reasons()
+        pytest.skip(f"no campaign has been completed: there is no {mutate.SURVIVORS.name}")
+    reasons = mutate._reasons(ids=())
     assert len(reasons) > 20
     assert all(len(reason) > 10 for reason in reasons.values())

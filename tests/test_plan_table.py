@@ -1,4 +1,4 @@
-"""scripts/make_plan_table.py: what it plans, keeps and prints."""
+"""scripts/make_plan_table.py: what it plans, caches and prints."""
 
 import importlib.util
 
@@ -14,8 +14,8 @@ def script(repository):
     return module
 
 
-def made(model, topology, switch):
-    """A plan that fits but for the largest model, which on v5e fits with remat only."""
+def fake_plan(model, topology, switch):
+    """Return a plan that fits, except that the largest model needs remat on v5e-8."""
     heavy = model == "b_plus" and topology == "v5e-8"
     return {
         "model": f"convit_{model}", "topology": topology, "batch_size": 1024, "batch_per_chip": 128,
@@ -26,33 +26,31 @@ def made(model, topology, switch):
     }  # fmt: skip
 
 
-def test_plans_are_made_once_and_where_one_does_not_fit_with_remat(
+def test_each_plan_is_computed_once_and_remat_is_tried_where_it_does_not_fit(
     script, monkeypatch, tmp_path, capsys
 ):
-    asked = []
-    monkeypatch.setattr(script, "make_plan", lambda *case: asked.append(case) or made(*case))
+    calls = []
+    monkeypatch.setattr(script, "make_plan", lambda *case: calls.append(case) or fake_plan(*case))
     script.main(tmp_path / "plans.jsonl")
     printed = capsys.readouterr().out
-    everywhere = len(script.MODELS) * len(script.SLICES)
-    assert len(asked) == len(set(asked)) == everywhere + 1 + len(script.SWITCHES) - 1
-    assert ("b_plus", "v5e-8", script.REMAT) in asked
+    num_runs = len(script.MODELS) * len(script.SLICES)
+    assert len(calls) == len(set(calls)) == num_runs + 1 + len(script.SWITCHES) - 1
+    assert ("b_plus", "v5e-8", script.REMAT) in calls
     expected = "v5e-8 | 128 | 8.00 of 16 | 100.0 | 10,240 | 26 % | 12.3 | 5,120 |"
     assert f"| convit_b | {expected}" in printed
     assert f"| convit_b_plus (remat) | {expected}" in printed
     assert "| `--config.mesh.fsdp=8` | 0.75 | 4.00 | 0.25 | 8.00 | 100.0 |" in printed
-    # A second time, all are there.
+    # The second time, all plans are cached.
     script.main(tmp_path / "plans.jsonl")
     assert capsys.readouterr().out == printed
-    assert len(asked) == everywhere + len(script.SWITCHES)
+    assert len(calls) == num_runs + len(script.SWITCHES)
 
 
-def test_the_tables_of_the_docs_are_of_the_plans_beside_them(
-    script, repository, monkeypatch, capsys
-):
-    def missing(*case):
+def test_the_tables_of_the_docs_match_docs_plans_jsonl(script, repository, monkeypatch, capsys):
+    def fail(*case):
         raise AssertionError(f"docs/plans.jsonl has no plan of {case}")
 
-    monkeypatch.setattr(script, "make_plan", missing)
+    monkeypatch.setattr(script, "make_plan", fail)
     script.main(repository / "docs" / "plans.jsonl")
     text = (repository / "docs" / "plans.md").read_text()
     for table in capsys.readouterr().out.strip().split("\n\n"):

@@ -19,9 +19,9 @@ def run(repository, *arguments):
 
 def test_a_sheet_shows_the_batch_before_and_after_the_devices_part(repository, tmp_path):
     out = tmp_path / "sheet.png"
-    done = run(repository, "--images=8", f"--out={out}", "--config.augment.erase=1.0")
-    assert done.returncode == 0, done.stderr
-    assert "8 images of step 0" in done.stdout
+    completed = run(repository, "--images=8", f"--out={out}", "--config.augment.erase=1.0")
+    assert completed.returncode == 0, completed.stderr
+    assert "8 images of step 0" in completed.stdout
     sheet = np.asarray(Image.open(out)).astype(int)
     # Six columns of 8 pixels shown as 64, two rows, twice.
     assert sheet.shape == (2 * 2 * 80 + 16, 6 * 68, 3)
@@ -40,7 +40,7 @@ def test_a_sheet_shows_the_batch_before_and_after_the_devices_part(repository, t
     ],
 )
 def test_a_mistake_is_one_sentence_and_code_2(repository, argument, message):
-    done = run(repository, argument)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    completed = run(repository, argument)
+    assert completed.returncode == 2
+    assert message in completed.stderr
+    assert completed.stderr.count("\n") == 1

@@ -1,6 +1,6 @@
-"""The shell scripts: linted, and the launcher of pods run against a `gcloud` of our own.
+"""The shell scripts: shellcheck, and the TPU launcher with a fake `gcloud`.
 
-What Slurm's launcher does in a job is in slurm/test_launcher.py, and here what it refuses.
+Tests of the Slurm launcher in a job are in slurm/test_launcher.py; here are its error messages.
 """
 
 import os
@@ -16,11 +16,11 @@ TPU = {"PROJECT": "my-project", "ZONE": "us-west4-a", "NAME": "pod", "TYPE": "v5
 WHERE = " --project=my-project --zone=us-west4-a --quiet"
 FLAGS = ["--config", "configs/convit_b.py", "--workdir=gs://bucket/b"]
 
-# A cloud of one slice. Its state and the workers' files are files in $CLOUD; what is asked of it is
-# in $CLOUD/asked. The commands for the workers are really run, in $CLOUD/worker.
+# A fake cloud of one slice. Its state and the workers' files are in $CLOUD, its commands are
+# logged in $CLOUD/requests. The commands for the workers are run in $CLOUD/worker.
 GCLOUD = r"""#!/usr/bin/env bash
 cd "$CLOUD" || exit
-echo "$*" | head -n 1 >>asked
+echo "$*" | head -n 1 >>requests
 state=$(cat state)
 case "$3 $4" in
     'queued-resources create') echo PROVISIONING >state ;;
@@ -38,8 +38,7 @@ case "$3 $4" in
     *) echo "gcloud: no such command: $*" >&2; exit 2 ;;
 esac
 """
-# In place of uv: the environment that it makes has a Python that does what the next line of
-# $CLOUD/script says.
+# A fake uv: it creates an environment whose Python runs the next line of $CLOUD/script.
 UV = r"""#!/usr/bin/env bash
 [ "$1" = venv ] || exit 0
 mkdir -p .venv/bin
@@ -51,7 +50,7 @@ chmod +x .venv/bin/python
 
 @pytest.fixture
 def launch(repository, tmp_path):
-    """A function of the launcher's arguments and variables; the cloud is in `tmp_path`."""
+    """A function that runs the launcher with arguments and variables; $CLOUD is `tmp_path`."""
     pip = '#!/bin/sh\nmkdir -p ~/.local/bin && cp "$CLOUD/uv" ~/.local/bin\n'
     programs = {"gcloud": GCLOUD, "bin/python3": pip, "uv": UV}
     for name, text in programs.items():
@@ -75,32 +74,32 @@ def launch(repository, tmp_path):
     return run
 
 
-def wait_until(holds):
+def wait_until(condition):
     for _ in range(200):
-        if holds():
+        if condition():
             return
         time.sleep(0.1)
-    pytest.fail("it never came to that")
+    pytest.fail("the condition never held")
 
 
-def asked(cloud):
-    """What was asked of the cloud, but for the looks: [verb, ...]."""
-    lines = (cloud / "asked").read_text().splitlines()
+def requests(cloud):
+    """Return the verbs of the commands to the cloud, except status checks."""
+    lines = (cloud / "requests").read_text().splitlines()
     return [
         line.split()[3] for line in lines if "describe" not in line and "--worker=0" not in line
     ]
 
 
-def test_scripts_are_clean(repository):
+def test_scripts_pass_shellcheck(repository):
     if not shutil.which("shellcheck"):
         pytest.skip("no shellcheck: pip install -r requirements-dev.txt")
     scripts = sorted(repository.glob("scripts/*.sh"))
     assert len(scripts) >= 4
-    done = subprocess.run(
+    result = subprocess.run(
         ["shellcheck", "--external-sources", *scripts], cwd=repository, capture_output=True,
         text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    assert result.returncode == 0, result.stdout
 
 
 QUEUED = "gcloud compute tpus queued-resources"
@@ -148,13 +147,13 @@ SSH = "gcloud compute tpus tpu-vm ssh pod"
     ids=lambda value: " ".join(value[:2]) if value[0] in ("create", "run") else value[0][:8],
 )  # fmt: skip
 def test_a_dry_run_prints_the_commands_and_runs_none(arguments, expected, launch, tmp_path):
-    done = launch("--dry-run", *arguments)
-    assert done.returncode == 0, done.stderr
-    place = -1
+    result = launch("--dry-run", *arguments)
+    assert result.returncode == 0, result.stderr
+    position = -1
     for part in expected:
-        place = done.stdout.find(part, place + 1)
-        assert place >= 0, f"no '{part}' in its place in {done.stdout}"
-    assert not (tmp_path / "asked").exists()
+        position = result.stdout.find(part, position + 1)
+        assert position >= 0, f"'{part}' is missing or out of order in {result.stdout}"
+    assert not (tmp_path / "requests").exists()
     assert not list(tmp_path.glob("*.tar.gz"))
 
 
@@ -167,13 +166,13 @@ def test_a_dry_run_prints_the_commands_and_runs_none(arguments, expected, launch
         ("v6e-256", "v2-alpha-tpuv6e"),
     ],
 )
-def test_the_runtime_version_goes_with_the_type(kind, version, launch):
-    said = launch("create", "--dry-run", TYPE=kind).stdout
-    assert f"--accelerator-type={kind} --runtime-version={version} " in said
-    said = launch("create", "--dry-run", TYPE=kind, VERSION="another", DISK="imagenet").stdout
-    assert "--runtime-version=another " in said
+def test_the_runtime_version_follows_from_the_type(kind, version, launch):
+    output = launch("create", "--dry-run", TYPE=kind).stdout
+    assert f"--accelerator-type={kind} --runtime-version={version} " in output
+    output = launch("create", "--dry-run", TYPE=kind, VERSION="another", DISK="imagenet").stdout
+    assert "--runtime-version=another " in output
     disk = "projects/my-project/zones/us-west4-a/disks/imagenet"
-    assert f" --data-disk=source={disk},mode=read-only " in said
+    assert f" --data-disk=source={disk},mode=read-only " in output
 
 
 @pytest.mark.parametrize(
@@ -185,60 +184,63 @@ def test_the_runtime_version_goes_with_the_type(kind, version, launch):
         (["create"], {"ZONE": ""}, "ZONE is not set: expected PROJECT ZONE NAME TYPE"),
         (["create"], {"TYPE": "v5e-8"}, "TYPE=v5e-8: did you mean 'v5litepod-8'?"),
         (["create"], {"TYPE": "h100-8"}, "TYPE=h100-8: expected v4-N, v5litepod-N, v5p-N or v6e-N"),
-        (["stop", "--now"], {}, "stop takes no '--now'"),
+        (["stop", "--now"], {}, "stop does not accept '--now'"),
         (["train", "--config=c.py"], {}, "expected --workdir=gs://BUCKET/DIRECTORY among"),
-        (["run", "--workdir", "/tmp/w"], {}, "--workdir=/tmp/w goes when the slice goes"),
+        (["run", "--workdir", "/tmp/w"], {}, "--workdir=/tmp/w is deleted with the slice"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_code_2(arguments, variables, sentence, launch, tmp_path):
-    done = launch(*arguments, **variables)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+def test_wrong_arguments_are_one_sentence_and_code_2(
+    arguments, variables, sentence, launch, tmp_path
+):
+    result = launch(*arguments, **variables)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
     assert line.startswith(f"tpu.sh: {sentence}")
-    assert not (tmp_path / "asked").exists()
+    assert not (tmp_path / "requests").exists()
 
 
-def test_help_tells_every_command_and_variable(launch):
-    done = launch("--help")
-    assert done.returncode == 0
+def test_the_help_names_every_command_and_variable(launch):
+    result = launch("--help")
+    assert result.returncode == 0
     words = "create status setup train logs stop delete run PROJECT TYPE VERSION DISK CACHE RETRIES"
-    assert set(words.split()) <= set(done.stdout.split())
+    assert set(words.split()) <= set(result.stdout.split())
 
 
-def test_run_goes_on_after_preemptions_and_gives_the_slice_back(launch, tmp_path):
-    """Taken away without a word; then SIGTERM on a slice that stays; then the end."""
-    taken = 'echo SUSPENDED >"$CLOUD/state"; exec sleep 5'
-    done = launch("run", "--spot", *FLAGS, "--config.train_for=3 epochs",
-                  script=[taken, "exit 143", "exit 0"], CACHE="gs://bucket/compiled")  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_run_resumes_after_preemptions_and_deletes_the_slice(launch, tmp_path):
+    """A preemption without warning, then SIGTERM on a slice that stays, then the end."""
+    preempted = 'echo SUSPENDED >"$CLOUD/state"; exec sleep 5'
+    result = launch("run", "--spot", *FLAGS, "--config.train_for=3 epochs",
+                    script=[preempted, "exit 143", "exit 0"],
+                    CACHE="gs://bucket/compiled")  # fmt: skip
+    assert result.returncode == 0, result.stderr
     verbs = ["create", "scp", "ssh", "ssh"]  # setup is one ssh, train another
-    assert asked(tmp_path) == [*verbs, "delete", *verbs, "ssh", "delete"]
+    assert requests(tmp_path) == [*verbs, "delete", *verbs, "ssh", "delete"]
     trained = (tmp_path / "trained").read_text().splitlines()
     flags = f"{' '.join(FLAGS)} --config.train_for=3 epochs"
     assert trained == [f"gs://bucket/compiled train.py {flags}"] * 3
-    for said in ("pod is SUSPENDED", "pod is ACTIVE 143", "finished"):
-        assert f"tpu.sh: {said}" in done.stderr
+    for message in ("pod is SUSPENDED", "pod is ACTIVE 143", "finished"):
+        assert f"tpu.sh: {message}" in result.stderr
     assert (tmp_path / "state").read_text() == "NONE\n"
 
 
-def test_run_stops_at_a_mistake_and_keeps_the_slice(launch, tmp_path):
-    done = launch("run", *FLAGS, script=["echo 'train: no such key' >&2; exit 2"])
-    assert done.returncode == 2
-    assert asked(tmp_path) == ["create", "scp", "ssh", "ssh"]
-    assert "pod is kept and costs money" in done.stderr
+def test_run_stops_after_wrong_input_and_keeps_the_slice(launch, tmp_path):
+    result = launch("run", *FLAGS, script=["echo 'train: no such key' >&2; exit 2"])
+    assert result.returncode == 2
+    assert requests(tmp_path) == ["create", "scp", "ssh", "ssh"]
+    assert "pod is kept and costs money" in result.stderr
     log = (tmp_path / "worker/convit_jax/train.log").read_text()
     assert log == "train: no such key\n"
 
 
-def test_run_bears_so_many_failures_and_no_more(launch, tmp_path):
-    done = launch("run", *FLAGS, script=["exit 1", "exit 134", "exit 1"], RETRIES="2")
-    assert done.returncode == 1
+def test_run_tolerates_a_limited_number_of_failures(launch, tmp_path):
+    result = launch("run", *FLAGS, script=["exit 1", "exit 134", "exit 1"], RETRIES="2")
+    assert result.returncode == 1
     assert len((tmp_path / "trained").read_text().splitlines()) == 3
-    assert "delete" not in asked(tmp_path)
+    assert "delete" not in requests(tmp_path)
 
 
-def test_run_can_be_started_again_while_it_trains(launch, tmp_path):
-    """It finds the run under way: it neither makes another slice nor starts train.py twice."""
+def test_run_can_be_restarted_during_training(launch, tmp_path):
+    """It neither creates another slice nor starts train.py twice."""
     assert launch("create").returncode == 0
     assert launch("status").stdout == "ACTIVE new\n"
     assert launch("setup").returncode == 0
@@ -246,25 +248,25 @@ def test_run_can_be_started_again_while_it_trains(launch, tmp_path):
     script = ['for i in {1..600}; do [ ! -e "$CLOUD/go" ] || exit 0; sleep 0.1; done; exit 1']
     assert launch("train", *FLAGS, script=script).returncode == 0
     wait_until(lambda: launch("status", script=script).stdout == "ACTIVE running\n")
-    assert launch("train", *FLAGS).stdout == "it trains already\n"
+    assert launch("train", *FLAGS).stdout == "already training\n"
     (tmp_path / "gcloud").write_text(
         GCLOUD + 'case "$*" in *worker=0*) touch "$CLOUD/go" ;; esac\n'
     )
-    done = launch("run", *FLAGS)
-    assert done.returncode == 0, done.stderr
-    assert "pod is ACTIVE running" in done.stderr
-    assert asked(tmp_path).count("create") == 1
+    result = launch("run", *FLAGS)
+    assert result.returncode == 0, result.stderr
+    assert "pod is ACTIVE running" in result.stderr
+    assert requests(tmp_path).count("create") == 1
     assert len((tmp_path / "trained").read_text().splitlines()) == 1
 
 
-def test_run_stops_where_the_cloud_cannot_be_asked(launch, tmp_path):
+def test_run_stops_if_the_cloud_cannot_be_queried(launch, tmp_path):
     (tmp_path / "gcloud").write_text("#!/bin/sh\necho 'ERROR: no active account' >&2; exit 1\n")
-    done = launch("run", *FLAGS)
-    assert done.returncode == 1
-    assert done.stderr == "ERROR: no active account\n"
+    result = launch("run", *FLAGS)
+    assert result.returncode == 1
+    assert result.stderr == "ERROR: no active account\n"
 
 
-def test_stop_ends_train_py_with_the_code_that_restarts_it(launch, tmp_path):
+def test_stop_ends_train_py_with_the_code_on_which_it_is_restarted(launch, tmp_path):
     for command in ("create", "status", "setup"):
         assert launch(command).returncode == 0
     launch("train", *FLAGS, script=["trap 'exit 143' TERM; touch \"$CLOUD/up\"; sleep 3 & wait"])
@@ -289,10 +291,10 @@ STUDY = ["study", "--config=c.py", "--out=/shared/study"]
 
 @pytest.fixture
 def launch_job(repository, tmp_path):
-    """A function of the flags and variables of Slurm's launcher; no program of Slurm is there."""
+    """A function that runs the Slurm launcher with flags and variables, without Slurm."""
     python = tmp_path / "environment/bin/python"
     python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\nexit 1\n")  # it has no part for GPUs
+    python.write_text("#!/bin/sh\nexit 1\n")  # its JAX has no GPU support
     python.chmod(0o755)
 
     def run(*flags, cwd=repository, **variables):
@@ -314,17 +316,23 @@ def launch_job(repository, tmp_path):
         (["--config=c.py"], JOB, "expected --workdir=DIRECTORY, on a file system of all nodes"),
         (["--config=c.py", "--workdir"], JOB, "expected --workdir=DIRECTORY, on a file"),
         (["study", "--workdir=/shared/run"], ONE, "expected --out=DIRECTORY, on a file system"),
-        (RUN, JOB | {"VENV": "/nowhere"}, "no environment in VENV=/nowhere: make one (docs/slurm"),
-        (RUN, {}, "no job of Slurm: sbatch [OPTIONS]"),
+        (
+            RUN, JOB | {"VENV": "/nowhere"},
+            "no environment in VENV=/nowhere: create one (docs/slurm",
+        ),
+        (RUN, {}, "not in a Slurm job: sbatch [OPTIONS]"),
         (RUN, JOB | {"SLURM_STEP_ID": "0"}, "it calls srun itself: expected sbatch, not srun"),
         (RUN, JOB | {"SLURM_NTASKS": "8"}, "8 tasks are not 2 node(s) times 1: expected --nodes"),
-        (RUN, ARRAY, "--array would train one --workdir several times: expected it before study"),
+        (
+            RUN, ARRAY,
+            "--array would train one --workdir several times: expected it only before study",
+        ),
         (STUDY, JOB, "a worker of a study is one process, not 2: expected --nodes=1"),
-        (STUDY, ARRAY, "--array has 2 tasks between 3 and 9, and nobody would train"),
+        (STUDY, ARRAY, "--array has 2 tasks between 3 and 9, so some shares would not be trained"),
         (RUN, GPUS, "4 GPUs do not divide among 3 processes: expected --gpus-per-node"),
         (
             RUN, JOB | {"SLURM_GPUS_PER_TASK": "1"},
-            "SLURM_GPUS_PER_TASK=1 hides GPUs from processes, which take their own by themselves",
+            "SLURM_GPUS_PER_TASK=1 hides GPUs from processes, which select their own",
         ),
         (
             RUN, JOB | {"SLURM_GPUS_ON_NODE": "4"},
@@ -332,30 +340,32 @@ def launch_job(repository, tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_a_mistake_in_a_job_is_one_sentence_and_code_2(flags, variables, sentence, launch_job):
-    done = launch_job(*flags, **variables)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+def test_a_wrong_job_is_one_sentence_and_code_2(flags, variables, sentence, launch_job):
+    result = launch_job(*flags, **variables)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
     assert line.startswith(f"slurm.sh: {sentence}")
 
 
-def test_a_job_is_submitted_from_the_checkout(launch_job, tmp_path):
-    done = launch_job(*RUN, cwd=tmp_path, **JOB)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"slurm.sh: {tmp_path} is not the checkout: submit from it, or ")
+def test_a_job_must_be_submitted_from_the_checkout(launch_job, tmp_path):
+    result = launch_job(*RUN, cwd=tmp_path, **JOB)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(
+        f"slurm.sh: {tmp_path} is not the checkout: submit from it, or "
+    )
 
 
-def test_the_help_of_jobs_teaches(launch_job):
-    for asked in ("--help", "-h"):
-        done = launch_job(asked)
-        assert (done.returncode, done.stderr) == (0, "")
+def test_the_help_of_the_slurm_launcher(launch_job):
+    for flag in ("--help", "-h"):
+        result = launch_job(flag)
+        assert (result.returncode, result.stderr) == (0, "")
         words = (
             "sbatch --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 --array=1-N study scancel VENV"
         )
-        assert set(words.split()) <= set(done.stdout.split())
+        assert set(words.split()) <= set(result.stdout.split())
 
 
-def test_the_kubernetes_manifest_fits_together(repository):
+def test_the_kubernetes_manifest_is_consistent(repository):
     text = pathlib.Path(repository / "scripts/gke.yaml").read_text()
     service, job = yaml.safe_load_all(text)
     spec = job["spec"]
@@ -363,7 +373,7 @@ def test_the_kubernetes_manifest_fits_together(repository):
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     assert pod["subdomain"] == service["metadata"]["name"]
-    assert pod["restartPolicy"] == "Never"  # the only one that may have a podFailurePolicy
+    assert pod["restartPolicy"] == "Never"  # required by podFailurePolicy
     assert spec["completionMode"] == "Indexed"
     assert spec["completions"] == spec["parallelism"]
     (container,) = pod["containers"]

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from convit_jax import study
-from convit_jax.command_line import run
-from convit_jax.studies.claims import TakenError, claim
+from convit_jax.console.command_line import run
+from convit_jax.studies.claims import lock_cell
+from convit_jax.system.file_lock import LockedError
 
 TINY = """
 from convit_jax.config import template
@@ -45,14 +46,14 @@ def get_config(variant="convit"):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A config file of a ConViT and its DeiT that train for eight steps."""
+    """Config file of a ConViT and its DeiT, trained for eight steps."""
     path = tmp_path_factory.mktemp("configs") / "tiny.py"
     path.write_text(TINY)
     return path
 
 
-def told(capsys, config, out, *arguments, **flags):
-    """The exit code of a study, and what it said."""
+def run_study(capsys, config, out, *arguments, **flags):
+    """Return exit code and output of a study."""
     flags = {"models": "convit,deit", "fractions": "0.1,1"} | flags
     command = [f"--config={config}", f"--out={out}", *(f"--{k}={v}" for k, v in flags.items())]
     code = run("study", lambda: study.main([*command, *map(str, arguments)]))
@@ -60,7 +61,7 @@ def told(capsys, config, out, *arguments, **flags):
 
 
 def snapshot(directory):
-    """Every file with its time."""
+    """Return the modification time of each file."""
     return {p: p.stat().st_mtime_ns for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
@@ -70,7 +71,7 @@ def metrics(workdir):
 
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
-    """A study of two models and two fractions, trained once for the module."""
+    """Directory of a study of two models and two fractions, trained once for the module."""
     out = tmp_path_factory.mktemp("studies") / "first"
     assert study.main([f"--config={tiny}", f"--out={out}", "--models=convit,deit",
                        "--fractions=0.1,1"]) == 0  # fmt: skip
@@ -79,11 +80,11 @@ def finished(tiny, tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """That study, to be gone on with."""
+    """Copy of that study, which may be changed."""
     return pathlib.Path(shutil.copytree(finished, tmp_path / "copied"))
 
 
-def test_every_cell_is_an_ordinary_run_and_its_results_are_the_runs_own(finished):
+def test_cells_are_ordinary_runs_and_results_are_theirs(finished):
     names = {f"{m}_fraction{f}_seed0" for m in ("convit", "deit") for f in ("0.1", "1")}
     assert {path.name for path in (finished / "cells").iterdir()} == names
     rows = {row["cell"]: row for row in csv.DictReader((finished / "results.csv").open())}
@@ -98,9 +99,9 @@ def test_every_cell_is_an_ordinary_run_and_its_results_are_the_runs_own(finished
         config = json.loads((workdir / "config.json").read_text())
         assert config["data"]["fraction"] == float(row["fraction"])
         assert config["model"]["name"] == f"{row['model']}_tiny"
-        said = (workdir / "log.txt").read_text()
-        assert f"epoch of {row['examples']} examples" in said
-        assert "finished 8 steps" in said
+        log = (workdir / "log.txt").read_text()
+        assert f"epoch of {row['examples']} examples" in log
+        assert "finished 8 steps" in log
     top1 = [100 * float(rows[f"{m}_fraction1_seed0"]["top1"]) for m in ("convit", "deit")]
     table = (finished / "table.md").read_text()
     assert f"| 100 % | 1,400 | {top1[0]:.1f} | {top1[1]:.1f} |" in table
@@ -108,124 +109,123 @@ def test_every_cell_is_an_ordinary_run_and_its_results_are_the_runs_own(finished
         assert (finished / f"efficiency.{kind}").stat().st_size > 1000
 
 
-def test_finished_cells_are_not_touched_and_others_are_added(copied, tiny, capsys):
+def test_finished_cells_are_unchanged_and_others_are_added(copied, tiny, capsys):
     before = snapshot(copied / "cells")
-    code, said = told(capsys, tiny, copied, "--variants=a,e", models="convit", fractions="0.1")
-    assert code == 0, said.err
-    assert "2 cells, 1 of them finished" in said.err
+    code, output = run_study(
+        capsys, tiny, copied, "--variants=a,e", models="convit", fractions="0.1"
+    )
+    assert code == 0, output.err
+    assert "2 cells, 1 of them finished" in output.err
     after = snapshot(copied / "cells")
     assert {p: t for p, t in after.items() if p in before} == before
     added = {path.relative_to(copied / "cells").parts[0] for path in after.keys() - before.keys()}
     assert added == {"convit_row-e_fraction0.1_seed0"}
     rows = list(csv.DictReader((copied / "results.csv").open()))
     assert [r["variant"] for r in rows] == ["a", "a", "e", "", ""]
-    assert "# Ablations of convit (paper Table 3)" in said.out
-    # Row e is the DeiT: trained on the same images from the same seed, it is its twin to the bit.
+    assert "# Ablations of convit (paper Table 3)" in output.out
+    # Row e is the DeiT: with the same images and seed, it is bit-identical to the deit cell.
     deit = next(r for r in rows if (r["model"], r["fraction"]) == ("deit", "0.1"))
     assert (rows[2]["top1"], rows[2]["loss"]) == (deit["top1"], deit["loss"])
 
 
-def test_a_dry_run_lists_what_there_is_to_do_and_writes_nothing(copied, tiny, tmp_path, capsys):
+def test_dry_run_lists_the_cells_and_writes_nothing(copied, tiny, tmp_path, capsys):
     before = snapshot(copied)
-    code, said = told(capsys, tiny, copied, "--dry-run", "--json", fractions="0.1,0.5")
+    code, output = run_study(capsys, tiny, copied, "--dry-run", "--json", fractions="0.1,0.5")
     assert code == 0
-    cells = {line["cell"]: line for line in map(json.loads, said.out.splitlines())}
+    cells = {line["cell"]: line for line in map(json.loads, output.out.splitlines())}
     assert len(cells) == 4
-    done = cells["convit_fraction0.1_seed0"]
-    assert (done["steps"], done["steps_done"], done["seconds_left"]) == (8, 8, 0)
-    kept = [json.loads(p.read_text()) for p in (copied / "cells").glob("convit_*/result.json")]
-    pace = sum(r["seconds"] for r in kept) / sum(r["timed_steps"] for r in kept)
-    todo = cells["convit_fraction0.5_seed0"]
-    assert (todo["examples"], todo["steps_done"]) == (697, 0)
-    assert todo["seconds_left"] == pytest.approx(8 * pace)
+    cell = cells["convit_fraction0.1_seed0"]
+    assert (cell["steps"], cell["steps_done"], cell["seconds_left"]) == (8, 8, 0)
+    results = [json.loads(p.read_text()) for p in (copied / "cells").glob("convit_*/result.json")]
+    pace = sum(r["seconds"] for r in results) / sum(r["timed_steps"] for r in results)
+    cell = cells["convit_fraction0.5_seed0"]
+    assert (cell["examples"], cell["steps_done"]) == (697, 0)
+    assert cell["seconds_left"] == pytest.approx(8 * pace)
     assert snapshot(copied) == before
 
-    code, said = told(capsys, tiny, tmp_path / "new", "--dry-run", fractions="0.1")
-    assert (code, said.out.splitlines()[-1]) == (0, "2 cells, 2 to be trained, time unknown")
-    code, said = told(capsys, tiny, tmp_path / "new", "--dry-run", "--images-per-second=1.28",
-                      fractions="0.1")  # fmt: skip
-    assert said.out.splitlines()[-1] == "2 cells, 2 to be trained, time 3m20s"
+    code, output = run_study(capsys, tiny, tmp_path / "new", "--dry-run", fractions="0.1")
+    assert (code, output.out.splitlines()[-1]) == (0, "2 cells, 2 to be trained, time unknown")
+    flags = ("--dry-run", "--images-per-second=1.28")
+    code, output = run_study(capsys, tiny, tmp_path / "new", *flags, fractions="0.1")
+    assert output.out.splitlines()[-1] == "2 cells, 2 to be trained, time 3m20s"
     assert not (tmp_path / "new").exists()
 
 
-def test_workers_share_the_cells(tiny, tmp_path, capsys):
+def test_workers_partition_the_cells(tiny, tmp_path, capsys):
     listed = []
     for worker in ("1/3", "2/3", "3/3"):
-        code, said = told(capsys, tiny, tmp_path / "x", "--dry-run", "--json", worker=worker)
+        code, output = run_study(capsys, tiny, tmp_path / "x", "--dry-run", "--json", worker=worker)
         assert code == 0
-        listed.append([json.loads(line)["cell"] for line in said.out.splitlines()])
-    together = [name for share in listed for name in share]
-    assert len(together) == len(set(together)) == 4
+        listed.append([json.loads(line)["cell"] for line in output.out.splitlines()])
+    names = [name for part in listed for name in part]
+    assert len(names) == len(set(names)) == 4
     assert max(map(len, listed)) == 2
 
 
-def test_a_cell_that_another_process_trains_is_left_to_it(copied, tiny, capsys):
+def test_cell_locked_by_another_process_is_skipped(copied, tiny, capsys):
     (copied / "cells/deit_fraction1_seed0/result.json").unlink()
     before = snapshot(copied / "cells/deit_fraction1_seed0")
     program = (
-        "import pathlib, sys; from convit_jax.studies.claims import claim\n"
-        "with claim(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import pathlib, sys; from convit_jax.studies.claims import lock_cell\n"
+        "with lock_cell(pathlib.Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, copied / "cells/deit_fraction1_seed0"],
         cwd=pathlib.Path(study.__file__).parents[1], stdin=-1, stdout=-1, text=True,
     ) as other:  # fmt: skip
-        assert other.stdout.readline() == "held\n"
-        code, said = told(capsys, tiny, copied)
-        assert f"is being trained by process {other.pid} on" in said.err
-        # Killed, it holds nothing any more.
-        other.kill()
+        assert other.stdout.readline() == "locked\n"
+        code, output = run_study(capsys, tiny, copied)
+        assert f"is being trained by process {other.pid} on" in output.err
+        other.kill()  # releases the lock
     assert code == 0
-    assert "1 of 4 cells are not finished" in said.err
+    assert "1 of 4 cells are not finished" in output.err
     after = snapshot(copied / "cells/deit_fraction1_seed0")
     assert {p: t for p, t in after.items() if p.name != "claim"} == {
         p: t for p, t in before.items() if p.name != "claim"
     }
-    # It had been trained to its end: its result is read again from what the run left.
-    code, said = told(capsys, tiny, copied)
-    assert code == 0, said.err
-    rows = [list(csv.DictReader((d / "results.csv").open())) for d in (copied,)]
-    assert len(rows[0]) == 4
+    # The run was complete: its result is read again from its workdir.
+    code, output = run_study(capsys, tiny, copied)
+    assert code == 0, output.err
+    assert len(list(csv.DictReader((copied / "results.csv").open()))) == 4
 
 
-def test_a_claim_is_held_by_one(tmp_path):
-    mine = f"process {os.getpid()} on"
+def test_cell_is_locked_by_one_process(tmp_path):
     with (
-        claim(tmp_path / "cell"),
-        pytest.raises(TakenError, match=mine),
-        claim(tmp_path / "cell"),
+        lock_cell(tmp_path / "cell"),
+        pytest.raises(LockedError, match=f"process {os.getpid()} on"),
+        lock_cell(tmp_path / "cell"),
     ):
         pass
-    with claim(tmp_path / "cell"):
+    with lock_cell(tmp_path / "cell"):
         pass
 
 
-def test_a_signal_stops_the_study_and_the_same_command_goes_on(tiny, tmp_path, capsys):
+def test_signal_stops_the_study_and_the_same_command_continues(tiny, tmp_path, capsys):
     out = tmp_path / "out"
     first = out / "cells" / "convit_fraction0.1_seed0"
     flags = ["--config.train_for=400 steps", "--config.eval_every=400 steps"]
 
-    def send():
+    def send_signal():
         deadline = time.monotonic() + 60
         while not (first / "checkpoints" / "4").exists() and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=send)
+    thread = threading.Thread(target=send_signal)
     thread.start()
-    code, said = told(capsys, tiny, out, *flags, fractions="0.1")
+    code, output = run_study(capsys, tiny, out, *flags, fractions="0.1")
     thread.join()
     assert code == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM in convit_fraction0.1_seed0" in said.err
-    assert "the same command goes on" in said.err
+    assert "stopped by SIGTERM in convit_fraction0.1_seed0" in output.err
+    assert "run the same command to continue" in output.err
     assert [path.name for path in (out / "cells").iterdir()] == [first.name]
     saved = max(int(path.name) for path in (first / "checkpoints").iterdir())
     assert 4 <= saved < 400
 
-    # How often it is saved changes no result, and may change.
+    # The checkpoint interval changes no result, so it may change.
     flags.append("--config.checkpoint.every=400 steps")
-    code, said = told(capsys, tiny, out, *flags, fractions="0.1", models="convit")
-    assert code == 0, said.err
+    code, output = run_study(capsys, tiny, out, *flags, fractions="0.1", models="convit")
+    assert code == 0, output.err
     assert f"resuming after step {saved}" in (first / "log.txt").read_text()
     steps = [line["step"] for line in metrics(first) if "train/loss" in line]
     assert steps == sorted(set(steps))
@@ -233,10 +233,10 @@ def test_a_signal_stops_the_study_and_the_same_command_goes_on(tiny, tmp_path, c
     assert (result["steps"], result["timed_steps"]) == (400, 400 - saved)
 
 
-def test_a_signal_that_comes_too_late_for_a_cell_still_stops_the_study(
+def test_signal_during_the_last_evaluation_of_a_cell_stops_the_study(
     tiny, tmp_path, capsys, monkeypatch
 ):
-    """It comes in the first cell's last evaluation: that cell is finished, no other is begun."""
+    """The first cell is finished, and no other is started."""
     from convit_jax.training import loop
 
     evaluate = loop.sum_over_examples
@@ -247,14 +247,14 @@ def test_a_signal_that_comes_too_late_for_a_cell_still_stops_the_study(
 
     monkeypatch.setattr(loop, "sum_over_examples", interrupted)
     out = tmp_path / "out"
-    code, said = told(capsys, tiny, out, "--config.eval_every=8 steps", fractions="0.1")
+    code, output = run_study(capsys, tiny, out, "--config.eval_every=8 steps", fractions="0.1")
     assert code == 128 + signal.SIGTERM
-    assert "1 of 2 cells are not finished" in said.err
+    assert "1 of 2 cells are not finished" in output.err
     (row,) = csv.DictReader((out / "results.csv").open())
     assert [path.name for path in (out / "cells").iterdir()] == [row["cell"]]
 
 
-def test_a_killed_study_goes_on_in_the_middle_of_its_cell(tiny, repository, tmp_path, capsys):
+def test_killed_study_continues_in_the_middle_of_a_cell(tiny, repository, tmp_path, capsys):
     cell = tmp_path / "out" / "cells" / "deit_fraction0.1_seed0"
     flags = ["--config.train_for=400 steps", "--config.eval_every=400 steps"]
     process = subprocess.Popen(
@@ -270,43 +270,45 @@ def test_a_killed_study_goes_on_in_the_middle_of_its_cell(tiny, repository, tmp_
     process.communicate()
     assert not (cell / "result.json").exists(), "it was too fast to be killed"
     flags.append("--config.checkpoint.every=400 steps")
-    code, said = told(capsys, tiny, tmp_path / "out", *flags, models="deit", fractions="0.1")
-    assert code == 0, said.err
+    code, output = run_study(capsys, tiny, tmp_path / "out", *flags, models="deit", fractions="0.1")
+    assert code == 0, output.err
     assert "resuming after step" in (cell / "log.txt").read_text()
     result = json.loads((cell / "result.json").read_text())
     assert 0 < result["timed_steps"] <= 400 - 8
 
 
-def test_a_cell_that_fails_is_told_and_the_others_go_on(tiny, tmp_path, capsys, monkeypatch):
+def test_failed_cell_is_reported_and_the_others_are_trained(tiny, tmp_path, capsys, monkeypatch):
     from convit_jax.errors import RunError
     from convit_jax.training import loop
 
     train = loop.train
 
-    def poisoned(config, workdir, screen):
+    def failing_train(config, workdir, screen):
         if config.model.name == "convit_tiny":
             raise RunError("loss nan at step 6")
         return train(config, workdir, screen)
 
-    monkeypatch.setattr(loop, "train", poisoned)
-    code, said = told(capsys, tiny, tmp_path / "out", fractions="0.1")
+    monkeypatch.setattr(loop, "train", failing_train)
+    code, output = run_study(capsys, tiny, tmp_path / "out", fractions="0.1")
     assert code == 1
-    assert "study: convit_fraction0.1_seed0 failed: loss nan at step 6" in said.err
+    assert "study: convit_fraction0.1_seed0 failed: loss nan at step 6" in output.err
     (row,) = csv.DictReader((tmp_path / "out" / "results.csv").open())
     assert row["model"] == "deit"
     assert np.isfinite(float(row["top1"]))
 
 
-def test_models_are_the_zoo_s_or_the_config_s_arguments(repository, tmp_path, capsys):
+def test_models_are_zoo_models_or_arguments_of_the_config(repository, tmp_path, capsys):
     config = repository / "configs" / "digits.py"
-    code, said = told(capsys, config, tmp_path / "x", "--dry-run", "--json", fractions="0.05")
-    assert code == 0, said.err
-    lines = [json.loads(line) for line in said.out.splitlines()]
+    code, output = run_study(
+        capsys, config, tmp_path / "x", "--dry-run", "--json", fractions="0.05"
+    )
+    assert code == 0, output.err
+    lines = [json.loads(line) for line in output.out.splitlines()]
     assert [(line["cell"], line["steps"]) for line in lines] == [
         ("convit_fraction0.05_seed0", 2800),
         ("deit_fraction0.05_seed0", 2800),
     ]
-    # The smallest fraction of the digits fills a batch.
+    # The smallest fraction of the digits is at least one batch.
     assert lines[0]["examples"] >= 64
     plain = tmp_path / "plain.py"
     plain.write_text("from convit_jax.config import template\n\ndef get_config():\n"
@@ -314,21 +316,21 @@ def test_models_are_the_zoo_s_or_the_config_s_arguments(repository, tmp_path, ca
                      "    config.data.image_size = (16,)\n    config.batch_size = 16\n"
                      "    return config\n")  # fmt: skip
     out = tmp_path / "y"
-    code, said = told(capsys, plain, out, "--dry-run", "--config.model.in_channels=1",
-                      "--config.data.mean=(0.5,)", "--config.data.std=(0.5,)",
+    code, output = run_study(capsys, plain, out, "--dry-run", "--config.model.in_channels=1",
+                             "--config.data.mean=(0.5,)", "--config.data.std=(0.5,)",
                       models="convit_tiny,deit_tiny", fractions="1")  # fmt: skip
-    assert code == 0, said.err
-    assert "deit_tiny_fraction1_seed0: 1,400 examples, 26,100 steps" in said.out
+    assert code == 0, output.err
+    assert "deit_tiny_fraction1_seed0: 1,400 examples, 26,100 steps" in output.out
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         ({"fractions": "0.001,1"}, "--fractions=0.001: config.data.fraction=0.001 leaves none of"),
         ({"fractions": "0.01"}, "config.batch_size=16 is more than the 10 training examples"),
-        ({"fractions": "0.1,2"}, "--fractions=0.1,2: expected shares such as 0.05,1"),
+        ({"fractions": "0.1,2"}, "--fractions=0.1,2: expected fractions such as 0.05,1"),
         ({"fractions": "0.1,0.10"}, "--fractions=0.1,0.10: expected each only once"),
-        ({"fractions": "all"}, "--fractions=all: expected shares"),
+        ({"fractions": "all"}, "--fractions=all: expected fractions"),
         ({"models": "convit,deti"}, "did you mean 'deit'?"),
         ({"models": "convit_smal"}, "did you mean 'convit_small'?"),
         ({"models": "convit,convit"}, "--models=convit,convit: expected each only once"),
@@ -346,20 +348,22 @@ def test_models_are_the_zoo_s_or_the_config_s_arguments(repository, tmp_path, ca
         ({"config.data.fraction": "0.5"}, "config.data.fraction=0.5 of 'convit': a study sets it"),
         ({"config.batchsize": "3"}, "no config key 'batchsize': did you mean 'batch_size'?"),
         ({"config": "nowhere.py"}, "nowhere.py"),
-        ({"out": "gs://bucket/study"}, "--out=gs://bucket/study: workers keep out of"),
+        ({"out": "gs://bucket/study"}, "--out=gs://bucket/study: workers exclude each other by"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_nothing_is_written(flags, words, tiny, tmp_path, capsys):
+def test_input_errors_are_one_sentence_and_nothing_is_written(
+    flags, message, tiny, tmp_path, capsys
+):
     out = tmp_path / "out"
-    code, said = told(capsys, flags.pop("config", tiny), flags.pop("out", out), **flags)
-    assert code == 2, said.err
-    assert words in said.err
-    assert len(said.err.splitlines()) == 1
+    code, output = run_study(capsys, flags.pop("config", tiny), flags.pop("out", out), **flags)
+    assert code == 2, output.err
+    assert message in output.err
+    assert len(output.err.splitlines()) == 1
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         ({"config.optimizer.learning_rate": 0.02}, "'convit' has config.optimizer.learning_rate"
          "=0.01 there, 0.02 now"),
@@ -368,39 +372,39 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(flags, words, tiny, tm
         ({"config.batch_size": 8}, "config.batch_size=16 there, 8 now"),
     ],
 )  # fmt: skip
-def test_another_study_s_directory_is_refused(flags, words, finished, tiny, capsys):
+def test_directory_of_another_study_is_refused(flags, message, finished, tiny, capsys):
     before = snapshot(finished)
-    code, said = told(capsys, tiny, finished, **flags)
+    code, output = run_study(capsys, tiny, finished, **flags)
     assert code == 2
-    assert words in said.err
+    assert message in output.err
     assert snapshot(finished) == before
 
 
 def test_keys_without_effect_may_change(finished, tiny, capsys):
-    code, said = told(capsys, tiny, finished, "--dry-run", "--config.log_every=1 steps",
-                      "--config.seed=0", seeds=2)  # fmt: skip
-    assert code == 0, said.err
-    assert "8 cells, 4 to be trained" in said.out
+    code, output = run_study(capsys, tiny, finished, "--dry-run", "--config.log_every=1 steps",
+                             "--config.seed=0", seeds=2)  # fmt: skip
+    assert code == 0, output.err
+    assert "8 cells, 4 to be trained" in output.out
 
 
-def test_a_directory_of_other_things_is_left_alone(tiny, tmp_path, capsys):
+def test_directory_with_other_files_is_refused(tiny, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
-    code, said = told(capsys, tiny, tmp_path)
+    code, output = run_study(capsys, tiny, tmp_path)
     assert code == 2
-    assert "holds other things (thesis.txt)" in said.err
+    assert "holds other files (thesis.txt)" in output.err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    code, said = told(capsys, tiny, tmp_path / "thesis.txt")
-    assert (code, "it is a file" in said.err) == (2, True)
+    code, output = run_study(capsys, tiny, tmp_path / "thesis.txt")
+    assert (code, "it is a file" in output.err) == (2, True)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "study.json").write_text("{")
-    code, said = told(capsys, tiny, tmp_path / "bad")
-    assert (code, "study.json does not describe a study" in said.err) == (2, True)
+    code, output = run_study(capsys, tiny, tmp_path / "bad")
+    assert (code, "study.json does not describe a study" in output.err) == (2, True)
 
 
-def test_help_teaches(capsys):
+def test_help(capsys):
     with pytest.raises(SystemExit) as ended:
         study.main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for words in ("--fractions", "--dry-run", "--worker", "configs/digits.py:deit", "Table 3"):
-        assert words in text
+    for text_part in ("--fractions", "--dry-run", "--worker", "configs/digits.py:deit", "Table 3"):
+        assert text_part in text

@@ -1,4 +1,4 @@
-"""Everything that is found out about one model, as plain arrays: what figures and tables show."""
+"""All measurements of one model as plain arrays, the content of figures and tables."""
 
 import csv
 import dataclasses
@@ -11,29 +11,29 @@ import numpy as np
 from convit_jax import data
 from convit_jax.analysis import attention, locality
 from convit_jax.analysis.history import History
-from convit_jax.data.preprocessing import Preprocessing
+from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.models import Architecture, VisionTransformer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Findings:
-    """What a model learned. L layers, of which the first G are GPSA, H heads.
+    """Measurements of a model. L layers, of which the first G are GPSA, H heads.
 
     Attributes:
-        name: what the model is called in figures.
-        architecture: the model's.
+        name: name of the model in figures.
+        architecture: architecture of the model.
         gates: σ(λ), [G, H].
         geometry: centre, strength and span of the heads of the GPSA layers.
-        positional_nonlocality: [G, H], of the positional half alone.
+        positional_nonlocality: [G, H], non-locality of the positional attention.
         locality: non-locality, entropy and attention to the class token, [L, H] each.
-        query: (row, column) of the patch that the maps below are of.
-        images: uint8 [P, height, width, channels], the images of the pictures.
-        maps: float32 [L, P, H, rows, columns], what `query` attends to.
-        positional_maps: [G, H, rows, columns], by position alone.
-        initial_maps: [H, rows, columns], at the convolutional initialisation; None without one.
-        history: of the training, where it is known.
-        top1: share of right answers under each mask, (kind, layers), where labels were there.
-        chance: the share that guessing gets right.
+        query: (row, column) of the patch whose attention the maps below show.
+        images: uint8 [P, height, width, channels], images whose attention is shown.
+        maps: float32 [L, P, H, rows, columns], attention of `query` in each image.
+        positional_maps: [G, H, rows, columns], positional attention of `query`.
+        initial_maps: [H, rows, columns], the same at the convolutional initialisation, or None.
+        history: metrics of the training run, or None.
+        top1: top-1 accuracy in [0, 1] by mask, (kind, layers), or None without labels.
+        chance: accuracy of guessing.
     """
 
     name: str
@@ -52,20 +52,7 @@ class Findings:
     chance: float = 0.0
 
 
-class _Normalised:
-    """Images that are normalised when some of them are asked for, to bound memory."""
-
-    def __init__(self, pixels: np.ndarray, preprocessing: Preprocessing) -> None:
-        self._pixels, self._preprocessing = pixels, preprocessing
-
-    def __len__(self) -> int:
-        return len(self._pixels)
-
-    def __getitem__(self, some: slice) -> np.ndarray:
-        return self._preprocessing.normalise(self._pixels[some])
-
-
-def find_out(
+def collect_findings(
     name: str,
     model: VisionTransformer,
     pixels: np.ndarray,
@@ -76,25 +63,26 @@ def find_out(
     variant: str = "propagated",
     history: History | None = None,
 ) -> Findings:
-    """Looks at a model and at what it does with images.
+    """Measure a model, and its attention on images.
 
     Args:
-        name: what to call it.
-        model: any of the named ones, or another.
-        pixels: uint8 [B, height, width, channels], as the model sees them.
-        preprocessing: how they are normalised.
-        pictures: of how many of them, at even distances, attention is shown.
-        query: (row, column) of the patch whose attention is shown; None: the middle one.
-        variant: of non-locality, see `locality.VARIANTS`.
-        history: of the training, where it is known.
+        name: name of the model in figures.
+        model: any vision transformer.
+        pixels: uint8 [B, height, width, channels], cropped to the model's image size.
+        preprocessing: normalises the pixels.
+        pictures: number of evenly spaced images whose attention is shown.
+        query: (row, column) of the patch whose attention is shown; None: the central one.
+        variant: input of the layers, see `locality.VARIANTS`.
+        history: metrics of the training run, if known.
 
     Raises:
-        InputError: no images, or such as the model does not take; a query outside the grid.
+        InputError: no images, images of a shape that the model does not take, or a query outside
+            the grid.
     """
     a = model.architecture
-    query = attention.centre_of(a.grid) if query is None else query
+    query = attention.central_patch(a.grid) if query is None else query
     attention.check_query(query, a.grid)
-    shown = pixels[data.evenly(len(pixels), pictures)]
+    images = pixels[data.evenly_spaced(len(pixels), pictures)]
     return Findings(
         name=name,
         architecture=a,
@@ -102,11 +90,11 @@ def find_out(
         geometry=locality.head_geometry(model),
         positional_nonlocality=np.asarray(locality.positional_nonlocality(model)),
         locality=locality.measure_locality(
-            model, _Normalised(pixels, preprocessing), variant=variant
+            model, pixels, variant=variant, transform=preprocessing.normalise
         ),
         query=query,
-        images=shown,
-        maps=attention.attention_from(model, preprocessing.normalise(shown), query),
+        images=images,
+        maps=attention.attention_from(model, preprocessing.normalise(images), query),
         positional_maps=attention.positional_attention_from(model, query),
         initial_maps=attention.initial_attention_from(a, query),
         history=history,
@@ -114,36 +102,32 @@ def find_out(
 
 
 def head_records(findings: Findings) -> list[dict[str, Any]]:
-    """A record for each head of each layer, both counted from 1; None where there is no value."""
+    """Return a record for each head of each layer, counted from 1; missing values are None."""
     f, records = findings, []
-    for layer in range(f.architecture.depth):
-        gated = layer < len(f.gates)
-        for head in range(f.architecture.num_heads):
-            at = (layer, head)
-            records.append(
-                {
-                    "model": f.name,
-                    "layer": layer + 1,
-                    "head": head + 1,
-                    "gate": _number(f.gates[at]) if gated else None,
-                    "positional_share": _number(f.gates[at]) if gated else 0.0,
-                    "nonlocality": _number(f.locality.nonlocality[at]),
-                    "positional_nonlocality": _number(f.positional_nonlocality[at])
-                    if gated
-                    else None,
-                    "entropy": _number(f.locality.entropy[at]),
-                    "to_class_token": _number(f.locality.to_class_token[at]),
-                    "centre_x": _number(f.geometry.centre[at][0]) if gated else None,
-                    "centre_y": _number(f.geometry.centre[at][1]) if gated else None,
-                    "locality_strength": _number(f.geometry.strength[at]) if gated else None,
-                    "span": _number(f.geometry.span[at]) if gated else None,
-                }
-            )
+    for layer, head in np.ndindex(f.architecture.depth, f.architecture.num_heads):
+        at, gated = (layer, head), layer < len(f.gates)
+        records.append(
+            {
+                "model": f.name,
+                "layer": layer + 1,
+                "head": head + 1,
+                "gate": _number(f.gates[at]) if gated else None,
+                "positional_share": _number(f.gates[at]) if gated else 0.0,
+                "nonlocality": _number(f.locality.nonlocality[at]),
+                "positional_nonlocality": _number(f.positional_nonlocality[at]) if gated else None,
+                "entropy": _number(f.locality.entropy[at]),
+                "to_class_token": _number(f.locality.to_class_token[at]),
+                "centre_x": _number(f.geometry.centre[at][0]) if gated else None,
+                "centre_y": _number(f.geometry.centre[at][1]) if gated else None,
+                "locality_strength": _number(f.geometry.strength[at]) if gated else None,
+                "span": _number(f.geometry.span[at]) if gated else None,
+            }
+        )
     return records
 
 
 def layer_records(findings: Findings) -> list[dict[str, Any]]:
-    """A record for each layer: means over heads."""
+    """Return a record for each layer: means over heads."""
     f, records = findings, []
     for layer in range(f.architecture.depth):
         gated = layer < len(f.gates)
@@ -163,15 +147,15 @@ def layer_records(findings: Findings) -> list[dict[str, Any]]:
 
 
 def mask_records(findings: Findings) -> list[dict[str, Any]]:
-    """A record for each mask that accuracy was measured under."""
+    """Return a record for each mask under which accuracy was measured."""
     return [
-        {"model": findings.name, "masked": kind, "layers": layers, "top1": share}
-        for (kind, layers), share in (findings.top1 or {}).items()
+        {"model": findings.name, "masked": kind, "layers": layers, "top1": top1}
+        for (kind, layers), top1 in (findings.top1 or {}).items()
     ]
 
 
 def history_records(findings: Findings) -> list[dict[str, Any]]:
-    """A record for each layer at each evaluation of the training."""
+    """Return a record for each layer at each evaluation of the training run."""
     if findings.history is None:
         return []
     h = findings.history
@@ -194,7 +178,7 @@ def history_records(findings: Findings) -> list[dict[str, Any]]:
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Records as a table with a heading; an empty field where there is no value."""
+    """Return records as CSV with a header; missing values are empty fields."""
     columns = dict.fromkeys(name for record in records for name in record)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
@@ -204,4 +188,5 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _number(value: Any) -> float | None:
+    """Return a float, or None for NaN and infinities."""
     return float(value) if np.isfinite(value) else None

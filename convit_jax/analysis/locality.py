@@ -1,11 +1,12 @@
-"""How far a model looks: gates, non-locality (paper Eq. 8), and the geometry of each head.
+"""Range of attention: gates, non-locality (paper Eq. 8), and the geometry of each head.
 
-Everything is a function of a model, or of a model and images. Distances are in patches. L layers,
-of which the first G are GPSA, H heads, N patches; layers count from 0 here and from 1 in figures.
+All measurements are functions of a model, or of a model and images. Distances are in patches.
+L layers, of which the first G are GPSA, H heads, N patches. Layers count from 0 here, from 1 in
+figures.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,35 +17,40 @@ from flax import nnx
 from convit_jax.errors import InputError
 from convit_jax.models import VisionTransformer
 from convit_jax.models.architecture import Architecture
+from convit_jax.models.gpsa import GPSA, relative_positions
 
-# What a layer is measured on: its own input, or, as the released code does, the patches'
-# embeddings alone, without positions, norm or the layers before, the same for every layer.
+# The input that each layer is measured on: its own, or, as in the released code, the patch
+# embeddings alone (no positions, norm or earlier layers), which are the same for every layer.
 VARIANTS = ("propagated", "released")
 
-# Attention maps of a layer that are held at once, in float32 numbers: 256 MB.
-_MAPS_HELD = 2**26
-_MOST_IMAGES = 32
+# Upper bounds of a measured batch: float32 numbers in a layer's attention maps (256 MB), images.
+_MAX_MAP_SIZE = 2**26
+_MAX_IMAGES = 32
+
+
+def gpsa_attention(model: VisionTransformer) -> list[GPSA]:
+    """Return the attention modules of the model's GPSA layers, in order."""
+    return [b.attention for b in model.blocks if isinstance(b.attention, GPSA)]
 
 
 def patch_distances(grid: tuple[int, int]) -> jax.Array:
-    """|δ_ij| between patches i and j: float32 [N, N], patches in row-major order (paper Eq. 8)."""
-    y, x = jnp.divmod(jnp.arange(grid[0] * grid[1]), grid[1])
-    return jnp.hypot(x[:, None] - x[None, :], y[:, None] - y[None, :]).astype(jnp.float32)
+    """Return |δ_ij| between patches i and j: float32 [N, N], row-major order (paper Eq. 8)."""
+    return jnp.sqrt(relative_positions(grid)[..., 2])
 
 
 def gates(model: VisionTransformer) -> jax.Array:
-    """σ(λ), the share of attention that each head gives to position: float32 [G, H]."""
-    layers = model.blocks[: model.architecture.gpsa_layers]
+    """Return σ(λ), each head's weight of positional attention: float32 [G, H]."""
+    layers = gpsa_attention(model)
     if not layers:
         return jnp.zeros((0, model.architecture.num_heads))
-    return jnp.stack([block.attention.gate() for block in layers])
+    return jnp.stack([layer.gate() for layer in layers])
 
 
 def positional_nonlocality(model: VisionTransformer) -> jax.Array:
-    """Non-locality of the positional half of each head alone: float32 [G, H] (paper Eq. 8)."""
+    """Return the non-locality of each head's positional attention: float32 [G, H] (paper Eq. 8)."""
     a = model.architecture
     distances = patch_distances(a.grid)
-    maps = [b.attention.positional_attention(a.grid) for b in model.blocks[: a.gpsa_layers]]
+    maps = [layer.positional_attention(a.grid) for layer in gpsa_attention(model)]
     if not maps:
         return jnp.zeros((0, a.num_heads))
     return jnp.stack([jnp.einsum("hij,ij->h", m, distances) / len(distances) for m in maps])
@@ -52,10 +58,10 @@ def positional_nonlocality(model: VisionTransformer) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadGeometry:
-    """Where each head looks by position, from its v_pos (paper Eq. 5); all float32.
+    """Gaussian of each head's positional attention, from its v_pos (paper Eq. 5); all float32.
 
-    v_pos · r = -α |d - Δ|² + constant, so the positional attention is a Gaussian around Δ. Where
-    training has made α negative there is no such centre, and centre and span are NaN.
+    v_pos · r = -α |d - Δ|² + constant, so the positional attention is a Gaussian around Δ. If
+    training has made α negative there is no centre: centre and span are NaN.
 
     Attributes:
         centre: Δ, [G, H, 2]: (x, y) from the query, in patches.
@@ -69,10 +75,9 @@ class HeadGeometry:
 
 
 def head_geometry(model: VisionTransformer) -> HeadGeometry:
-    """Centre, strength and span of the positional attention of each head of each GPSA layer."""
-    a = model.architecture
-    kernels = [np.asarray(b.attention.pos_proj.kernel[...]) for b in model.blocks[: a.gpsa_layers]]
-    v_pos = np.stack(kernels) if kernels else np.zeros((0, 3, a.num_heads), np.float32)
+    """Return centre, strength and span of each head's positional attention."""
+    kernels = [np.asarray(layer.pos_proj.kernel[...]) for layer in gpsa_attention(model)]
+    v_pos = np.reshape(kernels, (len(kernels), 3, model.architecture.num_heads)).astype(np.float32)
     strength = -v_pos[:, 2]
     positive = np.where(strength > 0, strength, np.nan)
     centre = np.stack([v_pos[:, 0], v_pos[:, 1]], axis=-1) / (2 * positive[..., None])
@@ -80,9 +85,9 @@ def head_geometry(model: VisionTransformer) -> HeadGeometry:
 
 
 def images_at_once(architecture: Architecture) -> int:
-    """How many images to measure together, so that a layer's attention maps fit in 256 MB."""
+    """Return the number of images whose attention maps of one layer fit in 256 MB, at most 32."""
     tokens = architecture.grid[0] * architecture.grid[1] + 1
-    return max(1, min(_MOST_IMAGES, _MAPS_HELD // (architecture.num_heads * tokens**2)))
+    return max(1, min(_MAX_IMAGES, _MAX_MAP_SIZE // (architecture.num_heads * tokens**2)))
 
 
 def sum_locality(
@@ -92,19 +97,20 @@ def sum_locality(
     *,
     variant: str = "propagated",
 ) -> dict[str, jax.Array]:
-    """What `Locality` is the mean of, summed over a batch of images; for `jax.jit`.
+    """Return the sums over a batch of images that `Locality` averages; can be jitted.
 
     Args:
-        model: any of the named ones, or another.
+        model: any vision transformer.
         images: floating, normalised, [B, height, width, channels].
-        mask: float32 [B], 0 for images that do not count; None: all do.
+        mask: float32 [B], 0 for images to ignore (padding); None to count all.
         variant: one of `VARIANTS`.
 
     Returns:
-        `nonlocality`, `entropy` and `to_class_token`, float32 [L, H], and `examples`, a number.
+        `nonlocality`, `entropy` and `to_class_token`, float32 [L, H] each, and the scalar
+        `examples`, the number of images counted.
 
     Raises:
-        InputError: an unknown variant, or images that the model does not take.
+        InputError: an unknown variant, or images of a shape that the model does not take.
     """
     if variant not in VARIANTS:
         raise InputError(f"variant '{variant}': expected {' or '.join(VARIANTS)}")
@@ -117,20 +123,22 @@ def sum_locality(
     else:
         inputs = model.trace(images).inputs
         maps = (b.attention_map(x, a.grid) for b, x in zip(model.blocks, inputs, strict=True))
-    layers = [_of_map(attention, distances, mask) for attention in maps]
+    layers = [_sum_over_images(attention, distances, mask) for attention in maps]
     sums = jax.tree.map(lambda *values: jnp.stack(values), *layers)
     return sums | {"examples": mask.sum()}
 
 
-def _of_map(attention: jax.Array, distances: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Sums over images of what a layer's map [B, H, T, T] tells of each head: [H] each."""
+def _sum_over_images(
+    attention: jax.Array, distances: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
+    """Measure one layer's attention map [B, H, T, T] and sum over images: [H] each."""
     class_tokens = attention.shape[-1] - len(distances)
-    rows = attention[:, :, class_tokens:]  # the patches' queries; the class token's does not count
-    among_patches = rows[..., class_tokens:]
+    rows = attention[:, :, class_tokens:]  # queries are patches only
+    patch_to_patch = rows[..., class_tokens:]
     per_image = {
-        # Eq. 8: the mean over queries of Σ_j A_ij |δ_ij|. Attention to the class token, which lies
-        # nowhere, adds nothing.
-        "nonlocality": jnp.einsum("bhij,ij->bh", among_patches, distances) / len(distances),
+        # Eq. 8: the mean over queries of Σ_j A_ij |δ_ij|. The class token has no position, so
+        # attention to it is left out of the sum.
+        "nonlocality": jnp.einsum("bhij,ij->bh", patch_to_patch, distances) / len(distances),
         "entropy": jax.scipy.special.entr(rows).sum(axis=-1).mean(axis=-1),
         "to_class_token": rows[..., :class_tokens].sum(axis=-1).mean(axis=-1),
     }
@@ -139,14 +147,15 @@ def _of_map(attention: jax.Array, distances: jax.Array, mask: jax.Array) -> dict
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Locality:
-    """How far each head looks, the mean over images; float32 [L, H] each.
+    """Range of each head's attention, averaged over images; float32 [L, H] each.
 
     Attributes:
         nonlocality: mean distance from query to key, weighted by attention (paper Eq. 8), in
             patches; between patches only.
-        entropy: of a query's attention over all keys, in nats: 0 for one key, log N for all alike.
-        to_class_token: share of the patches' attention that goes to the class token.
-        examples: images it is the mean of.
+        entropy: entropy of a query's attention over all keys, in nats: 0 for a single key, log N
+            for uniform attention.
+        to_class_token: fraction of the patches' attention that goes to the class token.
+        examples: number of images averaged over.
     """
 
     nonlocality: np.ndarray
@@ -156,50 +165,56 @@ class Locality:
 
     @classmethod
     def from_sums(cls, sums: dict[str, Any]) -> "Locality":
-        """The means of what `sum_locality` gives.
+        """Return the means of the sums from `sum_locality`.
 
         Raises:
-            InputError: no image counted.
+            InputError: no image was counted.
         """
         if not sums["examples"]:
             raise InputError("there is no image to measure attention on")
         names = ("nonlocality", "entropy", "to_class_token")
-        mean = {name: np.asarray(sums[name] / sums["examples"]) for name in names}
-        return cls(**mean, examples=int(sums["examples"]))
+        means = {name: np.asarray(sums[name] / sums["examples"]) for name in names}
+        return cls(**means, examples=int(sums["examples"]))
 
 
 def measure_locality(
-    model: VisionTransformer, images: np.ndarray | jax.Array, *, variant: str = "propagated"
+    model: VisionTransformer,
+    images: np.ndarray | jax.Array,
+    *,
+    variant: str = "propagated",
+    transform: Callable[[Any], Any] | None = None,
 ) -> Locality:
-    """How far each head of a model looks, on any number of images, in bounded memory.
+    """Measure the range of each head's attention on any number of images, in bounded memory.
 
     Args:
-        model: any of the named ones, or another.
-        images: floating, normalised, [B, height, width, channels].
+        model: any vision transformer.
+        images: [B, height, width, channels]; floating and normalised, or made so by `transform`.
         variant: `propagated`, each layer on its own input, as the paper defines it; or
-            `released`, as the released code computes it: every layer on the patches' embeddings.
+            `released`, every layer on the patch embeddings, as the released code computes it.
+        transform: applied to each batch of images before the model.
 
     Raises:
-        InputError: no images, or such as the model does not take; an unknown variant.
+        InputError: no images, images of a shape that the model does not take, or an unknown
+            variant.
     """
     graph, state = nnx.split(model)
-    size = images_at_once(model.architecture)
+    size = max(1, min(images_at_once(model.architecture), len(images)))
     step = jax.jit(
         lambda state, images, mask: sum_locality(
             nnx.merge(graph, state), images, mask, variant=variant
         )
     )
     totals: dict[str, Any] = {"examples": 0}
-    for pixels, mask in _padded_batches(images, min(size, max(1, len(images)))):
-        sums = step(state, pixels, mask)
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        batch, mask = _pad(jnp.asarray(transform(batch) if transform else batch), size)
+        sums = step(state, batch, mask)
         totals = sums if len(totals) == 1 else jax.tree.map(jnp.add, totals, sums)
     return Locality.from_sums(totals)
 
 
-def _padded_batches(images: Any, size: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Batches of one size, so that one program serves them, with masks."""
-    for start in range(0, len(images), size):
-        some = jnp.asarray(images[start : start + size])
-        missing = size - len(some)
-        padding = [(0, missing)] + [(0, 0)] * (some.ndim - 1)
-        yield jnp.pad(some, padding), jnp.pad(jnp.ones(len(some)), (0, missing))
+def _pad(batch: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Pad a batch to `size` images, to compile once for all batches; return it and its mask."""
+    missing = size - len(batch)
+    padding = [(0, missing)] + [(0, 0)] * (batch.ndim - 1)
+    return jnp.pad(batch, padding), jnp.pad(jnp.ones(len(batch)), (0, missing))

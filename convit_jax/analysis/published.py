@@ -1,12 +1,12 @@
-"""Published accuracies, to compare a run with: the paper's, the released code's and timm's."""
+"""Published accuracies to compare with: of the paper, the released code and timm."""
 
 import dataclasses
 
 from convit_jax import data
-from convit_jax.data import imagenet
-from convit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convit_jax.data.images.preprocessing import Preprocessing
+from convit_jax.data.sources import imagenet
 
-# What masks do, as a key: (which, number of layers); ("", 0) is none.
+# A mask as a key: (kind, number of layers).
 NO_MASK = ("", 0)
 
 
@@ -16,8 +16,8 @@ class Published:
 
     Attributes:
         source: where it was published.
-        top1, top5: in percent; None where it was not told.
-        loss: cross-entropy, or None.
+        top1, top5: accuracies in percent; None if not published.
+        loss: cross-entropy, or None if not published.
     """
 
     source: str
@@ -26,10 +26,10 @@ class Published:
     loss: float | None = None
 
 
-# The side's share that was kept of images: where the released code and timm differ, both count.
-_CROPS = {"convit": (0.875,), "deit": (0.875, 0.9)}
+# Crop fractions of the published evaluations: the released code's, and timm's if different.
+_CROPS = {"convit": (imagenet.CROP_FRACTION,), "deit": (imagenet.CROP_FRACTION, 0.9)}
 
-# timm's results table, at its 224 pixels; its rows of DeiT are with a crop of 0.9, not 0.875.
+# timm's results table at 224 pixels; its DeiT rows use a crop of 0.9, not 0.875.
 _TIMM = "timm's results table"
 _TIMM_RESULTS: dict[str, dict[str, tuple[float, float | None]]] = {
     "imagenet2012": {
@@ -81,7 +81,7 @@ _TIMM_RESULTS: dict[str, dict[str, tuple[float, float | None]]] = {
     },
 }
 
-# The same images of ImageNet's own, told apart among the classes of ImageNet-A and of -R.
+# ImageNet validation images of the classes of ImageNet-A and -R, classified among those only.
 _TIMM_RESULTS |= {
     "imagenet_a clean": {
         "convit_tiny": (90.620, 97.740),
@@ -110,7 +110,7 @@ _PAPER = {
     ("convit_tiny", "position", 3): Published("paper, Table 6", 63.5),
     ("convit_tiny", "position", 5): Published("paper, Table 6", 53.1),
     ("convit_tiny", "position", 10): Published("paper, Table 6", 46.8),
-    # Released weights, as the released code's page has them; of "+" models there are none.
+    # The README of the released code, for the released weights; no "+" models were released.
     ("convit_tiny", *NO_MASK): Published("released code", 73.116, 91.710, 1.172),
     ("convit_tiny_plus", *NO_MASK): Published("paper, Table 1", 76.7, 93.6),
     ("convit_small_plus", *NO_MASK): Published("paper, Table 1", 82.2, 95.9),
@@ -121,8 +121,8 @@ _PAPER = {
 }
 
 
-# Paper, Table 2: (top-1, top-5) in percent by the share of ImageNet that was trained on. Its 100 %
-# are 0.1 from those of Table 1.
+# Paper, Table 2: (top-1, top-5) in percent by fraction of ImageNet's training images. Its values at
+# 100 % differ by 0.1 from those of Table 1.
 SAMPLE_EFFICIENCY: dict[str, dict[float, tuple[float, float]]] = {
     "convit_small": {
         0.05: (47.8, 70.7),
@@ -140,7 +140,7 @@ SAMPLE_EFFICIENCY: dict[str, dict[float, tuple[float, float]]] = {
     },
 }
 
-# Paper, Table 3: top-1 in percent of each row, by the same share.
+# Paper, Table 3: top-1 in percent of each row, by the same fraction.
 ABLATIONS: dict[str, dict[str, dict[float, float]]] = {
     "convit_small_plus": {
         "a": {1.0: 82.2, 0.1: 59.7},
@@ -150,57 +150,57 @@ ABLATIONS: dict[str, dict[str, dict[float, float]]] = {
         "e": {1.0: 79.1, 0.1: 47.8},
         "f": {1.0: 78.6, 0.1: 54.3},
         "g": {1.0: 73.7, 0.1: 44.8},
-    },
+    }
 }
 
 
 def published(model: str, dataset: str, mask: tuple[str, int] = NO_MASK) -> Published | None:
-    """The published result of a model's weights, if there is one.
+    """Return the published result of a model, or None.
 
     Args:
         model: one of `convit_jax.list_models()`.
-        dataset: as TFDS calls it: imagenet2012, imagenet2012_real, imagenet_v2, imagenet_a,
+        dataset: name in TFDS: imagenet2012, imagenet2012_real, imagenet_v2, imagenet_a,
             imagenet_r or imagenet_sketch; "imagenet_a clean" and "imagenet_r clean" for the
-            validation images of their classes.
-        mask: ("pos_embed", 0), ("content", layers), ("position", layers) or none.
+            ImageNet validation images of their classes.
+        mask: ("pos_embed", 0), ("content", layers), ("position", layers) or `NO_MASK`.
     """
     if dataset == "imagenet2012" and (model, *mask) in _PAPER:
         return _PAPER[model, *mask]
-    found = _TIMM_RESULTS.get(dataset, {}).get(model)
-    return Published(_TIMM, *found) if found and mask == NO_MASK else None
+    accuracies = _TIMM_RESULTS.get(dataset, {}).get(model)
+    return Published(_TIMM, *accuracies) if accuracies and mask == NO_MASK else None
 
 
 def is_published_preprocessing(model: str, preprocessing: Preprocessing) -> bool:
-    """Whether images are prepared as for the published results of a model."""
+    """Return whether the preprocessing is that of the model's published results."""
     return (
         preprocessing.crop_fraction in _CROPS[model.partition("_")[0]]
-        and tuple(preprocessing.mean) == IMAGENET_MEAN
-        and tuple(preprocessing.std) == IMAGENET_STD
+        and tuple(preprocessing.mean) == imagenet.MEAN
+        and tuple(preprocessing.std) == imagenet.STD
     )
 
 
-# By which a folder is taken for ImageNet's validation images, if it has its classes.
-_VALIDATION_IMAGES = 50_000
-
-
 def tfds_name(name: str) -> str:
-    """What TFDS calls the data: `tfds:imagenet_v2/topimages:test` → imagenet_v2; "" for others."""
-    kind, _, rest = name.partition(":")
-    return rest.partition(":")[0].partition("/")[0] if kind == "tfds" else ""
+    """Return the dataset of a tfds: name: tfds:imagenet_v2/topimages:test → imagenet_v2; or ""."""
+    kind, *parts = name.split(":")
+    return parts[0].partition("/")[0] if kind == "tfds" and parts else ""
 
 
 def known_dataset(name: str, source: data.Source, classes_of: str | None) -> str:
-    """What `published` calls some data, or "" if they are no whole data set that it knows.
+    """Return the dataset's name for `published`, or "" if it is not a complete known dataset.
 
     Args:
-        name: of the data, `tfds:…` or `folder:…`.
-        source: the opened data, with the model's labels.
-        classes_of: name of the data whose classes alone are told apart, or None.
+        name: name of the data, `tfds:…` or `folder:…`.
+        source: the opened data, labelled with the model's classes.
+        classes_of: name of the data to whose classes the evaluation is restricted, or None.
     """
     known = tfds_name(name)
     if name.startswith("folder:"):
-        whole = imagenet.is_imagenet(source.class_names) and len(source) == _VALIDATION_IMAGES
-        known = "imagenet2012" if whole else ""
+        # A folder with ImageNet's classes and as many images is taken for its validation set.
+        complete = (
+            imagenet.is_imagenet(source.class_names)
+            and len(source) == imagenet.NUM_VALIDATION_IMAGES
+        )
+        known = "imagenet2012" if complete else ""
     elif known == "imagenet2012" and name.split(":")[2] != "validation":
         known = ""
     if "[" in name or (known == "imagenet_v2" and "/matched-frequency" not in name):

@@ -1,1 +1,1 @@
-"""What the benchmark command measures: one file for each of its subjects."""
+"""The subjects of the benchmark command, one file each."""

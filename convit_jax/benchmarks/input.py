@@ -1,9 +1,9 @@
-"""Speed of the data road: from encoded bytes to uint8 batches, in images a core-second."""
+"""Speed of the input pipeline, from encoded bytes to uint8 batches, in images per core-second."""
 
 import dataclasses
 import io
+import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,23 +14,23 @@ from convit_jax.benchmarks.timm_model import check_timm
 from convit_jax.benchmarks.worker_memory import worker_memory
 from convit_jax.data import EpochOrder, EvalTransform, Source, TrainTransform, open_source
 from convit_jax.data.reading import Images, Row, RowReader
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
-# Rounds in which everything is measured in turn, so that a slow minute hits all alike.
+# Everything is measured in turn in each round, so that a slow minute affects all alike.
 _ROUNDS = 5
-_IMAGENET_EVAL_CROP = 0.875
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSpeed:
-    """What `benchmark input` measures of one kind of reading.
+    """Speed of one kind of processing, as reported by `benchmark input`.
 
     Attributes:
-        work: what is done to the images.
+        work: name of the processing.
         images_per_core_second: median over the rounds.
-        ratio: median over the rounds of this over timm's pace in the same round, at the same
-            work; None where they are not compared.
+        ratio: median over the rounds of this speed over timm's at the same work in the same round;
+            None if not compared.
     """
 
     work: str
@@ -38,126 +38,128 @@ class InputSpeed:
     ratio: float | None = None
 
 
-# A pace is taken by reading rows, from a first position on, for so many CPU-seconds.
-Pace = Callable[[float], float]
+# CPU-seconds to measure for → images per CPU-second.
+SpeedTest = Callable[[float], float]
 
 
 def measure_input(
     data: str, *, image_size: int, batch_size: int, seconds: float, against_timm: bool
 ) -> tuple[list[InputSpeed], float | None]:
-    """Times reading, decoding and augmenting on one core.
+    """Time reading, decoding and augmenting on one core.
 
     Args:
-        data: what to read, as `open_source` takes it.
+        data: name of the data, as for `open_source`.
         image_size: side in pixels.
-        batch_size: rows a batch.
-        seconds: CPU-seconds for each kind of reading, over all rounds.
+        batch_size: rows per batch.
+        seconds: CPU-seconds for each kind of processing, over all rounds.
         against_timm: also time timm's transforms at the same work (timm must be installed).
 
     Returns:
-        A speed for each kind of reading, and the megabytes that a worker process takes, if known.
+        A speed for each kind of processing, and the megabytes of a worker process, if known.
 
     Raises:
-        InputError: the data are not there or too few, or timm is wanted and not installed.
+        InputError: the data are missing or too few, or timm is needed and not installed.
     """
-    images = open_source(data)
-    readings = _readings(images, image_size, batch_size)
-    paces: dict[str, Pace] = {name: _pace(*reading) for name, reading in readings.items()}
+    source = open_source(data)
+    workloads = _workloads(source, image_size, batch_size)
+    tests: dict[str, SpeedTest] = {name: _speed_test(*load) for name, load in workloads.items()}
     counterparts: dict[str, str] = {}
     if against_timm:
-        for name, pace in _timm_paces(images, image_size, batch_size).items():
-            paces[f"timm: {name}"] = pace
+        for name, test in _timm_speed_tests(source, image_size, batch_size).items():
+            tests[f"timm: {name}"] = test
         counterparts = {
             "evaluation": "timm: evaluation",
             "full recipe": "timm: full recipe",
-            # timm's repeated augmentation decodes an image for each view.
+            # timm's repeated augmentation decodes the image for each view.
             "full recipe, 3 views": "timm: full recipe",
         }
     rounds = [
-        {name: pace(seconds / _ROUNDS) for name, pace in paces.items()} for _ in range(_ROUNDS)
+        {name: test(seconds / _ROUNDS) for name, test in tests.items()} for _ in range(_ROUNDS)
     ]
     speeds = []
-    for name in paces:
+    for name in tests:
         other = counterparts.get(name)
         ratio = statistics.median(r[name] / r[other] for r in rounds) if other else None
         speeds.append(InputSpeed(name, statistics.median(r[name] for r in rounds), ratio))
-    reader, rows = readings["full recipe"]
-    return speeds, worker_memory(reader, next(rows))
+    reader, batches = workloads["full recipe"]
+    return speeds, worker_memory(reader, next(batches))
 
 
-def _readings(
-    images: Source, side: int, batch_size: int
+def _workloads(
+    source: Source, side: int, batch_size: int
 ) -> dict[str, tuple[RowReader, Iterator[list[Row]]]]:
-    """Each kind of reading: its reader, and the rows of its batches."""
+    """Return the reader and the rows of the batches for each kind of processing."""
     size = (side, side)
     plain = TrainTransform(size, 3, crop="random_resized", flip=0.5)
     full = dataclasses.replace(plain, randaugment=RANDAUGMENT)
 
     def training(transform: TrainTransform, repeats: int) -> tuple[RowReader, Iterator[list[Row]]]:
-        order = EpochOrder(len(images), batch_size, seed=0, repeats=repeats)
-        reader = RowReader(images, transform, (*size, 3), 0, images.rotates_by_exif)
-        steps = iter(range(sys.maxsize))
-        return reader, ([order.locate(s, row) for row in range(batch_size)] for s in steps)
+        order = EpochOrder(len(source), batch_size, seed=0, repeats=repeats)
+        reader = RowReader(source, transform, (*size, 3), 0, source.rotates_by_exif)
+        steps = itertools.count()
+        return reader, ([order.locate(step, row) for row in range(batch_size)] for step in steps)
 
-    transform = EvalTransform(size, 3, _IMAGENET_EVAL_CROP)
-    evaluation = RowReader(images, transform, (*size, 3), None, images.rotates_by_exif)
-    starts = iter(range(0, sys.maxsize, batch_size))
-    in_turn = ([Row((s + i) % len(images)) for i in range(batch_size)] for s in starts)
+    transform = EvalTransform(size, 3, imagenet.CROP_FRACTION)
+    evaluation = RowReader(source, transform, (*size, 3), None, source.rotates_by_exif)
+    starts = itertools.count(0, batch_size)
+    in_order = ([Row((start + i) % len(source)) for i in range(batch_size)] for start in starts)
     return {
-        "evaluation": (evaluation, in_turn),
+        "evaluation": (evaluation, in_order),
         "crop and flip": training(plain, 1),
         "full recipe": training(full, 1),
         "full recipe, 3 views": training(full, 3),
     }
 
 
-def _pace(reader: RowReader, batches: Iterator[list[Row]]) -> Pace:
-    def read() -> int:
+def _speed_test(reader: RowReader, batches: Iterator[list[Row]]) -> SpeedTest:
+    def read_batch() -> int:
         rows = next(batches)
-        out = np.empty((len(rows), *reader.image_shape), np.uint8)
-        found = reader.read(rows, out)
-        if found.broken:
-            raise InputError(f"cannot read {found.broken[0].name}: {found.broken[0].reason}")
+        pixels = np.empty((len(rows), *reader.image_shape), np.uint8)
+        result = reader.read(rows, pixels)
+        if result.broken:
+            raise InputError(f"cannot read {result.broken[0].name}: {result.broken[0].reason}")
         return len(rows)
 
-    return _timed(read)
+    return _as_speed_test(read_batch)
 
 
-def _timed(read: Callable[[], int]) -> Pace:
-    def pace(seconds: float) -> float:
-        count, began = 0, time.process_time()
-        while (spent := time.process_time() - began) < seconds:
-            count += read()
-        return count / spent
+def _as_speed_test(read_batch: Callable[[], int]) -> SpeedTest:
+    """Return a speed test that calls a function, which returns the number of images it read."""
 
-    read()  # the first opens files and imports what it needs
-    return pace
+    def test(seconds: float) -> float:
+        num_images, start = 0, time.process_time()
+        while (elapsed := time.process_time() - start) < seconds:
+            num_images += read_batch()
+        return num_images / elapsed
+
+    read_batch()  # the first call opens files and imports modules
+    return test
 
 
-def _timm_paces(images: Images, side: int, batch_size: int) -> dict[str, Pace]:
-    """Timm's own transforms, from the same bytes to the same kind of uint8 batch."""
+def _timm_speed_tests(images: Images, side: int, batch_size: int) -> dict[str, SpeedTest]:
+    """Return tests of timm's transforms, from the same bytes to uint8 batches of the same size."""
     check_timm()
     from timm.data import create_transform  # noqa: PLC0415
 
     common = {"input_size": side, "interpolation": "bicubic", "use_prefetcher": True}
     transforms = {
-        "evaluation": create_transform(**common, crop_pct=_IMAGENET_EVAL_CROP),
-        # At a magnitude of 10 its Posterize asks Pillow for 0 bits, which is an error there.
+        "evaluation": create_transform(**common, crop_pct=imagenet.CROP_FRACTION),
+        # At magnitude 10 timm's Posterize passes 0 bits to Pillow, which raises an error.
         "full recipe": create_transform(
             **common, is_training=True, auto_augment=f"{RANDAUGMENT}-mmax9"
         ),
     }
 
-    def reading(transform: Callable[[Image.Image], np.ndarray]) -> Pace:
-        positions = iter(range(sys.maxsize))
+    def speed_test(transform: Callable[[Image.Image], np.ndarray]) -> SpeedTest:
+        indices = itertools.count()
 
-        def read() -> int:
-            out = np.empty((batch_size, 3, side, side), np.uint8)
-            for place, position in zip(range(batch_size), positions, strict=False):
-                encoded, _ = images[position % len(images)]
-                out[place] = transform(Image.open(io.BytesIO(encoded)).convert("RGB"))
+        def read_batch() -> int:
+            pixels = np.empty((batch_size, 3, side, side), np.uint8)
+            for row in range(batch_size):
+                encoded, _ = images[next(indices) % len(images)]
+                pixels[row] = transform(Image.open(io.BytesIO(encoded)).convert("RGB"))
             return batch_size
 
-        return _timed(read)
+        return _as_speed_test(read_batch)
 
-    return {name: reading(transform) for name, transform in transforms.items()}
+    return {name: speed_test(transform) for name, transform in transforms.items()}

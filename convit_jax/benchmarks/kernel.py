@@ -1,32 +1,33 @@
-"""What a whole train step costs on a TPU with the attention in one form or another.
+"""Static cost of a whole train step on a TPU for each form of attention.
 
-Costs are static: the TPU compiler's estimates for its own instructions and the bundles of the
-kernels' schedules, without waits for memory in the latter. Nothing has to run for them.
+Costs are the TPU compiler's estimates for its own instructions, and the instruction bundles of the
+kernels' schedules, without waiting for memory in the latter. Nothing is executed.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 from convit_jax.benchmarks.attention import FORMS
-from convit_jax.benchmarks.timing import timed
-from convit_jax.config import resolve
-from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
+from convit_jax.benchmarks.imagenet import imagenet_config
+from convit_jax.benchmarks.timing import time_call
+from convit_jax.data.sources import imagenet
 from convit_jax.planning import find_topology, make_plan, schedules
 
-# What the paper's recipe does on the device; the host's part of it costs a chip nothing.
-_RECIPE = {"erase": 0.25, "mixup": 0.8, "cutmix": 1.0}
+# The device's part of the paper's augmentation; the host's part adds nothing to the train step.
+_AUGMENT = {"erase": 0.25, "mixup": 0.8, "cutmix": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """What `benchmark kernel` says of a form.
+    """Cost of a train step with one form of attention, as reported by `benchmark kernel`.
 
     Attributes:
         form: key of `FORMS`.
-        cycles: of a train step on a chip, static.
-        kernel_cycles: of them in the fused kernels.
-        forward_cycles, backward_cycles: of one call of the longest kernels.
-        compile_seconds: for tracing and compiling the step.
+        cycles: static cycles of a train step on a chip.
+        kernel_cycles: the part of `cycles` in the fused kernels.
+        forward_cycles, backward_cycles: cycles of one call of the longest kernel of each pass.
+        compile_seconds: time to trace and compile the step.
     """
 
     form: str
@@ -40,41 +41,45 @@ class StepCost:
 def measure_kernel(
     model: str, forms: Sequence[str], *, topology: str, images: int, image_size: int
 ) -> Iterator[StepCost]:
-    """Compiles the train step of a model in bfloat16 with its attention in each form.
+    """Compile a model's train step in bfloat16 with each form of attention.
 
     Args:
         model: one of `list_models()`, a ConViT.
         forms: keys of `FORMS`.
-        topology: the slice to compile for.
-        images: a chip and step.
+        topology: name of the slice to compile for.
+        images: images per chip and step.
         image_size: side in pixels.
     """
-    slice_ = find_topology(topology)
-    batch = images * slice_.chips
+    target = find_topology(topology)
     for form in forms:
         attention, gated = FORMS[form]
-        changes = {} if gated else {"gpsa_layers": 0}
-        config = resolve(
-            {
-                "batch_size": batch,
-                "eval_batch_size": batch,
-                "model": {"name": model, "dtype": "bfloat16", "drop_path_rate": 0.1} | changes,
-                "data": {"image_size": (image_size,)},
-                "augment": _RECIPE,
-            }
+        config = imagenet_config(
+            model,
+            batch_size=images * target.chips,
+            image_size=image_size,
+            dtype="bfloat16",
+            gpsa_layers=None if gated else 0,
+            augment=_AUGMENT,
         )
-        plan, taken = timed(
-            lambda config=config, attention=attention: make_plan(
-                config,
-                slice_,
-                num_examples=IMAGENET_EXAMPLES,
-                num_classes=1000,
-                attention=attention,
-            )
+        compile_step = functools.partial(
+            make_plan,
+            config,
+            target,
+            num_examples=imagenet.NUM_TRAIN_IMAGES,
+            num_classes=imagenet.NUM_CLASSES,
+            attention=attention,
         )
-        found = schedules.recorded()
-        alone = [
-            max((n for name, n in found.items() if part in name), default=0)
-            for part in ("attention_forward", "attention_backward")
-        ]
-        yield StepCost(form, plan.cycles, plan.custom_cycles, *alone, taken)
+        plan, compile_seconds = time_call(compile_step)
+        cycles = schedules.read_cycles()
+        forward_cycles, backward_cycles = (
+            max((n for name, n in cycles.items() if kernel in name), default=0)
+            for kernel in ("attention_forward", "attention_backward")
+        )
+        yield StepCost(
+            form=form,
+            cycles=plan.cycles,
+            kernel_cycles=plan.custom_cycles,
+            forward_cycles=forward_cycles,
+            backward_cycles=backward_cycles,
+            compile_seconds=compile_seconds,
+        )

@@ -1,8 +1,8 @@
-"""What a long run takes: memory, descriptors, threads and shared memory, sampled from outside.
+"""Resource usage of a long run: memory, descriptors, threads and shared memory.
 
-The run is a process of its own, `python -m convit_jax.benchmarks.long_run DIRECTORY FILE < VALUES`.
-It tells itself, in the file, how much it has allocated: in what the system sees there is also what
-was freed and is kept by the C library for the next who asks.
+The run is a separate process, `python -m convit_jax.benchmarks.long_run WORKDIR FILE < CONFIG`,
+sampled from outside. The run itself writes to FILE how much memory it has allocated, because the
+system's figures include memory that was freed and that the C library retains for reuse.
 """
 
 import contextlib
@@ -19,20 +19,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from convit_jax.errors import InputError, RunError
-from convit_jax.whole_file import write_whole
+from convit_jax.system.whole_file import write_whole
 
-SAMPLED_EVERY = 0.2  # seconds
-EVAL_EVERY = 250  # steps; a checkpoint is written as often
-_SETTLED = 1000  # steps until caches are full and pools have started
+SAMPLING_INTERVAL = 0.2  # seconds
+EVAL_EVERY = 250  # steps; also the interval between checkpoints
+_WARMUP_STEPS = 1000  # until caches are full and pools have started
 _MB = 1e6
 
-# A tiny model: what grows with steps, evaluations and checkpoints shows within minutes.
-_VALUES = {
+# A tiny model, so that growth with steps, evaluations and checkpoints shows within minutes.
+_CONFIG: dict[str, Any] = {
     "eval_batch_size": 128,
     "eval_every": f"{EVAL_EVERY} steps",
     "log_every": "25 steps",
@@ -50,19 +51,19 @@ _VALUES = {
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What a run and the processes that it started take at a moment.
+    """Resources used at one moment by a run's main process and its descendants together.
 
     Attributes:
-        seconds: since it was started.
-        step: the last one that it has told of.
-        allocated: megabytes that the process that trains has allocated, and not freed; 0 before it
-            has told.
-        blocks: pieces of memory that its Python objects have; likewise.
-        anonymous: megabytes of all that are no file's.
-        rss: megabytes in memory of all, files of libraries too, for each of them.
-        pss: likewise, but of what several processes of the machine share a part each.
-        shared: megabytes of shared memory that they have mapped.
-        descriptors, threads, processes: how many of all.
+        seconds: time since the run was started.
+        step: the last step that it has logged.
+        allocated: megabytes that the main process has allocated and not freed; 0 before its first
+            report.
+        blocks: memory blocks of the main process's Python objects; 0 before its first report.
+        anonymous: megabytes that are not backed by a file.
+        rss: resident megabytes; memory shared by several processes is counted for each.
+        pss: resident megabytes; shared memory is divided among the machine's processes sharing it.
+        shared: megabytes of shared memory mapped.
+        descriptors, threads, processes: number of each.
     """
 
     seconds: float
@@ -80,18 +81,18 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Trend:
-    """How one of a run's figures goes once it has settled.
+    """Trend of one of a run's figures after the warm-up.
 
     Attributes:
         figure: an attribute of `Sample`.
-        floor: the least between two evaluations, in the middle of all such stretches.
-        peak: the most at any moment.
-        slope: growth of the floor in 1,000 steps, of a straight line through all stretches.
+        floor: minimum between two evaluations, the median over all such intervals.
+        peak: maximum at any moment.
+        slope: growth of the minimum per 1,000 steps, by linear regression over all intervals.
         error: standard error of the slope.
-        late: growth in 1,000 steps in the second half of the run: the median of the slopes between
-            any two stretches, which a single jump does not change.
-        flat: whether `late` is less than `_FLAT`; None of what the C library keeps, or what other
-            programs of the machine have a part in.
+        late: growth per 1,000 steps in the second half of the run: the median of the slopes between
+            any two intervals, which a single jump does not change.
+        flat: whether `late` is less than `_FLAT`; None for figures that include memory retained by
+            the C library or that depend on the machine's other programs.
     """
 
     figure: str
@@ -103,164 +104,177 @@ class Trend:
     flat: bool | None
 
 
-# Growth in 1,000 steps that is not seen as one: less than an array, or ten of Python's pieces of
-# memory, that are kept of every step take; or than a descriptor or a thread of every evaluation.
+# Growth per 1,000 steps below which a figure counts as flat: less than a leak of one array or ten
+# of Python's memory blocks per step, or of one descriptor or thread per evaluation.
 _FLAT = {"allocated": 1.0, "blocks": 10_000.0, "shared": 1.0, "descriptors": 1.0, "threads": 1.0,
          "processes": 1.0}  # fmt: skip
 _FIGURES = tuple(f.name for f in dataclasses.fields(Sample) if f.name not in ("seconds", "step"))
 
 
 def measure_long_run(steps: int, batch_size: int, workers: int) -> list[Sample]:
-    """Trains a tiny model on the digits and samples what that takes.
+    """Train a tiny model on the digits and sample the resources that this uses.
 
     Args:
-        steps: length of the run; it evaluates and saves every 250.
-        batch_size: images a step.
-        workers: processes that read.
+        steps: length of the run; it evaluates and saves every 250 steps.
+        batch_size: images per step.
+        workers: number of processes that read data.
 
     Raises:
-        InputError: the system does not tell what processes take.
-        RunError: the run did not end well.
+        InputError: the system does not report the resources that processes use.
+        RunError: the run failed.
     """
     if not (pathlib.Path("/proc/self/smaps_rollup").exists() and _has_mallinfo()):
-        raise InputError("what a run takes is told by Linux and glibc 2.33 or newer alone")
-    values = _VALUES | {"train_for": f"{steps} steps", "batch_size": batch_size}
-    values["data"] = dict(_VALUES["data"]) | {"num_workers": workers}
+        raise InputError("sampling the resources of a run needs Linux and glibc 2.33 or newer")
+    config = _CONFIG | {"train_for": f"{steps} steps", "batch_size": batch_size}
+    config["data"] = _CONFIG["data"] | {"num_workers": workers}
     with tempfile.TemporaryDirectory(prefix="convit-jax-long-run-") as scratch:
-        said, allocated = pathlib.Path(scratch, "said.txt"), pathlib.Path(scratch, "allocated.txt")
+        log_path, report_path = (
+            pathlib.Path(scratch, "log.txt"),
+            pathlib.Path(scratch, "report.txt"),
+        )
         command = [sys.executable, "-m", "convit_jax.benchmarks.long_run"]
-        command += [f"{scratch}/workdir", str(allocated)]
-        with said.open("w") as log:
+        command += [f"{scratch}/workdir", str(report_path)]
+        with log_path.open("w") as log:
             run = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log, text=True)
+        assert run.stdin is not None
         try:
-            run.stdin.write(json.dumps(values) + "\n")
-            run.stdin.flush()  # and it stays open: the run ends when this process does
-            samples = list(_sampled(run, said, allocated))
+            run.stdin.write(json.dumps(config) + "\n")
+            run.stdin.flush()  # stays open, so that the run ends when this process does
+            samples = list(_sample_until_exit(run, log_path, report_path))
         finally:
             run.kill()
             run.wait()
             run.stdin.close()
         if run.returncode:
-            raise RunError(f"the run failed: {said.read_text().strip().splitlines()[-1]}")
+            raise RunError(f"the run failed: {log_path.read_text().strip().splitlines()[-1]}")
     return samples
 
 
-def trends(samples: Sequence[Sample], stretch: int = EVAL_EVERY) -> list[Trend]:
-    """How each figure goes after the first 1,000 steps, or the first fifth of a shorter run.
+def compute_trends(samples: Sequence[Sample], interval: int = EVAL_EVERY) -> list[Trend]:
+    """Return the trend of each figure after the first 1,000 steps or fifth of a shorter run.
 
-    While it evaluates and saves a run takes more, and gives it back; what is kept of every step or
-    evaluation shows in the least that it takes between two of them.
+    A run uses more while it evaluates and saves, and frees it afterwards; what it leaks with each
+    step or evaluation shows in its minimum between two evaluations.
 
     Args:
-        samples: of a run.
-        stretch: steps from one evaluation to the next.
+        samples: samples of a run.
+        interval: steps from one evaluation to the next.
 
     Raises:
-        InputError: there are fewer than three such stretches.
+        InputError: there are fewer than three intervals.
     """
     last = max(sample.step for sample in samples)
-    settled = min(_SETTLED, last // 5)
-    stretches: dict[int, list[Sample]] = {}
+    first = min(_WARMUP_STEPS, last // 5)
+    intervals: dict[int, list[Sample]] = {}
     for sample in samples:
-        if settled <= sample.step < last:  # after its last step it only ends
-            stretches.setdefault(sample.step // stretch, []).append(sample)
-    if len(stretches) < 3:
+        if first <= sample.step < last:  # after its last step the run only shuts down
+            intervals.setdefault(sample.step // interval, []).append(sample)
+    if len(intervals) < 3:
         raise InputError(
-            f"--steps={last}: expected {4 * stretch} or more, so that there is a trend to see"
+            f"--steps={last}: expected {4 * interval} or more, enough to fit a trend to"
         )
-    return [_trend(name, stretches, stretch) for name in _FIGURES]
+    return [_compute_trend(name, intervals, interval) for name in _FIGURES]
 
 
-def _trend(name: str, stretches: Mapping[int, Sequence[Sample]], stretch: int) -> Trend:
-    floors = np.array([min(getattr(s, name) for s in those) for those in stretches.values()])
-    places = np.array(list(stretches)) * stretch / 1000
-    away = places - places.mean()
-    slope = float(away @ floors / (away @ away))
-    rest = floors - floors.mean() - slope * away
-    error = float(np.sqrt(rest @ rest / (len(floors) - 2) / (away @ away)))
-    peak = max(getattr(s, name) for those in stretches.values() for s in those)
-    half = len(floors) // 2
+def _compute_trend(name: str, intervals: Mapping[int, Sequence[Sample]], interval: int) -> Trend:
+    values = [[getattr(sample, name) for sample in samples] for samples in intervals.values()]
+    floors = np.array([min(group) for group in values])
+    steps = np.array(list(intervals)) * interval / 1000  # in thousands
+    centred = steps - steps.mean()
+    slope = float(centred @ floors / (centred @ centred))
+    residuals = floors - floors.mean() - slope * centred
+    error = float(np.sqrt(residuals @ residuals / (len(floors) - 2) / (centred @ centred)))
     late = float(np.median([
-        (floors[j] - floors[i]) / (places[j] - places[i])
-        for i, j in itertools.combinations(range(half, len(floors)), 2)
+        (floors[j] - floors[i]) / (steps[j] - steps[i])
+        for i, j in itertools.combinations(range(len(floors) // 2, len(floors)), 2)
     ]))  # fmt: skip
-    flat = late < _FLAT[name] if name in _FLAT else None
-    return Trend(name, float(np.median(floors)), float(peak), slope, error, late, flat)
+    return Trend(
+        figure=name,
+        floor=float(np.median(floors)),
+        peak=float(max(map(max, values))),
+        slope=slope,
+        error=error,
+        late=late,
+        flat=late < _FLAT[name] if name in _FLAT else None,
+    )
 
 
-def _sampled(
-    run: subprocess.Popen[str], said: pathlib.Path, allocated: pathlib.Path
+def _sample_until_exit(
+    run: subprocess.Popen[str], log_path: pathlib.Path, report_path: pathlib.Path
 ) -> Iterator[Sample]:
-    """Samples until it ends."""
-    began = time.monotonic()
+    """Sample a run until it exits, given its log and the file with its report on itself."""
+    start = time.monotonic()
     while run.poll() is None:
-        told = re.findall(r"step (\d+)/", said.read_text(errors="replace"))
-        taken = [taken for pid in _family(run.pid) if (taken := _taken(pid))]
-        if taken:
-            memory, descriptors, threads, segments = zip(*taken, strict=True)
-            rss, pss, anonymous = (round(sum(each), 3) for each in zip(*memory, strict=True))
-            own = allocated.read_text().split() if allocated.exists() else ("0", "0")
+        logged_steps = re.findall(r"step (\d+)/", log_path.read_text(errors="replace"))
+        usages = [usage for pid in _process_tree(run.pid) if (usage := _process_usage(pid))]
+        if usages:
+            report = report_path.read_text().split() if report_path.exists() else ("0", "0")
             yield Sample(
-                seconds=round(time.monotonic() - began, 2),
-                step=int(told[-1]) if told else 0,
-                allocated=float(own[0]),
-                blocks=int(own[1]),
-                anonymous=anonymous,
-                rss=rss,
-                pss=pss,
-                shared=round(_size(segment for each in segments for segment in each), 3),
-                descriptors=sum(descriptors),
-                threads=sum(threads),
-                processes=len(taken),
+                seconds=round(time.monotonic() - start, 2),
+                step=int(logged_steps[-1]) if logged_steps else 0,
+                allocated=float(report[0]),
+                blocks=int(report[1]),
+                anonymous=round(sum(usage.anonymous for usage in usages), 3),
+                rss=round(sum(usage.rss for usage in usages), 3),
+                pss=round(sum(usage.pss for usage in usages), 3),
+                shared=round(_total_size(set().union(*(usage.segments for usage in usages))), 3),
+                descriptors=sum(usage.descriptors for usage in usages),
+                threads=sum(usage.threads for usage in usages),
+                processes=len(usages),
             )
-        time.sleep(SAMPLED_EVERY)
+        time.sleep(SAMPLING_INTERVAL)
 
 
-def _family(pid: int) -> list[int]:
-    """A process and all that it started, itself first."""
-    found = [pid]
-    # The children of each of its threads, where the kernel tells them.
+def _process_tree(pid: int) -> list[int]:
+    """Return a process and all its descendants, itself first."""
+    pids = [pid]
+    # The kernel lists children by the thread that started them.
     for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the thread has ended
             for child in path.read_text().split():
-                found += _family(int(child))
-    return found
+                pids += _process_tree(int(child))
+    return pids
 
 
-_Taken = tuple[tuple[float, ...], int, int, set[tuple[str, int]]]
+class _ProcessUsage(NamedTuple):
+    """Resources of one process: memory in MB, numbers, and (path, bytes) of its shared memory."""
+
+    rss: float
+    pss: float
+    anonymous: float
+    descriptors: int
+    threads: int
+    segments: set[tuple[str, int]]
 
 
-def _taken(pid: int) -> _Taken | None:
-    """(RSS, PSS, anonymous) in MB, descriptors, threads and shared segments of a process."""
+def _process_usage(pid: int) -> _ProcessUsage | None:
+    """Return the resources of a process, or None if it has ended or is ending."""
     process = pathlib.Path(f"/proc/{pid}")
     try:
         rollup = (process / "smaps_rollup").read_text()
-        descriptors = len(os.listdir(process / "fd"))  # noqa: PTH208  (names alone)
+        descriptors = len(os.listdir(process / "fd"))  # noqa: PTH208  (only names are needed)
         threads = len(os.listdir(process / "task"))  # noqa: PTH208
         maps = (process / "maps").read_text()
     except OSError:
-        return None  # it has ended meanwhile
-    kilobytes = [
-        re.search(rf"^{name}: +(\d+) kB", rollup, re.MULTILINE)
-        for name in ("Rss", "Pss", "Anonymous")
-    ]
-    if not all(kilobytes):
-        return None  # it is ending: it has no memory any more
-    memory = tuple(1024 * int(found[1]) / _MB for found in kilobytes)
+        return None  # it has ended
+    kilobytes = dict(re.findall(r"^(Rss|Pss|Anonymous): +(\d+) kB", rollup, re.MULTILINE))
+    if len(kilobytes) < 3:
+        return None  # it is ending and has released its memory
+    rss, pss, anonymous = (1024 * int(kilobytes[k]) / _MB for k in ("Rss", "Pss", "Anonymous"))
     segments = {
         (path, int(end, 16) - int(start, 16))
         for start, end, path in re.findall(r"^(\w+)-(\w+) .* (/dev/shm/\S+)", maps, re.MULTILINE)
     }
-    return memory, descriptors, threads, segments
+    return _ProcessUsage(rss, pss, anonymous, descriptors, threads, segments)
 
 
-def _size(segments: Iterable[tuple[str, int]]) -> float:
-    """Megabytes; one that several have mapped counts once."""
-    return sum(size for _, size in set(segments)) / _MB
+def _total_size(segments: Collection[tuple[str, int]]) -> float:
+    """Return the megabytes of (path, bytes) of shared memory."""
+    return sum(size for _, size in segments) / _MB
 
 
 class _MallInfo(ctypes.Structure):
-    """What glibc's `mallinfo2` tells of all its arenas."""
+    """The result of glibc's `mallinfo2`, over all arenas."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -273,16 +287,16 @@ def _has_mallinfo() -> bool:
     return hasattr(ctypes.CDLL(None), "mallinfo2")
 
 
-def allocated_here() -> float:
-    """Megabytes that this process has allocated and not freed, Python's small objects left out."""
-    tell = ctypes.CDLL(None).mallinfo2
-    tell.restype = _MallInfo
-    told = tell()
-    return (told.uordblks + told.hblkhd) / _MB
+def allocated_megabytes() -> float:
+    """Return what this process has allocated and not freed, without Python's small objects."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _MallInfo
+    info = mallinfo2()
+    return (info.uordblks + info.hblkhd) / _MB
 
 
-class _Teller(logging.Handler):
-    """Writes at each line of metrics what the process has allocated, for the one that samples."""
+class _AllocationReporter(logging.Handler):
+    """Writes what the process has allocated to a file with each line of metrics."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -290,23 +304,23 @@ class _Teller(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         del record
-        text = f"{allocated_here():.3f} {sys.getallocatedblocks()}"
+        text = f"{allocated_megabytes():.3f} {sys.getallocatedblocks()}"
         write_whole(self._path, lambda path: path.write_text(text))
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     sys.stdin.read()
     os._exit(1)
 
 
 def main() -> None:
-    """Trains as the values on standard input say."""
-    from convit_jax.config import resolve  # noqa: PLC0415  (the process that samples does without)
+    """Train with the configuration given on standard input."""
+    from convit_jax.config import resolve  # noqa: PLC0415  (not needed in the sampling process)
     from convit_jax.training import loop  # noqa: PLC0415
 
     values = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    logging.getLogger("convit_jax.training.reporting").addHandler(_Teller(sys.argv[2]))
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    logging.getLogger("convit_jax.training.reporting").addHandler(_AllocationReporter(sys.argv[2]))
     loop.train(resolve(values), sys.argv[1])
 
 

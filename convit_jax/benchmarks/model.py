@@ -1,4 +1,4 @@
-"""Speed of a model: its forward pass and its whole train step."""
+"""Speed of a model's forward pass and train step."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,30 +8,30 @@ import jax
 import numpy as np
 from flax import nnx
 
-from convit_jax import kernels, models
-from convit_jax.benchmarks.timing import fastest, timed
-from convit_jax.config import resolve
-from convit_jax.data.preprocessing import IMAGENET_EXAMPLES
-from convit_jax.paths import output_directory
+from convit_jax import models
+from convit_jax.benchmarks.imagenet import imagenet_config
+from convit_jax.benchmarks.timing import best_time, time_call
+from convit_jax.data.sources import imagenet
+from convit_jax.distributed import mesh as meshes
+from convit_jax.system.paths import output_directory
 from convit_jax.training import make_experiment
-from convit_jax.training import mesh as meshes
 
 _PROFILED_STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpeed:
-    """What `benchmark model` measures of a model.
+    """Speed of a model, as reported by `benchmark model`.
 
     Attributes:
         model: its name.
-        gpsa_layers: how many it has.
-        parameters: how many.
-        gflops: of a forward pass of one image, in 10⁹ operations (a multiply-add is two).
+        gpsa_layers: number of GPSA layers.
+        parameters: number of parameters.
+        gflops: 10⁹ operations of one image's forward pass (a multiply-add is two).
         forward_compile_seconds, train_compile_seconds: time to compile.
-        forward_images_per_second, train_images_per_second: at the fastest repetition.
-        timm: timm's images a second, {"eager forward": …, "eager train": …} and "compiled …"
-            where they were measured too.
+        forward_images_per_second, train_images_per_second: of the fastest repetition.
+        timm: timm's images per second, {"eager forward": …, "eager train": …} and "compiled …", as
+            far as they were measured.
     """
 
     model: str
@@ -55,17 +55,17 @@ def measure_model(
     profile: str | None = None,
     gpsa_layers: int | None = None,
 ) -> ModelSpeed:
-    """Times a model's forward pass and its whole train step with the default recipe.
+    """Time a model's forward pass and its whole train step with the default recipe.
 
     Args:
         name: one of `list_models()`.
-        batch_size: images a step.
+        batch_size: images per step.
         image_size: side in pixels.
         dtype: float32 or bfloat16.
         seconds: how long to repeat each of the two; at least three repetitions.
-        profile: a directory; a profile of five more train steps is written to one of the model's
-            name in it, for TensorBoard.
-        gpsa_layers: how many, in place of the model's own number.
+        profile: directory; a profile of five more train steps is written to its subdirectory
+            `name`, for TensorBoard.
+        gpsa_layers: overrides the model's number of GPSA layers.
 
     Raises:
         InputError: an unknown model, a size that does not fit it, or a directory that cannot be
@@ -73,48 +73,42 @@ def measure_model(
     """
     if profile is not None:
         profile = str(output_directory(profile, "--profile") / name)
-    config = resolve(
-        {
-            "batch_size": batch_size,
-            "model": {
-                "name": name,
-                "dtype": dtype,
-                "drop_path_rate": 0.1,
-                "gpsa_layers": gpsa_layers,
-            },
-            "data": {"image_size": (image_size,)},
-        }
+    config = imagenet_config(
+        name, batch_size=batch_size, image_size=image_size, dtype=dtype, gpsa_layers=gpsa_layers
     )
-    experiment = make_experiment(config, num_examples=IMAGENET_EXAMPLES, num_classes=1000)
+    experiment = make_experiment(
+        config,
+        num_examples=imagenet.NUM_TRAIN_IMAGES,
+        num_classes=imagenet.NUM_CLASSES,
+        mesh=meshes.create_mesh(1, jax.devices()[:1]),
+    )
     state = jax.jit(experiment.init_state)()
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
     batch = jax.device_put(
-        {"image": pixels, "label": rng.integers(0, 1000, batch_size).astype(np.int32)}
+        {
+            "image": pixels,
+            "label": rng.integers(0, imagenet.NUM_CLASSES, batch_size).astype(np.int32),
+        }
     )
     images = jax.device_put(pixels.astype(np.float32) / 255 - 0.5)
 
-    graph = nnx.graphdef(nnx.eval_shape(lambda: models.build(experiment.architecture)))
-    one = meshes.create_mesh(1, jax.devices()[:1])
-
     def classify(params: Any, x: jax.Array) -> jax.Array:
-        return nnx.merge(graph, nnx.State(params))(x)
+        return nnx.merge(experiment.graph, nnx.State(params))(x)
 
-    forward = jax.jit(kernels.traced_for(classify, one, meshes.AXES))
-    compiled, forward_compile = timed(forward.lower(state.params, images).compile)
-    forward_seconds = fastest(lambda: compiled(state.params, images), seconds)
+    forward, forward_compile = time_call(jax.jit(classify).lower(state.params, images).compile)
+    forward_seconds = best_time(lambda: forward(state.params, images), seconds)
 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    traced = kernels.traced_for(experiment.train_step, one, meshes.AXES)
-    step = jax.jit(traced, donate_argnums=0).lower(state, batch)
-    train_step, train_compile = timed(step.compile)
+    step = jax.jit(experiment.train_step, donate_argnums=0).lower(state, batch)
+    train_step, train_compile = time_call(step.compile)
 
     def take_step() -> Any:
         nonlocal state
         state, metrics = train_step(state, batch)
         return metrics
 
-    train_seconds = fastest(take_step, seconds)
+    train_seconds = best_time(take_step, seconds)
     if profile is not None:
         with jax.profiler.trace(profile):
             for _ in range(_PROFILED_STEPS):

@@ -1,13 +1,14 @@
-"""timm's PyTorch models at the same work, to compare with in one run."""
+"""Speed of timm's PyTorch models at the same work, for comparison in one run."""
 
 import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
-from convit_jax.benchmarks.timing import fastest
+from convit_jax.benchmarks.timing import best_time
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 
-# Those of our models that timm has.
+# Models that timm has too: our name → timm's.
 TIMM_NAMES = {
     "convit_tiny": "convit_tiny",
     "convit_small": "convit_small",
@@ -19,16 +20,18 @@ TIMM_NAMES = {
 
 
 def check_timm(names: Iterable[str] = ()) -> None:
-    """Refuses a comparison with timm that cannot be made.
+    """Check that models can be compared with timm's.
 
     Raises:
-        InputError: timm is not installed, or has no model of some name of ours.
+        InputError: timm is not installed, or lacks one of the models.
     """
     for name in names:
         if name not in TIMM_NAMES:
-            raise InputError(f"--against-timm: timm has no {name}, only {', '.join(TIMM_NAMES)}")
+            raise InputError(
+                f"--against-timm: timm has no {name}; expected one of {', '.join(TIMM_NAMES)}"
+            )
     if importlib.util.find_spec("timm") is None:
-        raise InputError("--against-timm: no timm here; pip install torch torchvision timm")
+        raise InputError("--against-timm needs timm: pip install torch torchvision timm")
 
 
 def measure_timm(
@@ -40,17 +43,17 @@ def measure_timm(
     dtype: str = "float32",
     compiled: bool = False,
 ) -> tuple[float, float]:
-    """Images a second of timm's model: forward pass, and train step with AdamW.
+    """Return the images per second of timm's forward pass, and of its train step with AdamW.
 
-    It runs on the GPU where PyTorch has one, else on the CPU.
+    The model runs on the GPU if PyTorch has one, else on the CPU.
 
     Args:
-        name: one of ours that timm has too.
-        batch_size: images a step.
+        name: key of `TIMM_NAMES`.
+        batch_size: images per step.
         image_size: side in pixels.
         seconds: how long to repeat each of the two; at least three repetitions.
         dtype: "float32", or "bfloat16" for PyTorch's automatic mixed precision.
-        compiled: by `torch.compile`.
+        compiled: whether to compile the model with `torch.compile`.
 
     Raises:
         InputError: timm is not installed, or has no such model.
@@ -59,24 +62,24 @@ def measure_timm(
     import timm  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    place = "cuda" if torch.cuda.is_available() else "cpu"
-    mixed = torch.autocast(place, torch.bfloat16, enabled=dtype == "bfloat16")
-    model = timm.create_model(TIMM_NAMES[name], drop_path_rate=0.1, img_size=image_size).to(place)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+    model = timm.create_model(TIMM_NAMES[name], drop_path_rate=0.1, img_size=image_size).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     run = torch.compile(model) if compiled else model
-    images = torch.randn(batch_size, 3, image_size, image_size, device=place)
-    labels = torch.randint(0, 1000, (batch_size,), device=place)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    labels = torch.randint(0, imagenet.NUM_CLASSES, (batch_size,), device=device)
 
     def forward() -> Any:
-        with torch.no_grad(), mixed:
+        with torch.no_grad(), autocast:
             logits = run(images)
-        if place == "cuda":
+        if device == "cuda":
             torch.cuda.synchronize()
         return logits
 
     def train_step() -> Any:
         optimizer.zero_grad()
-        with mixed:
+        with autocast:
             logits = run(images)
             loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
         loss.backward()
@@ -84,6 +87,6 @@ def measure_timm(
         return loss.item()  # waits for the device
 
     model.eval()
-    forward_seconds = fastest(forward, seconds)
+    forward_seconds = best_time(forward, seconds)
     model.train()
-    return batch_size / forward_seconds, batch_size / fastest(train_step, seconds)
+    return batch_size / forward_seconds, batch_size / best_time(train_step, seconds)

@@ -1,62 +1,66 @@
-"""How many of a dataset's images are broken, and when they are too many."""
+"""Counting a dataset's broken images, and stopping when there are too many."""
 
 import logging
 from collections.abc import Iterable, Sequence
 
-from convit_jax.data.reading import Broken, Images
+from convit_jax.data.reading import BrokenImage, Images
 from convit_jax.errors import RunError
 
 log = logging.getLogger(__name__)
 
 
-class Health:
-    """Counts the broken images that this process met, each once.
+class BrokenImageCounter:
+    """Counts the broken images that this process encountered, each once.
 
     Attributes:
-        allowed: how many of all may be broken.
-        met: the indices of those that were met, in that order.
+        allowed: how many of the images may be broken.
+        indices: the indices of the broken images, in the order in which they were encountered.
     """
 
-    def __init__(self, images: Images, max_broken: float, *, alone: bool = True) -> None:
-        """Takes the images, the share of them that may be broken, and who checks it.
+    def __init__(self, images: Images, max_broken: float, *, enforce: bool = True) -> None:
+        """Start counting.
 
-        `alone`: this process reads all that is read, and stops by itself. Otherwise several read,
-        and whoever collects what they met (`training.broken_images`) calls `check`.
+        Args:
+            images: the dataset.
+            max_broken: share of the images that may be broken.
+            enforce: whether `add` raises when the limit is exceeded. False if several processes
+                share the reading: then `distributed.broken_images` collects the indices of all
+                processes and calls `check`.
         """
-        self._images, self._alone = images, alone
+        self._images, self._enforce = images, enforce
         self.allowed = int(len(images) * max_broken)
-        self.met: dict[int, None] = {}
+        self.indices: dict[int, None] = {}
 
-    def count(self, broken: Sequence[Broken]) -> None:
-        """Notes and logs those that were not met before.
+    def add(self, broken: Sequence[BrokenImage]) -> None:
+        """Record and log the broken images that are new.
 
         Raises:
-            RunError: they are more than allowed.
+            RunError: there are more of them than allowed.
         """
         for image in broken:
-            if image.index in self.met:
+            if image.index in self.indices:
                 continue
-            self.met[image.index] = None
+            self.indices[image.index] = None
             problem = f"cannot read {image.name}: {image.reason}"
-            if self._alone and len(self.met) > self.allowed:
+            if self._enforce and len(self.indices) > self.allowed:
                 raise RunError(
-                    f"{problem}; that is broken image number {len(self.met)} of "
+                    f"{problem}; that is broken image number {len(self.indices)} of "
                     f"{len(self._images)} and max_broken allows {self.allowed}"
                 )
-            log.warning("%s (%d of at most %d)", problem, len(self.met), self.allowed)
+            log.warning("%s (%d of at most %d)", problem, len(self.indices), self.allowed)
 
     def check(self, indices: Iterable[int]) -> None:
-        """Judges what all processes met: the same everywhere, in the same words.
+        """Check the indices that all processes encountered; every process gets the same message.
 
         Raises:
-            RunError: they are more than allowed.
+            RunError: there are more of them than allowed.
         """
         broken = sorted(set(indices))
         if len(broken) > self.allowed:
-            named = ", ".join(self._images.describe(index) for index in broken[:3])
-            more = ", …" if len(broken) > 3 else ""
+            names = ", ".join(self._images.describe(index) for index in broken[:3])
+            ellipsis = ", …" if len(broken) > 3 else ""
             raise RunError(
                 f"at least {len(broken)} of {len(self._images)} images are broken and max_broken "
-                f"allows {self.allowed}: {named}{more}; the logs of the "
+                f"allows {self.allowed}: {names}{ellipsis}; the logs of the "
                 "processes that read them say why"
             )

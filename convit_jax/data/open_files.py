@@ -1,7 +1,8 @@
-"""A bounded number of open files, of the very many that a dataset may have."""
+"""A bounded cache of open files, for datasets of very many files."""
 
 import collections
 import contextlib
+import dataclasses
 import resource
 import threading
 from collections.abc import Callable, Iterator
@@ -9,78 +10,81 @@ from typing import Generic, TypeVar
 
 File = TypeVar("File")
 
-# A dataset's part of the files that a process may have open: a run reads two at once, and its other
-# files, sockets and libraries need some.
+# A dataset gets 1/4 of the files that a process may have open: a run reads two datasets at once,
+# and its other files, sockets and libraries need some.
 _SHARE = 4
-_AT_LEAST, _AT_MOST = 8, 4096
+_MIN_OPEN, _MAX_OPEN = 8, 4096
 
 
-def open_at_once(wanted: int) -> int:
-    """How many of so many files to keep open, by what the system allows this process.
+def max_open_files(num_files: int) -> int:
+    """Return how many of `num_files` files to keep open, given the limit of this process.
 
-    It may raise its limit up to another one: that is done where it helps, since opening an
-    ArrayRecord file takes fifteen times as long as reading a record of one that is open.
+    Raises the process's soft limit up to its hard limit if that helps, since opening an
+    ArrayRecord file takes fifteen times as long as reading a record of an open one.
     """
-    wanted = min(wanted, _AT_MOST)
-    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_files = min(num_files, _MAX_OPEN)
+    limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
-        return wanted
-    if limit < wanted * _SHARE:
-        more = wanted * _SHARE
-        if highest != resource.RLIM_INFINITY:
-            more = min(more, highest)
-        # Some systems refuse more than yet another limit.
+        return num_files
+    if limit < num_files * _SHARE:
+        new_limit = num_files * _SHARE
+        if hard_limit != resource.RLIM_INFINITY:
+            new_limit = min(new_limit, hard_limit)
+        # Some systems have a further limit and refuse to go beyond it.
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, more), highest))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, new_limit), hard_limit))
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(min(wanted, limit // _SHARE), _AT_LEAST)
+    return max(min(num_files, limit // _SHARE), _MIN_OPEN)
+
+
+@dataclasses.dataclass
+class _Entry(Generic[File]):
+    """An open file and how many threads are using it."""
+
+    file: File
+    num_users: int = 0
 
 
 class OpenFiles(Generic[File]):
-    """Files that were used last, kept open; for any number of threads."""
+    """A thread-safe cache that keeps the most recently used files open."""
 
     def __init__(
-        self,
-        open_file: Callable[[str], File],
-        close_file: Callable[[File], None],
-        capacity: int,
+        self, open_file: Callable[[str], File], close_file: Callable[[File], None], capacity: int
     ) -> None:
-        """Takes how to open and close a file, and how many to keep open."""
+        """Set how to open and close a file, and how many to keep open."""
         self._open, self._close, self._capacity = open_file, close_file, capacity
-        # In the order in which they were used last, each with the number of its users.
-        self._files: collections.OrderedDict[str, tuple[File, list[None]]] = (
-            collections.OrderedDict()
-        )
+        # By path, the least recently used first.
+        self._entries: collections.OrderedDict[str, _Entry[File]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def use(self, path: str) -> Iterator[File]:
-        """The open file, which stays open at least as long as it is used.
+        """Yield the open file, which stays open at least until the context exits.
 
-        One in whose use an error was raised is closed and opened again next time: a reader of
-        damaged data need not be good for anything else.
+        If an error is raised inside the context, the file is closed and opened again next time:
+        after reading damaged data, a reader may be unusable for anything else.
         """
         with self._lock:
-            if path not in self._files:
+            if path not in self._entries:
                 self._make_room()
-                self._files[path] = (self._open(path), [])
-            self._files.move_to_end(path)
-            file, users = self._files[path]
-            users.append(None)
+                self._entries[path] = _Entry(self._open(path))
+            self._entries.move_to_end(path)
+            entry = self._entries[path]
+            entry.num_users += 1
         try:
-            yield file
+            yield entry.file
         except Exception:
             with self._lock:
-                users.pop()
-                if not users and self._files.get(path, (None,))[0] is file:
-                    del self._files[path]
-                    self._close(file)
+                entry.num_users -= 1
+                if not entry.num_users and self._entries.get(path) is entry:
+                    del self._entries[path]
+                    self._close(entry.file)
             raise
         with self._lock:
-            users.pop()
+            entry.num_users -= 1
 
     def _make_room(self) -> None:
-        """Closes those that were not used for the longest."""
-        idle = [path for path, (_, users) in self._files.items() if not users]
-        for path in idle[: max(0, len(self._files) - self._capacity + 1)]:
-            self._close(self._files.pop(path)[0])
+        """Close the least recently used of the idle files until another one fits."""
+        idle = [path for path, entry in self._entries.items() if not entry.num_users]
+        for path in idle[: max(0, len(self._entries) - self._capacity + 1)]:
+            self._close(self._entries.pop(path).file)

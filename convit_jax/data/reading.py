@@ -1,30 +1,30 @@
-"""Rows of batches → pixels and labels: what a reading thread or worker process does."""
+"""Rows of batches → pixels and labels: the work of a reading thread or worker process."""
 
 import dataclasses
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from convit_jax.data.decoding import decode
+from convit_jax.data.images.decoding import decode
 from convit_jax.errors import MachineError, RunError, first_line, machine_fault
 
-# Whether images are turned as their metadata say: as is usual for where they come from, or not.
+# Whether images are rotated by their EXIF orientation: `auto` depends on the kind of source.
 EXIF_ROTATIONS = ("auto", "honour", "ignore")
-# How many neighbours of a broken image are tried in its place.
-_NEIGHBOURS = 32
-# How many others must be unreadable, too, for an I/O error to be the storage's and not the file's.
-_OTHERS = 4
+# How many images, from a broken one on, are tried in its place.
+_MAX_REPLACEMENTS = 32
+# How many other images are read to tell an I/O error of one file from a failure of the storage.
+_NUM_PROBES = 4
 
 
 class Row(NamedTuple):
-    """What one row of a batch holds: an example, in an epoch, in one of its views.
+    """The content of one row of a batch: an example, in an epoch, in one of its views.
 
-    An index of -1 is a row of padding.
+    An example of -1 is a row of padding.
     """
 
-    index: int
+    example: int
     epoch: int = 0
     view: int = 0
 
@@ -38,16 +38,17 @@ class Images(Protocol):
 
     @property
     def label_shape(self) -> tuple[int, ...]:
-        """Of one image's label."""
+        """The shape of one image's label."""
         ...
 
     def describe(self, index: int) -> str:
-        """The image's name, for messages."""
+        """Return the image's name, for messages."""
         ...
 
 
-class Broken(NamedTuple):
-    """An image that could not be read: which, what it is called, and why."""
+@dataclasses.dataclass(frozen=True)
+class BrokenImage:
+    """An image that could not be read: its index, its name, and the reason."""
 
     index: int
     name: str
@@ -55,31 +56,31 @@ class Broken(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RowsRead:
-    """What `RowReader.read` found, besides the pixels.
+class ReadResult:
+    """What `RowReader.read` returns besides the pixels.
 
     Attributes:
-        labels: int32 [rows], or of images with several [rows, classes].
-        mask: float32 [rows], 0 where a row holds no example.
+        labels: int32 [rows], or [rows, classes] if an image may have several labels.
+        mask: float32 [rows], 0 for rows without an example.
         broken: the images that could not be read.
     """
 
     labels: np.ndarray
     mask: np.ndarray
-    broken: tuple[Broken, ...]
+    broken: tuple[BrokenImage, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class RowReader:
-    """Reads, decodes and augments rows; a pure function of them, in whatever process.
+    """Reads, decodes and augments rows; a pure function of the rows, in any process.
 
     Attributes:
         images: the examples.
-        transform: (pixels, random numbers) → uint8 [H, W, channels], or for evaluation
-            pixels → the same.
+        transform: (pixels, random generator) → uint8 [H, W, channels]; in evaluation a function
+            of the pixels alone.
         image_shape: (H, W, channels).
-        seed: with a row, decides its random numbers; None for evaluation, which has none.
-        rotate: whether images are turned upright as their metadata say.
+        seed: determines, with a row, its random numbers; None for evaluation, which has none.
+        rotate: whether images are rotated by their EXIF orientation.
     """
 
     images: Images
@@ -88,78 +89,88 @@ class RowReader:
     seed: int | None
     rotate: bool = True
 
-    def read(self, rows: Sequence[Row], out: np.ndarray) -> RowsRead:
-        """Fills `out`, uint8 [rows, H, W, channels].
+    def read(self, rows: Sequence[Row], out: np.ndarray) -> ReadResult:
+        """Read rows into `out`, uint8 [rows, H, W, channels].
 
-        In training a broken image is replaced by its next neighbour that is whole; in evaluation
-        its row is masked out, as in training where no neighbour is whole.
+        In training, a broken image is replaced by the next readable one, or masked out if none of
+        the next `_MAX_REPLACEMENTS` is readable; in evaluation its row is masked out.
 
         Raises:
-            MachineError: the machine, not what it holds, keeps an image from being read.
+            MachineError: an image could not be read because of a fault of the machine, not of the
+                file.
         """
         labels = np.zeros((len(rows), *self.images.label_shape), np.int32)
         mask = np.zeros(len(rows), np.float32)
-        broken: dict[int, Broken] = {}
-        for index, places in _by_index(rows):
-            found = self._find(index, broken) if index >= 0 else None
-            for place in places:
-                if found is None:
-                    out[place] = 0
+        broken: dict[int, BrokenImage] = {}
+        for index, positions in _positions_by_example(rows).items():
+            example = self._load(index, broken) if index >= 0 else None
+            for position in positions:
+                if example is None:
+                    out[position] = 0
                     continue
-                pixels, labels[place] = found
-                mask[place] = 1.0
-                out[place] = self._view(pixels, rows[place])
-        return RowsRead(labels, mask, tuple(broken.values()))
+                pixels, labels[position] = example
+                mask[position] = 1.0
+                out[position] = self._transformed(pixels, rows[position])
+        return ReadResult(labels, mask, tuple(broken.values()))
 
-    def _view(self, pixels: np.ndarray, row: Row) -> np.ndarray:
+    def _transformed(self, pixels: np.ndarray, row: Row) -> np.ndarray:
         if self.seed is None:
             return self.transform(pixels)
         return self.transform(pixels, view_generator(self.seed, row))
 
-    def _find(
-        self, index: int, broken: dict[int, Broken]
+    def _load(
+        self, index: int, broken: dict[int, BrokenImage]
     ) -> tuple[np.ndarray, int | np.ndarray] | None:
-        """Pixels and label of an example, or of a neighbour where it is broken, or None."""
-        attempts = 1 if self.seed is None else min(_NEIGHBOURS, len(self.images))
-        for near in range(index, index + attempts):
-            here = near % len(self.images)
-            # Whatever a file or record holds and a library makes of it: this is where it ends.
+        """Return pixels and label of an example, of its replacement if it is broken, or None.
+
+        The broken images on the way are added to `broken`.
+        """
+        num_candidates = 1 if self.seed is None else min(_MAX_REPLACEMENTS, len(self.images))
+        for candidate in range(index, index + num_candidates):
+            candidate %= len(self.images)
+            # Files and records may contain anything, and libraries may raise anything on it.
             try:
-                encoded, label = self.images[here]
+                encoded, label = self.images[candidate]
                 return decode(encoded, self.image_shape[2], self.rotate), label
             except RunError:
                 raise
             except Exception as error:
-                name, fault = self.images.describe(here), machine_fault(error)
-                if fault and not self._is_bad_sector(error, here):
+                name, fault = self.images.describe(candidate), machine_fault(error)
+                if fault and not self._is_bad_sector(error, candidate):
                     raise MachineError(f"{name}: {fault}") from error
-                broken[here] = Broken(here, name, first_line(error))
+                broken[candidate] = BrokenImage(candidate, name, first_line(error))
         return None
 
-    def _is_bad_sector(self, error: Exception, here: int) -> bool:
-        """Whether an I/O error is one image's: others, near and far, can be read."""
+    def _is_bad_sector(self, error: Exception, index: int) -> bool:
+        """Return whether an error is an I/O error of this image alone: others can be read."""
         if not (isinstance(error, OSError) and error.errno == errno.EIO):
             return False
-        count = len(self.images)
-        for other in {(here + 1 + far * count // _OTHERS) % count for far in range(_OTHERS)}:
+        num_images = len(self.images)
+        # The next image, and some that are evenly spread over the dataset.
+        for other in {
+            (index + 1 + i * num_images // _NUM_PROBES) % num_images for i in range(_NUM_PROBES)
+        }:
             try:
                 self.images[other]
             except Exception:
-                continue  # no proof that the storage works
+                continue  # does not prove that the storage works
             return True
         return False
 
 
-def _by_index(rows: Sequence[Row]) -> Iterator[tuple[int, list[int]]]:
-    """Each example with the rows that show it: its views share one decoding."""
-    places: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(row.index, []).append(place)
-    yield from places.items()
+def _positions_by_example(rows: Sequence[Row]) -> dict[int, list[int]]:
+    """Map each example to the positions of its rows, so that its views share one decoding."""
+    positions: dict[int, list[int]] = {}
+    for position, row in enumerate(rows):
+        positions.setdefault(row.example, []).append(position)
+    return positions
 
 
 def view_generator(seed: int, row: Row) -> np.random.Generator:
-    """The random numbers of one view of one example in one epoch: a function of these alone."""
-    # A counter-based generator: its key is its whole state, so that making one is cheap.
-    key = np.array([seed & (2**64 - 1), row.epoch << 40 | row.index], np.uint64)
+    """Return the random generator of one view of one example in one epoch.
+
+    Its numbers are a function of the arguments alone.
+    """
+    # A counter-based generator: its key is its whole state, so it is cheap to create.
+    key = np.array([seed & (2**64 - 1), row.epoch << 40 | row.example], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, row.view]))

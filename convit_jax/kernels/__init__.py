@@ -1,27 +1,8 @@
-"""Attention arithmetic: the functions that decide how fast a ConViT runs."""
+"""Attention kernels: the functions that determine how fast a ConViT runs."""
 
-from convit_jax.kernels.attention import attention_map
-from convit_jax.kernels.dispatch import (
-    FORMS,
-    Form,
-    check_form,
-    compiled_for,
-    gated_attention,
-    self_attention,
-    softmax_attention,
-    traced_for,
-    wants_separate_parts,
-)
-
-__all__ = [
-    "FORMS",
-    "Form",
-    "attention_map",
-    "check_form",
-    "compiled_for",
-    "gated_attention",
-    "self_attention",
-    "softmax_attention",
-    "traced_for",
-    "wants_separate_parts",
-]
+from convit_jax.kernels.attention import attention_map as attention_map
+from convit_jax.kernels.choice import DEFAULT_ATTENTION as DEFAULT_ATTENTION
+from convit_jax.kernels.choice import FORMS as FORMS
+from convit_jax.kernels.choice import Attention as Attention
+from convit_jax.kernels.choice import Form as Form
+from convit_jax.kernels.choice import attention_for as attention_for

@@ -1,6 +1,6 @@
-"""Softmax attention and its gated form, written for the compiler in two ways.
+"""Softmax attention and gated positional attention for XLA, in a CPU and a TPU formulation.
 
-Shapes: B images, N tokens, H heads, D channels a head. Scores, softmax and sums are float32
+Shapes: B images, N tokens, H heads, D channels per head. Scores, softmax and sums are float32
 whatever the type of q, k and v; the results have the type of v.
 """
 
@@ -15,32 +15,33 @@ def two_products(
     positional: jax.Array | None = None,
     gate: jax.Array | None = None,
 ) -> jax.Array:
-    """((1 - gate) softmax(q kᵀ / √D)) v + (gate · positional) v (paper Eq. 6 and 7): for CPUs.
+    """((1 - gate) softmax(q kᵀ / √D)) v + (gate · positional) v (paper Eq. 6 and 7), for CPUs.
 
-    The two halves of the mixture are multiplied with v apart: the positional map is the same for
-    every image, so it is scaled by the gate once, not once an image, and the division by the
-    softmax's sum moves from the N x N map to the N x D result. The paper's row normalisation is
-    left out: both maps already sum to one over the keys.
+    The two terms of the mixture are multiplied by v separately: the positional map is the same for
+    every image, so it is scaled by the gate once instead of once per image, and the division by
+    the softmax's sum moves from the N x N map to the N x D result. The paper's row normalisation
+    is omitted: both maps already sum to one over the keys.
 
     Args:
         q, k, v: [B, N, H, D]; there may be fewer queries than keys.
-        positional: [H, N, N], attention by position; every row sums to one. None for plain
+        positional: [H, N, N], positional attention, whose rows sum to one. None for plain
             attention (Eq. 1).
-        gate: [H], σ(λ) in [0, 1]; 1 is attention by position alone. None for plain attention.
+        gate: [H], σ(λ) in [0, 1]; 1 is purely positional attention. None for plain attention.
 
     Returns:
         [B, N, H, D], of v's type.
     """
     scores = _scores(q, k)
-    # The largest score cancels in the quotient: it is subtracted for range only, and carries no
-    # gradient.
+    # The largest score cancels in the quotient. It is subtracted only to avoid overflow, so it
+    # needs no gradient.
     largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - largest)
-    weighted, total = _values(weights, v), weights.sum(axis=-1, keepdims=True)
+    weighted, total = _weighted_sum(weights, v), weights.sum(axis=-1, keepdims=True)
     if gate is None:
         return _to_token_major(weighted / total, v.dtype)
+    assert positional is not None  # given together with the gate
     gate = gate.astype(jnp.float32)[:, None, None]
-    mixed = weighted * ((1.0 - gate) / total) + _values(gate * positional, v)
+    mixed = weighted * ((1.0 - gate) / total) + _weighted_sum(gate * positional, v)
     return _to_token_major(mixed, v.dtype)
 
 
@@ -51,34 +52,35 @@ def one_product(
     positional: jax.Array | None = None,
     gate: jax.Array | None = None,
 ) -> jax.Array:
-    """((1 - gate) softmax(q kᵀ / √D) + gate · positional) v (paper Eq. 6 and 7): for TPUs.
+    """((1 - gate) softmax(q kᵀ / √D) + gate · positional) v (paper Eq. 6 and 7), for TPUs.
 
-    There every product reads and writes slow memory, and the mixture fuses with the softmax before
-    it. Arguments and result are those of `two_products`.
+    On a TPU every matrix product reads and writes HBM, and the mixture fuses with the softmax
+    before it. Arguments and result are those of `two_products`.
     """
     mixed = attention_map(q, k)
     if gate is not None:
+        assert positional is not None  # given together with the gate
         gate = gate.astype(jnp.float32)[:, None, None]
         mixed = (1.0 - gate) * mixed + gate * positional
-    return _to_token_major(_values(mixed, v), v.dtype)
+    return _to_token_major(_weighted_sum(mixed, v), v.dtype)
 
 
 def attention_map(q: jax.Array, k: jax.Array) -> jax.Array:
-    """softmax(q kᵀ / √D) itself, for looking at: [B, N, H, D] twice → float32 [B, H, N, N]."""
+    """softmax(q kᵀ / √D), for inspection: q and k [B, N, H, D] → float32 [B, H, N, N]."""
     return jax.nn.softmax(_scores(q, k), axis=-1)
 
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Q kᵀ / √D, float32 [B, H, N, N]."""
+    """q kᵀ / √D, float32 [B, H, N, N]."""
     scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     return jnp.einsum("bnhd,bmhd->bhnm", q * scale, k, preferred_element_type=jnp.float32)
 
 
-def _values(maps: jax.Array, v: jax.Array) -> jax.Array:
-    """Maps [B, H, N, N] or [H, N, N], in v's type, times v: float32 [B, H, N, D]."""
-    image = "b" * (maps.ndim - 3)
+def _weighted_sum(maps: jax.Array, v: jax.Array) -> jax.Array:
+    """maps · v, with maps [B, H, N, N] or [H, N, N] cast to v's type: float32 [B, H, N, D]."""
+    batch_axis = "b" * (maps.ndim - 3)
     return jnp.einsum(
-        f"{image}hnm,bmhd->bhnd", maps.astype(v.dtype), v, preferred_element_type=jnp.float32
+        f"{batch_axis}hnm,bmhd->bhnd", maps.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
 
 

@@ -1,15 +1,18 @@
-"""Attention for NVIDIA's GPUs: cuDNN's fused softmax attention, and position beside it.
+"""Attention for NVIDIA GPUs: cuDNN's fused softmax attention plus the positional term.
 
-The maps of content never reach the GPU's memory. The positional map is the same for every image,
-so its half of the mixture is one product for the whole batch.
+The content attention maps are never written to the GPU's memory. The positional map is the same
+for every image, so its term of the mixture is one matrix product for the whole batch.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 HOPPER = (9, 0)
 _AMPERE = (8, 0)
-_MAX_HEAD_CHANNELS = 128
+_MAX_HEAD_DIM = 128
 
 
 def cudnn_attention(
@@ -21,50 +24,52 @@ def cudnn_attention(
 ) -> jax.Array:
     """(1 - gate) softmax(q kᵀ / √D) v + (gate · positional) v (paper Eq. 6 and 7).
 
-    Arguments and result are those of `attention.two_products`, of the types and shapes that
-    `refusal` lets pass.
+    Arguments and result are those of `attention.two_products`, for types and shapes that
+    `unsupported_reason` accepts.
     """
-    by_content = _content(q, k, v)
+    content = _content_attention(q, k, v)
     if gate is None:
-        return by_content
+        return content
+    assert positional is not None  # given together with the gate
     gate = gate.astype(jnp.float32)
-    scaled = (gate[:, None, None] * positional).astype(v.dtype)
-    by_position = jnp.einsum("hnm,bmhd->bnhd", scaled, v)
-    return ((1.0 - gate)[:, None] * by_content + by_position).astype(v.dtype)
+    gated_positional = (gate[:, None, None] * positional).astype(v.dtype)
+    position = jnp.einsum("hnm,bmhd->bnhd", gated_positional, v)
+    return ((1.0 - gate)[:, None] * content + position).astype(v.dtype)
 
 
-def refusal(
-    platform: str, capability: tuple[int, int], dtype: jnp.dtype, head_channels: int, tokens: int
+def unsupported_reason(
+    platform: str, capability: tuple[int, int], dtype: jnp.dtype, head_dim: int, tokens: int
 ) -> str | None:
-    """Why cuDNN cannot compute such attention, or None where it can.
+    """Return why cuDNN cannot compute this attention, or None if it can.
 
     Args:
         platform: "cuda", "rocm", "cpu" or "tpu".
-        capability: of the GPU, (9, 0) for a Hopper.
+        capability: compute capability of the GPU, (9, 0) for Hopper.
         dtype: of queries, keys and values.
-        head_channels: D.
+        head_dim: D.
         tokens: N.
     """
     if platform != "cuda":
-        return f"it runs on NVIDIA's GPUs, and this is compiled for {platform}"
+        return f"it runs on NVIDIA GPUs, and this is compiled for {platform}"
     if capability < _AMPERE:
-        return "it needs a GPU of compute capability 8.0 or newer, and this one has " + ".".join(
-            map(str, capability)
+        return (
+            "it needs a GPU of compute capability 8.0 or newer, and this one has "
+            f"{capability[0]}.{capability[1]}"
         )
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return f"it computes in bfloat16, and config.model.dtype is {jnp.dtype(dtype)}"
-    if head_channels % 8 or head_channels > _MAX_HEAD_CHANNELS:
+    if head_dim % 8 or head_dim > _MAX_HEAD_DIM:
         return (
-            f"its heads have a multiple of 8 channels, at most {_MAX_HEAD_CHANNELS}, and these "
-            f"have {head_channels}"
+            f"it needs a multiple of 8 channels per head, at most {_MAX_HEAD_DIM}, and these "
+            f"heads have {head_dim}"
         )
     if tokens % 128 == 64 and capability >= HOPPER:
-        return f"its gradients are not numbers for {tokens} tokens (64 modulo 128) on such a GPU"
+        return f"its gradients are NaN for {tokens} tokens (64 modulo 128) on this kind of GPU"
     return None
 
 
 @jax.custom_vjp
-def _content(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _content_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q kᵀ / √D) v."""
     return _softmax_attention(q, k, v)
 
@@ -72,27 +77,27 @@ def _content(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def _softmax_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None = None
 ) -> jax.Array:
-    """As JAX has it; of each image, so many tokens count as `lengths` says, or all."""
+    """JAX's cuDNN attention; only the first `lengths[b]` tokens of image b count, or all."""
     return jax.nn.dot_product_attention(
         q, k, v, implementation="cudnn", query_seq_lengths=lengths, key_value_seq_lengths=lengths
     )
 
 
-def _content_with_gradient(
+def _content_attention_vjp(
     q: jax.Array, k: jax.Array, v: jax.Array
-) -> tuple[jax.Array, jax.tree_util.Partial]:
-    """The same, and the function of its gradient.
+) -> tuple[jax.Array, Callable[..., Any]]:
+    """The same, with its VJP.
 
-    JAX computes gradients of an even number of tokens only. With a class token there are 197: a
-    token that does not count is added.
+    JAX computes gradients for an even number of tokens only. With a class token there are 197, so
+    a masked token is added.
     """
     batch, tokens = q.shape[:2]
 
-    def padded(*parts: jax.Array) -> jax.Array:
-        even = (jnp.pad(part, ((0, 0), (0, 1), (0, 0), (0, 0))) for part in parts)
-        return _softmax_attention(*even, jnp.full(batch, tokens, jnp.int32))[:, :tokens]
+    def padded(*arrays: jax.Array) -> jax.Array:
+        q, k, v = (jnp.pad(array, ((0, 0), (0, 1), (0, 0), (0, 0))) for array in arrays)
+        return _softmax_attention(q, k, v, jnp.full(batch, tokens, jnp.int32))[:, :tokens]
 
     return jax.vjp(padded if tokens % 2 else _softmax_attention, q, k, v)
 
 
-_content.defvjp(_content_with_gradient, lambda gradient_of, gradient: gradient_of(gradient))
+_content_attention.defvjp(_content_attention_vjp, lambda vjp, d_out: vjp(d_out))

@@ -1,8 +1,8 @@
-"""Attention whose score maps never leave a TPU core's fast memory, as a differentiable function.
+"""Fused attention, whose score maps never leave a TPU core's VMEM, as a differentiable function.
 
-Queries, keys and values come as they leave their projections: some arrays [B, N, ...] that side by
-side are [B, N, 3 H D], one for plain attention, two for GPSA. So nothing is cut up or moved before
-the kernel, and the gradients go straight back into the projections.
+Queries, keys and values are passed as their projections return them: arrays [B, N, ...] whose
+concatenation is [B, N, 3 H D], one for plain attention, two for GPSA. So nothing is split or copied
+before the kernel, and the gradients are passed straight back to the projections.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from convit_jax.kernels.fused_forward import call_forward
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What kernels are compiled for.
+    """The devices that kernels are compiled for.
 
     Attributes:
-        memory: bytes of a core's fast memory.
-        mesh: devices among which the batch is spread, or None for one device.
-        axes: of the mesh, along which it is.
-        interpret: run on any platform, slowly, for tests.
+        memory: bytes of a core's VMEM.
+        mesh: devices over which the batch is sharded, or None for one device.
+        axes: the mesh axes along which it is sharded.
+        interpret: run in Pallas's interpreter, on any platform and slowly, for tests.
     """
 
     memory: int
@@ -38,43 +38,43 @@ class Target:
 
     @property
     def shards(self) -> int:
-        """Devices among which a batch is spread."""
+        """Number of devices over which a batch is sharded."""
         return math.prod(self.mesh.shape[axis] for axis in self.axes) if self.mesh else 1
 
     def blocks(
         self, batch: int, tokens: int, heads: int, channels: int, dtype: Any
     ) -> Blocks | None:
-        """How the kernel would cut up such inputs, or None if it cannot."""
+        """Return the block sizes for these inputs, or None if the kernel does not support them."""
         if batch % self.shards:
             return None
         return fitting_blocks(
             batch // self.shards, tokens, heads, channels, jnp.dtype(dtype), self.memory
         )
 
-    def spread(
-        self, function: Callable[..., Any], batched: Any, results: Any
+    def shard_map(
+        self, function: Callable[..., Any], in_batched: Any, out_batched: Any
     ) -> Callable[..., Any]:
-        """`function` on every device's own rows.
+        """Return `function`, run on each device's shard of the batch.
 
         Args:
-            function: of arrays, whole or cut along the batch.
-            batched: for each argument, whether it is cut.
-            results: likewise for the results.
+            function: maps arrays to arrays, each either sharded along the batch or replicated.
+            in_batched: for each argument, whether it is sharded.
+            out_batched: likewise for the results.
         """
         if self.mesh is None:
             return function
-        rows, whole = PartitionSpec(self.axes), PartitionSpec()
-        specs = functools.partial(jax.tree.map, lambda cut: rows if cut else whole)
+        sharded, replicated = PartitionSpec(self.axes), PartitionSpec()
+        specs = functools.partial(jax.tree.map, lambda batched: sharded if batched else replicated)
         return jax.shard_map(
             function,
             mesh=self.mesh,
-            in_specs=specs(batched),
-            out_specs=specs(results),
+            in_specs=specs(in_batched),
+            out_specs=specs(out_batched),
             check_vma=False,
         )
 
-    def add_up(self, x: jax.Array) -> jax.Array:
-        """The sum over the devices; within `spread`."""
+    def all_reduce(self, x: jax.Array) -> jax.Array:
+        """Return the sum over the devices, within `shard_map`."""
         return jax.lax.psum(x, self.axes) if self.mesh else x
 
 
@@ -86,12 +86,12 @@ def fused_attention(
     positional: jax.Array | None,
     gate: jax.Array | None,
 ) -> jax.Array:
-    """((1 - gate) softmax(q kᵀ / √D) + gate · positional) v (paper Eq. 6 and 7), by the kernel.
+    """((1 - gate) softmax(q kᵀ / √D) + gate · positional) v (paper Eq. 6 and 7), by the kernels.
 
     Args:
-        target: what it is compiled for; its `blocks` are not None for these shapes.
+        target: the devices to compile for; `target.blocks` is not None for these shapes.
         heads: H.
-        parts: queries, keys and values side by side in one, two or three arrays [B, N, ...].
+        parts: queries, keys and values, concatenated into one, two or three arrays [B, N, ...].
         positional: [H, N, N], or None for plain attention.
         gate: [H], or None.
 
@@ -111,7 +111,7 @@ def _blocks(target: Target, heads: int, parts: Sequence[jax.Array]) -> Blocks:
 
 
 def _with_scaled_queries(blocks: Blocks, parts: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """The parts with queries times log2(e) / √D: the kernels' exponentials are powers of two."""
+    """Multiply the queries by log2(e) / √D: the kernels' exponentials are powers of two."""
     width = blocks.heads * blocks.channels
     scale = jnp.where(
         jnp.arange(parts[0].shape[-1]) < width, math.log2(math.e) * blocks.channels**-0.5, 1.0
@@ -119,25 +119,25 @@ def _with_scaled_queries(blocks: Blocks, parts: Sequence[jax.Array]) -> tuple[ja
     return ((parts[0] * scale).astype(parts[0].dtype), *parts[1:])
 
 
-def _turned(blocks: Blocks, maps: jax.Array) -> jax.Array:
+def _transposed(blocks: Blocks, maps: jax.Array) -> jax.Array:
     """[H, queries, keys] → [H, keys, lanes], padded."""
     padding = ((0, 0), (0, 0), (0, blocks.lanes - blocks.tokens))
     return jnp.pad(maps.transpose(0, 2, 1), padding)
 
 
-def _weighted(blocks: Blocks, positional: jax.Array | None, gate: jax.Array | None) -> Any:
-    """Gate · positional as the kernels take it, or None."""
+def _gating(
+    blocks: Blocks, positional: jax.Array | None, gate: jax.Array | None
+) -> tuple[jax.Array, jax.Array] | None:
+    """gate · positional and the gate as the kernels take them, or None."""
     if gate is None:
         return None
-    return _turned(blocks, gate.astype(jnp.float32)[:, None, None] * positional)
-
-
-def _as_float32(gate: jax.Array | None) -> jax.Array | None:
-    return None if gate is None else gate.astype(jnp.float32)
+    assert positional is not None  # given together with the gate
+    gate = gate.astype(jnp.float32)
+    return _transposed(blocks, gate[:, None, None] * positional), gate
 
 
 def _token_major(blocks: Blocks, x: jax.Array) -> jax.Array:
-    """What a kernel of several groups wrote, [B, H D, N], as [B, N, H D]."""
+    """Return a kernel's result, with several groups [B, H D, N], as [B, N, H D]."""
     return x if blocks.groups == 1 else x.transpose(0, 2, 1)
 
 
@@ -149,45 +149,45 @@ def _forward(
     gate: jax.Array | None,
 ) -> tuple[jax.Array, Any]:
     blocks = _blocks(target, heads, parts)
-    scaled = _with_scaled_queries(blocks, parts)
+    scaled, gating = _with_scaled_queries(blocks, parts), _gating(blocks, positional, gate)
 
-    def run(parts: Any, by_position: Any, gate: Any) -> tuple[jax.Array, jax.Array]:
-        return call_forward(
-            blocks, parts, by_position, gate, memory=target.memory, interpret=target.interpret
-        )
+    def run(parts: Any, gating: Any) -> tuple[jax.Array, jax.Array]:
+        return call_forward(blocks, parts, gating, memory=target.memory, interpret=target.interpret)
 
-    whole = None if gate is None else False
-    out, log_sums = target.spread(run, ((True,) * len(parts), whole, whole), (True, True))(
-        scaled, _weighted(blocks, positional, gate), _as_float32(gate)
-    )
+    replicated = None if gating is None else (False, False)
+    in_batched = ((True,) * len(parts), replicated)
+    out, log_sums = target.shard_map(run, in_batched, (True, True))(scaled, gating)
     return _token_major(blocks, out), (scaled, log_sums, positional, gate)
 
 
 def _backward(target: Target, heads: int, saved: Any, d_out: jax.Array) -> tuple[Any, Any, Any]:
     parts, log_sums, positional, gate = saved
     blocks = _blocks(target, heads, parts)
+    gating = _gating(blocks, positional, gate)
 
-    def run(parts: Any, d_out: Any, log_sums: Any, by_position: Any, gate: Any) -> Any:
-        d_parts, d_maps, content = call_backward(
-            blocks, parts, d_out, log_sums, by_position, gate,
+    def run(parts: Any, d_out: Any, log_sums: Any, gating: Any) -> Any:
+        d_parts, d_maps, row_sums = call_backward(
+            blocks, parts, d_out, log_sums, gating,
             memory=target.memory, interpret=target.interpret,
         )  # fmt: skip
-        return d_parts, *(x if x is None else target.add_up(x) for x in (d_maps, content))
+        return d_parts, jax.tree.map(target.all_reduce, (d_maps, row_sums))
 
-    whole = None if gate is None else False
-    count = len(parts) if blocks.groups == 1 else 3
-    d_parts, d_maps, content = target.spread(
-        run, ((True,) * len(parts), True, True, whole, whole), ([True] * count, whole, whole)
-    )(parts, d_out, log_sums, _weighted(blocks, positional, gate), _as_float32(gate))
+    replicated = None if gating is None else (False, False)
+    num_gradients = len(parts) if blocks.groups == 1 else 3
+    in_batched = ((True,) * len(parts), True, True, replicated)
+    out_batched = ([True] * num_gradients, replicated or (None, None))
+    d_parts, (d_maps, row_sums) = target.shard_map(run, in_batched, out_batched)(
+        parts, d_out, log_sums, gating
+    )
     if blocks.groups > 1:
-        together = jnp.concatenate([_token_major(blocks, d) for d in d_parts], axis=-1)
-        cuts = [sum(part.shape[-1] for part in parts[:n]) for n in range(1, len(parts))]
-        d_parts = jnp.split(together, cuts, axis=-1)
+        joined = jnp.concatenate([_token_major(blocks, d) for d in d_parts], axis=-1)
+        boundaries = [sum(part.shape[-1] for part in parts[:n]) for n in range(1, len(parts))]
+        d_parts = jnp.split(joined, boundaries, axis=-1)
     if gate is None:
         return tuple(d_parts), None, None
+    # With A the mixture and r as in `fused_backward`: dg = Σ dA T - Σ r, dT = g Σ dA.
     d_mixture = d_maps[:, :, : blocks.tokens].transpose(0, 2, 1)
-    by_position = jnp.sum(d_mixture * positional, axis=(1, 2))
-    d_gate = by_position - content.sum(-1).reshape(heads)
+    d_gate = jnp.sum(d_mixture * positional, axis=(1, 2)) - row_sums.sum(-1).reshape(heads)
     d_positional = gate.astype(jnp.float32)[:, None, None] * d_mixture
     return tuple(d_parts), d_positional.astype(positional.dtype), d_gate.astype(gate.dtype)
 

@@ -1,7 +1,7 @@
-"""The forward kernel: scores, softmax, mixing and values of some images in fast memory.
+"""The forward kernel: scores, softmax, mixture and values of some images in VMEM.
 
-Shapes as in `fused`; `Blocks` says how a grid step is cut. Inside a step everything is transposed:
-queries, keys and values are [D, N] for each head, scores [keys, queries].
+Shapes as in `fused`; `Blocks` describes a grid step. Within a step everything is transposed:
+queries, keys and values are [D, N] per head, scores [keys, queries].
 """
 
 import functools
@@ -15,14 +15,14 @@ from jax.experimental.pallas import tpu as pltpu
 
 from convit_jax.kernels.blocks import Blocks
 
-# A unit of work: image, head (within the group) and first query of a step.
+# A unit of work within a step: image, head (within the group) and first query.
 Unit = tuple[Any, Any, int]
 
 
 def product(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
-    """The matrix product of a and b over an axis of each, in float32."""
+    """The matrix product of a and b, contracted over one axis of each, in float32."""
     if 1 in a.shape or 1 in b.shape:
-        # The TPU compiler makes these products of elements, whose types must agree.
+        # The TPU compiler turns these into elementwise products, whose types must agree.
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return jax.lax.dot_general(
         a, b, (((over[0],), (over[1],)), ((), ())), preferred_element_type=jnp.float32
@@ -37,42 +37,45 @@ def run_units(
     values: Callable[[Unit, Any], None],
     store: Callable[[int], None],
 ) -> None:
-    """Runs the three stages of every unit, staggered.
+    """Run the three stages of every unit as a software pipeline.
 
-    The compiler overlaps what stands close together: the matrix products of one unit's `scores` and
-    of another's `values` stand around the arithmetic of a third's `mix`. `load` prepares an image,
-    `store` finishes it.
+    The compiler overlaps operations that are close in the program: the matrix products of one
+    unit's `scores` and of another's `values` surround the elementwise arithmetic of a third's
+    `mix`. `load` prepares an image, `store` writes its result.
     """
 
-    def staggered(units: Sequence[Unit]) -> None:
-        ahead, mixed = scores(units[0]), None
+    def run_pipeline(units: Sequence[Unit]) -> None:
+        next_scores, mixed = scores(units[0]), None
         for n, unit in enumerate(units):
-            # The next image is there before its first scores are taken, and early: what prepares it
+            # Load the next image early, before its first scores are computed, so that the loading
             # overlaps too.
-            if blocks.written_out and unit[1:] == (0, 0) and unit[0] + 1 < blocks.images:
+            if blocks.unrolled and unit[1:] == (0, 0) and unit[0] + 1 < blocks.images:
                 load(unit[0] + 1)
-            found, ahead = ahead, scores(units[n + 1]) if n + 1 < len(units) else None
+            unit_scores = next_scores
+            next_scores = scores(units[n + 1]) if n + 1 < len(units) else None
             if n:
                 finish(units[n - 1], mixed)
-            mixed = mix(unit, found)
+            mixed = mix(unit, unit_scores)
         finish(units[-1], mixed)
 
     def finish(unit: Unit, mixed: Any) -> None:
         values(unit, mixed)
         image, head, query = unit
-        if blocks.written_out and head == blocks.group - 1 and query == blocks.tiles[-1]:
+        if blocks.unrolled and head == blocks.group - 1 and query == blocks.tiles[-1]:
             store(image)
 
     load(0)
     tiles, images = blocks.tiles, range(blocks.images)
-    if blocks.written_out:
-        staggered([(i, h, t) for i in images for h in range(blocks.group) for t in tiles])
+    if blocks.unrolled:
+        run_pipeline([(i, h, t) for i in images for h in range(blocks.group) for t in tiles])
     else:
-        jax.lax.fori_loop(0, blocks.group, lambda h, _: staggered([(0, h, t) for t in tiles]), None)
+        jax.lax.fori_loop(
+            0, blocks.group, lambda h, _: run_pipeline([(0, h, t) for t in tiles]), None
+        )
         store(0)
 
 
-def rows_of(blocks: Blocks, kind: int, head: Any) -> Any:
+def head_rows(blocks: Blocks, kind: int, head: Any) -> Any:
     """Rows of a head's queries (kind 0), keys (1) or values (2) in a transposed array."""
     start = kind * blocks.rows + head * blocks.channels
     if isinstance(start, int):
@@ -80,32 +83,32 @@ def rows_of(blocks: Blocks, kind: int, head: Any) -> Any:
     return pl.ds(pl.multiple_of(start, blocks.channels & -blocks.channels), blocks.channels)
 
 
-def for_each_group(blocks: Blocks, do: Callable[[int], None]) -> None:
-    """Calls `do` with the number of the step's group of heads, static."""
+def for_each_group(blocks: Blocks, function: Callable[[int], None]) -> None:
+    """Call `function` with the index of the step's group of heads, as a static number."""
     if blocks.groups == 1:
-        do(0)
+        function(0)
         return
     for group in range(blocks.groups):
-        pl.when(pl.program_id(0) == group)(functools.partial(do, group))
+        pl.when(pl.program_id(0) == group)(functools.partial(function, group))
 
 
-def lanes_of(widths: Sequence[int], channels: int, start: int) -> tuple[int, slice]:
-    """Where `channels` lanes from `start` on lie among arrays of such widths, side by side.
+def locate_lanes(widths: Sequence[int], channels: int, start: int) -> tuple[int, slice]:
+    """Locate `channels` lanes from `start` in the concatenation of arrays of these widths.
 
     Returns:
-        The array's number, and the lanes in it.
+        The index of the array, and the lanes in it.
     """
-    for number, width in enumerate(widths):
+    for index, width in enumerate(widths):
         if start < width:
-            return number, slice(start, start + channels)
+            return index, slice(start, start + channels)
         start -= width
     raise ValueError(f"no lane {start} in arrays of widths {widths}")
 
 
-def load_transposed(blocks: Blocks, image: int, parts: Sequence[Any], turned: Any) -> None:
-    """Queries, keys and values of a group's heads, transposed: parts [N, ...] → [3 · rows, N].
+def load_transposed(blocks: Blocks, image: int, parts: Sequence[Any], transposed: Any) -> None:
+    """Transpose the queries, keys and values of a group's heads: [N, ...] → [3 · rows, N].
 
-    Queries are padded with zeros to whole registers.
+    Queries are zero-padded to whole registers.
     """
     widths = [part.shape[-1] for part in parts]
     width = blocks.heads * blocks.channels
@@ -113,63 +116,64 @@ def load_transposed(blocks: Blocks, image: int, parts: Sequence[Any], turned: An
     def load(group: int) -> None:
         for kind in range(3):
             start = kind * width + group * blocks.rows
-            number, lanes = lanes_of(widths, blocks.rows, start)
+            index, lanes = locate_lanes(widths, blocks.rows, start)
             rows = slice(kind * blocks.rows, (kind + 1) * blocks.rows)
-            turned[image, rows, : blocks.tokens] = parts[number][image, :, lanes].T
+            transposed[image, rows, : blocks.tokens] = parts[index][image, :, lanes].T
 
     for_each_group(blocks, load)
-    pad_queries(blocks, image, turned)
+    pad_queries(blocks, image, transposed)
 
 
-def pad_queries(blocks: Blocks, image: int, turned: Any) -> None:
-    """Writes zeros where there are no queries: what is computed there must be finite."""
+def pad_queries(blocks: Blocks, image: int, transposed: Any) -> None:
+    """Zero the padding of the queries, so that everything computed from it is finite."""
     if blocks.tokens < blocks.lanes:
         padding = (blocks.rows, blocks.lanes - blocks.tokens)
-        turned[image, : blocks.rows, blocks.tokens :] = jnp.zeros(padding, turned.dtype)
+        transposed[image, : blocks.rows, blocks.tokens :] = jnp.zeros(padding, transposed.dtype)
 
 
-def _kernel(blocks: Blocks, parts_count: int, gated: bool, *refs: Any) -> None:
-    """One step: `images` images and `group` heads."""
-    gate, refs = (refs[0], refs[1:]) if gated else (None, refs)
-    parts, refs = refs[:parts_count], refs[parts_count:]
-    by_position, refs = (refs[0], refs[1:]) if gated else (None, refs)
-    out, log_sums, turned, turned_out = refs
+def _kernel(blocks: Blocks, num_parts: int, gated: bool, *refs: Any) -> None:
+    """One grid step: `blocks.images` images and `blocks.group` heads."""
+    remaining = iter(refs)
+    gate = next(remaining) if gated else None
+    parts = [next(remaining) for _ in range(num_parts)]
+    positional: Any = next(remaining) if gated else None
+    out, log_sums, transposed, transposed_out = remaining
     tokens = blocks.tokens
     first_head = pl.program_id(0) * blocks.group
 
     def scores(unit: Unit) -> jax.Array:
         image, head, query = unit
-        keys = turned[image, rows_of(blocks, 1, head), :tokens]
-        queries = turned[image, rows_of(blocks, 0, head), pl.ds(query, blocks.tile)]
+        keys = transposed[image, head_rows(blocks, 1, head), :tokens]
+        queries = transposed[image, head_rows(blocks, 0, head), pl.ds(query, blocks.tile)]
         return product(keys, queries, (0, 0))
 
-    def mix(unit: Unit, found: jax.Array) -> jax.Array:
+    def mix(unit: Unit, unit_scores: jax.Array) -> jax.Array:
         image, head, query = unit
         tile = pl.ds(query, blocks.tile)
-        largest = jnp.max(found, axis=0, keepdims=True)
-        weights = jnp.exp2(found - largest)
+        largest = jnp.max(unit_scores, axis=0, keepdims=True)
+        weights = jnp.exp2(unit_scores - largest)
         total = jnp.sum(weights, axis=0, keepdims=True)
         log_sums[image, 0, head, :, tile] = largest + jnp.log2(total)
         if gate is None:
             mixed = weights * (1.0 / total)
         else:
             mixed = weights * ((1.0 - gate[first_head + head]) / total)
-            mixed += by_position[head, :, tile]
-        return mixed.astype(turned.dtype)
+            mixed += positional[head, :, tile]
+        return mixed.astype(transposed.dtype)
 
     def values(unit: Unit, mixed: jax.Array) -> None:
         image, head, query = unit
-        v = turned[image, rows_of(blocks, 2, head), :tokens]
-        result = product(v, mixed, (1, 0)).astype(turned_out.dtype)
-        turned_out[image, rows_of(blocks, 0, head), pl.ds(query, blocks.tile)] = result
+        v = transposed[image, head_rows(blocks, 2, head), :tokens]
+        result = product(v, mixed, (1, 0)).astype(transposed_out.dtype)
+        transposed_out[image, head_rows(blocks, 0, head), pl.ds(query, blocks.tile)] = result
 
     def store(image: int) -> None:
-        result = turned_out[image, :, :tokens]
+        result = transposed_out[image, :, :tokens]
         out[image] = result.T if blocks.groups == 1 else result
 
     run_units(
         blocks,
-        functools.partial(load_transposed, blocks, parts=parts, turned=turned),
+        functools.partial(load_transposed, blocks, parts=parts, transposed=transposed),
         scores,
         mix,
         values,
@@ -177,30 +181,30 @@ def _kernel(blocks: Blocks, parts_count: int, gated: bool, *refs: Any) -> None:
     )
 
 
-def group_of_heads(blocks: Blocks) -> pl.BlockSpec:
-    """A [H, N, lanes] array, of which a step sees its group's heads; fetched once a group."""
+def heads_spec(blocks: Blocks) -> pl.BlockSpec:
+    """Spec of a [H, N, lanes] array: a step sees its group's heads; fetched once per group."""
     shape = (blocks.group, blocks.tokens, blocks.lanes)
     return pl.BlockSpec(shape, lambda group, _: (group, 0, 0))
 
 
-def tokens_of(blocks: Blocks, width: int) -> pl.BlockSpec:
-    """A [B, N, width] array, of which a step sees its images."""
+def tokens_spec(blocks: Blocks, width: int) -> pl.BlockSpec:
+    """Spec of a [B, N, width] array: a step sees its images."""
     return pl.BlockSpec((blocks.images, blocks.tokens, width), lambda _, step: (step, 0, 0))
 
 
-def result_of(blocks: Blocks, width: int) -> tuple[pl.BlockSpec, tuple[int, int]]:
-    """A result of `width` channels of all heads, and the shape of an image of it.
+def result_spec(blocks: Blocks, width: int) -> tuple[pl.BlockSpec, tuple[int, int]]:
+    """Spec of a result with `width` channels over all heads, and its shape per image.
 
-    One group writes [N, width]; several write their own rows of [width, N].
+    A single group writes [N, width]; each of several groups writes its rows of [width, N].
     """
     if blocks.groups == 1:
-        return tokens_of(blocks, width), (blocks.tokens, width)
+        return tokens_spec(blocks, width), (blocks.tokens, width)
     shape = (blocks.images, width // blocks.groups, blocks.tokens)
     return pl.BlockSpec(shape, lambda group, step: (step, group, 0)), (width, blocks.tokens)
 
 
-def log_sums_of(blocks: Blocks) -> pl.BlockSpec:
-    """The [B, groups, group, 1, lanes] logarithms of the softmax's sums."""
+def log_sums_spec(blocks: Blocks) -> pl.BlockSpec:
+    """Spec of the logarithms of the softmax's sums, [B, groups, group, 1, lanes]."""
     shape = (blocks.images, 1, blocks.group, 1, blocks.lanes)
     return pl.BlockSpec(shape, lambda group, step: (step, group, 0, 0, 0))
 
@@ -208,22 +212,21 @@ def log_sums_of(blocks: Blocks) -> pl.BlockSpec:
 def call_forward(
     blocks: Blocks,
     parts: Sequence[jax.Array],
-    by_position: jax.Array | None,
-    gate: jax.Array | None,
+    gating: tuple[jax.Array, jax.Array] | None,
     *,
     memory: int,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs the kernel.
+    """Run the forward kernel.
 
     Args:
-        blocks: how the work is cut up.
-        parts: queries, keys and values, [B, N, ...] arrays which side by side are [B, N, 3 H D];
+        blocks: block sizes.
+        parts: queries, keys and values, arrays [B, N, ...] whose concatenation is [B, N, 3 H D];
             queries are multiplied by log2(e) / √D.
-        by_position: gate · positional, transposed and padded: float32 [H, keys, lanes]; or None.
-        gate: float32 [H], or None.
-        memory: bytes of a core's fast memory.
-        interpret: run on any platform, slowly.
+        gating: gate · positional, transposed and padded, float32 [H, keys, lanes], and the gate,
+            float32 [H]; None for plain attention.
+        memory: bytes of a core's VMEM.
+        interpret: run in Pallas's interpreter, on any platform and slowly.
 
     Returns:
         The result, [B, N, H D] or with several groups [B, H D, N], and the base-2 logarithms of the
@@ -231,21 +234,20 @@ def call_forward(
     """
     batch, dtype = parts[0].shape[0], parts[0].dtype
     width = blocks.heads * blocks.channels
-    gated = gate is not None
-    out_spec, out_shape = result_of(blocks, width)
-    smem = pl.BlockSpec(memory_space=pltpu.SMEM)
-    in_specs = [tokens_of(blocks, part.shape[-1]) for part in parts]
+    out_spec, out_shape = result_spec(blocks, width)
+    in_specs = [tokens_spec(blocks, part.shape[-1]) for part in parts]
     operands = list(parts)
-    if gated:
-        in_specs = [smem, *in_specs, group_of_heads(blocks)]
-        operands = [gate, *operands, by_position]
+    if gating is not None:
+        positional, gate = gating
+        in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), *in_specs, heads_spec(blocks)]
+        operands = [gate, *operands, positional]
     sums_shape = (batch, blocks.groups, blocks.group, 1, blocks.lanes)
     return pl.pallas_call(
-        functools.partial(_kernel, blocks, len(parts), gated),
+        functools.partial(_kernel, blocks, len(parts), gating is not None),
         name="attention_forward",
         grid=(blocks.groups, batch // blocks.images),
         in_specs=in_specs,
-        out_specs=[out_spec, log_sums_of(blocks)],
+        out_specs=[out_spec, log_sums_spec(blocks)],
         out_shape=[
             jax.ShapeDtypeStruct((batch, *out_shape), dtype),
             jax.ShapeDtypeStruct(sums_shape, jnp.float32),

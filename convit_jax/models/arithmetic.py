@@ -1,4 +1,4 @@
-"""How much arithmetic a model is."""
+"""The floating-point operations of a model."""
 
 import dataclasses
 from typing import Any
@@ -7,30 +7,34 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from convit_jax import kernels
+from convit_jax.kernels import attention_for
 from convit_jax.kernels.attention import one_product
 from convit_jax.models.architecture import Architecture
 from convit_jax.models.zoo import build
 
 
-def forward_flops(made: Architecture) -> float:
-    """Floating-point operations of one image's forward pass; a multiply-add is two.
+def forward_flops(architecture: Architecture) -> float:
+    """Return the floating-point operations of one image's forward pass; a multiply-add is two.
 
-    Counted in the program as traced, with attention in the form that has the fewest products, so
-    that it is the model's number: no matter what computes it, or what is computed twice.
+    They are counted in the traced program, with attention in the formulation with the fewest
+    products. So the number depends on the model only, not on kernels or recomputation.
 
     Args:
-        made: the model.
+        architecture: the model.
     """
-    # In float32: conversions between types would be counted, too.
-    made = dataclasses.replace(made, dtype="float32")
-    graph, params = nnx.split(nnx.eval_shape(lambda: build(made)))
-    image = jax.ShapeDtypeStruct((1, *made.image_size, made.in_channels), jnp.float32)
+    # In float32: conversions between types would be counted too.
+    architecture = dataclasses.replace(architecture, dtype="float32")
+    attend = attention_for(form=one_product)
+    graph, params = nnx.split(nnx.eval_shape(lambda: build(architecture, attend=attend)))
+    image = jax.ShapeDtypeStruct(
+        (1, *architecture.image_size, architecture.in_channels), jnp.float32
+    )
 
     def classify(params: Any, image: jax.Array) -> jax.Array:
-        with kernels.compiled_for(None, form=one_product):
-            return nnx.merge(graph, params)(image)
+        return nnx.merge(graph, params)(image)
 
-    # Of what is lowered and not compiled, the CPU's part of JAX alone counts the operations.
+    # Only JAX's CPU backend counts the operations of a program that is lowered but not compiled.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return jax.jit(classify).lower(params, image).cost_analysis()["flops"]
+        costs = jax.jit(classify).lower(params, image).cost_analysis()
+    assert costs is not None  # other backends may have none
+    return costs["flops"]

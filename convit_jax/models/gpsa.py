@@ -1,11 +1,11 @@
-"""Gated positional self-attention: the layer that makes a ConViT (d'Ascoli et al. 2021, §3).
+"""Gated positional self-attention (GPSA), the layer of ConViT (d'Ascoli et al. 2021, §3).
 
-A head of this layer attends by content, by position, or by a mixture that it learns. It starts
-as one tap of a convolution and is free to leave it.
+Each head attends by content, by position, or by a learned mixture of the two. It is initialised as
+one tap of a convolution and can learn to leave that locality.
 """
 
+import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,15 @@ from convit_jax.errors import InputError
 from convit_jax.models.layers import Linear
 
 # Standard deviation of the linear layers of a vision transformer at initialisation. PyTorch's
-# truncation at ±2 lies 100 deviations out, so a plain normal is the same distribution.
+# truncation at ±2 is 100 standard deviations out, so a plain normal is the same distribution.
 LINEAR_STD = 0.02
 
 
 def relative_positions(grid: tuple[int, int]) -> jax.Array:
-    """r_ij = (dx, dy, |d|²), the offset of key patch j from query patch i (paper Eq. 5).
+    """r_ij = (d1, d2, |d|²), with d the offset of key patch j from query patch i (paper Eq. 5).
 
-    The order of the three channels is that of the released weights; the paper's is (|d|², d1, d2).
+    The channels are in the order of the released weights; in the paper it is (|d|², d1, d2). d1 is
+    along x (columns), d2 along y (rows).
 
     Args:
         grid: (rows, columns) of patches.
@@ -33,22 +34,22 @@ def relative_positions(grid: tuple[int, int]) -> jax.Array:
         float32 [N, N, 3] with N = rows · columns, patches in row-major order, unit: patches.
     """
     y, x = jnp.divmod(jnp.arange(grid[0] * grid[1]), grid[1])
-    dx = (x[None, :] - x[:, None]).astype(jnp.float32)
-    dy = (y[None, :] - y[:, None]).astype(jnp.float32)
-    return jnp.stack([dx, dy, dx**2 + dy**2], axis=-1)
+    d1 = (x[None, :] - x[:, None]).astype(jnp.float32)
+    d2 = (y[None, :] - y[:, None]).astype(jnp.float32)
+    return jnp.stack([d1, d2, d1**2 + d2**2], axis=-1)
 
 
 def attention_centres(num_heads: int) -> np.ndarray:
-    """Δ of each head: the offset that its convolutional initialisation attends to (paper Eq. 5).
+    """Δ of each head, the offset that it attends to after convolutional init (paper Eq. 5).
 
-    The heads form the taps of a √H x √H convolution kernel, one patch apart and centred on the
+    The heads are the taps of a √H x √H convolution kernel, one patch apart and centred on the
     query: {-1, 0, 1}² for nine heads, ±½ for four. With an even kernel no tap falls on a patch.
 
     Args:
         num_heads: H, a perfect square.
 
     Returns:
-        float32 [H, 2], (x, y) of each head, x slowest.
+        float32 [H, 2], (Δ1, Δ2) of each head; Δ1, along x, varies slowest.
 
     Raises:
         InputError: `num_heads` is not a perfect square.
@@ -60,32 +61,31 @@ def attention_centres(num_heads: int) -> np.ndarray:
             f"a square convolution kernel: use {side**2} or {(side + 1) ** 2} heads, or "
             "conv_init=False"
         )
-    tap = np.arange(side, dtype=np.float32) - (side - 1) / 2
-    x, y = np.meshgrid(tap, tap, indexing="ij")
-    return np.stack([x.ravel(), y.ravel()], axis=-1)
+    taps = np.arange(side, dtype=np.float32) - (side - 1) / 2
+    delta1, delta2 = np.meshgrid(taps, taps, indexing="ij")
+    return np.stack([delta1.ravel(), delta2.ravel()], axis=-1)
 
 
 def convolutional_positions(num_heads: int, locality_strength: float) -> np.ndarray:
-    """v_pos = -α (1, -2Δ1, -2Δ2) of every head (paper Eq. 5).
+    """v_pos = -α (1, -2Δ1, -2Δ2) of each head (paper Eq. 5).
 
-    v_pos · r_ij = -α |d - Δ|² + α |Δ|², a Gaussian around Δ once the softmax is taken: attention
-    tends to a one-hot at Δ, and the layer to a convolution, as α grows.
+    v_pos · r_ij = -α |d - Δ|² + α |Δ|², which the softmax turns into a Gaussian around Δ. As α
+    grows, the attention tends to a one-hot at Δ, and the layer to a convolution.
 
     Args:
         num_heads: H, a perfect square.
-        locality_strength: α, in 1/patches²: how sharply each head looks at its centre.
+        locality_strength: α, in 1/patches²: how sharply each head focuses on its centre.
 
     Returns:
         float32 [3, H] in the channel order of `relative_positions`.
     """
-    centres = attention_centres(num_heads)
-    squared_distance = -np.ones(num_heads, np.float32)
-    v_pos = np.stack([2 * centres[:, 0], 2 * centres[:, 1], squared_distance])
+    delta1, delta2 = attention_centres(num_heads).T
+    v_pos = np.stack([2 * delta1, 2 * delta2, -np.ones_like(delta1)])
     return np.float32(locality_strength) * v_pos
 
 
 def _identity(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
-    """W_val = I, so that the layer starts as a pure convolution (paper Eq. 5)."""
+    """W_val = I, so that the layer is initially a pure convolution (paper Eq. 5)."""
     del key
     return jnp.eye(*shape, dtype=dtype)
 
@@ -94,11 +94,12 @@ class GPSA(nnx.Module):
     """Gated positional self-attention (paper Eq. 6 and 7).
 
     Attributes:
-        qk: queries and keys from one projection, queries first.
-        v: values; the identity at a convolutional initialisation.
-        pos_proj: v_pos of each head; its bias, there in the released weights, cancels in softmax.
-        gating: λ of each head, or None where the mixture is fixed at one half (`use_gating` off).
-        proj: output projection.
+        qk: W_qry and W_key as one projection, queries first.
+        v: W_val; the identity at convolutional initialisation.
+        pos_proj: v_pos of each head; its bias, part of the released weights, cancels in the
+            softmax.
+        gating: λ of each head, or None if the mixture is fixed at one half (`use_gating` off).
+        proj: W_out.
     """
 
     def __init__(
@@ -112,34 +113,34 @@ class GPSA(nnx.Module):
         use_gating: bool = True,
         drop_rate: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
+        attend: kernels.Attention = kernels.DEFAULT_ATTENTION,
         rngs: nnx.Rngs,
     ) -> None:
-        """Makes the layer.
+        """Initialise the layer.
 
         Args:
             num_heads: H; a perfect square if `conv_init`.
-            head_dim: channels of a head.
+            head_dim: channels per head.
             qkv_bias: whether queries, keys and values have biases.
             locality_strength: α of the convolutional initialisation.
             conv_init: start as a convolution; otherwise from small random values.
-            use_gating: learn λ, from 1; otherwise σ(λ) stays one half.
+            use_gating: learn λ, initially 1; otherwise σ(λ) is fixed at one half.
             drop_rate: dropout of the output.
             dtype: type of the arithmetic; parameters are float32.
+            attend: computes the attention, for the devices that the layer is compiled for.
             rngs: random streams for the parameters.
         """
         width = num_heads * head_dim
         normal = nnx.initializers.normal(LINEAR_STD)
-
-        def linear(inputs: int, outputs: int, **options: Any) -> Linear:
-            options = {"kernel_init": normal, "dtype": dtype} | options
-            return Linear(inputs, outputs, rngs=rngs, **options)
+        linear = functools.partial(Linear, kernel_init=normal, dtype=dtype, rngs=rngs)
 
         self.num_heads = num_heads
+        self.attend = attend
         self.qk = linear(width, 2 * width, use_bias=qkv_bias)
         self.v = linear(
             width, width, use_bias=qkv_bias, kernel_init=_identity if conv_init else normal
         )
-        # Positions are integers up to hundreds, squared: their arithmetic stays in float32.
+        # Always float32: bfloat16 rounds integers above 256, which |d|² exceeds.
         self.pos_proj = linear(3, num_heads, dtype=jnp.float32)
         if conv_init:
             self.pos_proj.kernel[...] = convolutional_positions(num_heads, locality_strength)
@@ -148,13 +149,13 @@ class GPSA(nnx.Module):
         self.dropout = nnx.Dropout(drop_rate)
 
     def gate(self) -> jax.Array:
-        """σ(λ): float32 [H], the share of attention that each head gives to position."""
+        """σ(λ): float32 [H], the weight of positional attention in each head."""
         if self.gating is None:
             return jnp.full((self.num_heads,), 0.5)
         return jax.nn.sigmoid(self.gating[...])
 
     def positional_attention(self, grid: tuple[int, int]) -> jax.Array:
-        """softmax(v_pos · r): float32 [H, N, N], the same for every image (paper Eq. 7)."""
+        """softmax(v_pos · r_ij): float32 [H, N, N], the same for every image (paper Eq. 7)."""
         scores = self.pos_proj(relative_positions(grid)).transpose(2, 0, 1)
         return jax.nn.softmax(scores, axis=-1)
 
@@ -163,10 +164,10 @@ class GPSA(nnx.Module):
         return qk[:, :, 0], qk[:, :, 1]
 
     def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """A, the mixture itself (paper Eq. 7): [B, N, C] → float32 [B, H, N, N]."""
+        """A, the gated mixture (paper Eq. 7): [B, N, C] → float32 [B, H, N, N]."""
         gate = self.gate()[:, None, None]
-        by_content = kernels.attention_map(*self._queries_keys(x))
-        return (1 - gate) * by_content + gate * self.positional_attention(grid)
+        content = kernels.attention_map(*self._queries_keys(x))
+        return (1 - gate) * content + gate * self.positional_attention(grid)
 
     def __call__(
         self,
@@ -174,7 +175,7 @@ class GPSA(nnx.Module):
         grid: tuple[int, int],
         *,
         key: jax.Array | None = None,
-        outputs: int | None = None,
+        num_outputs: int | None = None,
     ) -> jax.Array:
         """concat_h(A_h X W_val) W_out (paper Eq. 6 and 2).
 
@@ -182,17 +183,17 @@ class GPSA(nnx.Module):
             x: tokens, [B, N, C]; patches only, N = rows · columns of `grid`.
             grid: (rows, columns) of patches.
             key: randomness of dropout, or None for none.
-            outputs: how many tokens, from the first, to compute the output of; None for all.
+            num_outputs: compute the outputs of the first `num_outputs` tokens only; None for all.
 
         Returns:
-            [B, N or `outputs`, C].
+            [B, N or `num_outputs`, C].
         """
-        separate = kernels.wants_separate_parts()
-        heads = kernels.self_attention(
-            (*(self.qk.parts(x, 2) if separate else (self.qk(x),)), self.v(x)),
+        parts = self.qk.apply_in_parts(x, 2 if self.attend.separate_projections else 1)
+        heads = self.attend(
+            (*parts, self.v(x)),
             self.num_heads,
             self.positional_attention(grid),
             self.gate(),
-            outputs=outputs,
+            num_outputs=num_outputs,
         )
         return self.dropout(self.proj(heads), deterministic=key is None, rngs=key)

@@ -1,6 +1,8 @@
-"""The vision transformer around the attention: patches, blocks, and both families' whole model."""
+"""The vision transformer: patch embedding, blocks, and the complete ConViT and DeiT models."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +29,14 @@ class SelfAttention(nnx.Module):
         qkv_bias: bool,
         drop_rate: float,
         dtype: jnp.dtype,
+        attend: kernels.Attention,
         rngs: nnx.Rngs,
     ) -> None:
-        """Makes the layer; the arguments are those of `GPSA`."""
+        """Initialise the layer; the arguments are those of `GPSA`."""
         width = num_heads * head_dim
         init = nnx.initializers.normal(LINEAR_STD)
         self.num_heads = num_heads
+        self.attend = attend
         self.qkv = Linear(
             width, 3 * width, use_bias=qkv_bias, kernel_init=init, dtype=dtype, rngs=rngs
         )
@@ -40,7 +44,7 @@ class SelfAttention(nnx.Module):
         self.dropout = nnx.Dropout(drop_rate)
 
     def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """softmax(q kᵀ / √D): [B, N, C] → float32 [B, H, N, N]; `grid` is not needed."""
+        """softmax(q kᵀ / √D): [B, N, C] → float32 [B, H, N, N]; `grid` is unused."""
         del grid
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
         return kernels.attention_map(qkv[:, :, 0], qkv[:, :, 1])
@@ -51,35 +55,36 @@ class SelfAttention(nnx.Module):
         grid: tuple[int, int],
         *,
         key: jax.Array | None = None,
-        outputs: int | None = None,
+        num_outputs: int | None = None,
     ) -> jax.Array:
-        """[B, N, C] → [B, N or `outputs`, C]; `grid` is not needed, the rest is as in `GPSA`."""
+        """[B, N, C] → [B, N or `num_outputs`, C], as `GPSA`; `grid` is unused."""
         del grid
-        parts = self.qkv.parts(x, 3) if kernels.wants_separate_parts() else (self.qkv(x),)
-        heads = kernels.self_attention(parts, self.num_heads, outputs=outputs)
+        parts = self.qkv.apply_in_parts(x, 3 if self.attend.separate_projections else 1)
+        heads = self.attend(parts, self.num_heads, num_outputs=num_outputs)
         return self.dropout(self.proj(heads), deterministic=key is None, rngs=key)
 
 
 def attention_layer(
-    architecture: Architecture, *, gpsa: bool, rngs: nnx.Rngs
+    architecture: Architecture, attend: kernels.Attention, *, gpsa: bool, rngs: nnx.Rngs
 ) -> GPSA | SelfAttention:
-    """The attention of one layer, with fresh parameters."""
+    """Return the attention of one layer, with newly initialised parameters."""
     a = architecture
-    common = {
-        "qkv_bias": a.qkv_bias,
-        "drop_rate": a.drop_rate,
-        "dtype": jnp.dtype(a.dtype),
-        "rngs": rngs,
-    }
-    if not gpsa:
-        return SelfAttention(a.num_heads, a.head_dim, **common)
-    return GPSA(
+    make_layer: Callable[..., GPSA | SelfAttention] = SelfAttention
+    if gpsa:
+        make_layer = functools.partial(
+            GPSA,
+            locality_strength=a.locality_strength,
+            conv_init=a.conv_init,
+            use_gating=a.use_gating,
+        )
+    return make_layer(
         a.num_heads,
         a.head_dim,
-        locality_strength=a.locality_strength,
-        conv_init=a.conv_init,
-        use_gating=a.use_gating,
-        **common,
+        qkv_bias=a.qkv_bias,
+        drop_rate=a.drop_rate,
+        dtype=jnp.dtype(a.dtype),
+        attend=attend,
+        rngs=rngs,
     )
 
 
@@ -89,14 +94,14 @@ class FeedForward(nnx.Module):
     def __init__(
         self, width: int, hidden: int, *, drop_rate: float, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> None:
-        """`width` channels in and out, `hidden` between; dropout after either layer."""
+        """`width` channels in and out, `hidden` in between; dropout after each layer."""
         init = nnx.initializers.normal(LINEAR_STD)
         self.fc1 = Linear(width, hidden, kernel_init=init, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(hidden, width, kernel_init=init, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(drop_rate)
 
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """[..., C] → [..., C]; `key` is the randomness of dropout, or None for none."""
+        """[..., C] → [..., C]; `key` is the random key of dropout, or None for no dropout."""
         keys = (None, None) if key is None else jax.random.split(key)
         hidden = gelu(self.fc1(x))
         hidden = self.dropout(hidden, deterministic=key is None, rngs=keys[0])
@@ -104,24 +109,29 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); either branch may be skipped in training."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), with stochastic depth in training."""
 
     def __init__(
-        self, architecture: Architecture, *, gpsa: bool, drop_path_rate: float, rngs: nnx.Rngs
+        self,
+        architecture: Architecture,
+        attend: kernels.Attention,
+        *,
+        gpsa: bool,
+        drop_path_rate: float,
+        rngs: nnx.Rngs,
     ) -> None:
-        """Makes one layer, with GPSA or plain attention, skipped at `drop_path_rate`."""
+        """Initialise a block with GPSA or plain attention, dropped at `drop_path_rate`."""
         a, dtype = architecture, jnp.dtype(architecture.dtype)
-        norm = {"epsilon": LAYER_NORM_EPSILON, "dtype": dtype, "rngs": rngs}
-        self.norm1 = nnx.LayerNorm(a.width, **norm)
-        self.attention = attention_layer(a, gpsa=gpsa, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(a.width, **norm)
+        self.norm1 = nnx.LayerNorm(a.width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+        self.attention = attention_layer(a, attend, gpsa=gpsa, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(a.width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
         self.mlp = FeedForward(
             a.width, a.hidden_width, drop_rate=a.drop_rate, dtype=dtype, rngs=rngs
         )
         self.drop_path_rate = drop_path_rate
 
     def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """What the layer attends to, given its input: [B, N, C] → float32 [B, H, N, N]."""
+        """Attention map of the block's input: [B, N, C] → float32 [B, H, N, N]."""
         return self.attention.attention_map(self.norm1(x), grid)
 
     def __call__(
@@ -130,16 +140,19 @@ class Block(nnx.Module):
         grid: tuple[int, int],
         *,
         key: jax.Array | None = None,
-        outputs: int | None = None,
+        num_outputs: int | None = None,
     ) -> jax.Array:
-        """[B, N, C] → [B, N or `outputs`, C].
+        """[B, N, C] → [B, N or `num_outputs`, C].
 
-        `key` is the randomness of dropout and of skipping, or None for none; `outputs` how many
-        tokens, from the first, to compute the output of, or None for all.
+        Args:
+            x: tokens.
+            grid: (rows, columns) of patches.
+            key: random key of dropout and stochastic depth, or None for neither.
+            num_outputs: compute the outputs of the first `num_outputs` tokens only; None for all.
         """
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-        branch = self.attention(self.norm1(x), grid, key=keys[0], outputs=outputs)
-        x = x[:, :outputs] + drop_path(branch, self.drop_path_rate, keys[1])
+        branch = self.attention(self.norm1(x), grid, key=keys[0], num_outputs=num_outputs)
+        x = x[:, :num_outputs] + drop_path(branch, self.drop_path_rate, keys[1])
         branch = self.mlp(self.norm2(x), key=keys[2])
         return x + drop_path(branch, self.drop_path_rate, keys[3])
 
@@ -147,12 +160,12 @@ class Block(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Everything a forward pass went through.
+    """The intermediate values of a forward pass.
 
     Attributes:
-        embedded: the tokens that enter the first block, [B, N, C].
-        inputs: the tokens that enter each block, [B, N or N + 1, C].
-        outputs: the tokens that leave each block; for the last, all in `VisionTransformer.trace`.
+        embedded: the tokens before the first block, [B, N, C].
+        inputs: the input tokens of each block, [B, N or N + 1, C].
+        outputs: the output tokens of each block; all of the last only in `VisionTransformer.trace`.
         features: the classified token after the last norm, [B, C].
         logits: float32 [B, num_classes].
     """
@@ -165,19 +178,26 @@ class Trace:
 
 
 class VisionTransformer(nnx.Module):
-    """A ConViT, or with no GPSA layers a DeiT.
+    """A ConViT, or without GPSA layers a DeiT.
 
-    Randomness is given, never kept: with a `key` the model is in training (dropout and stochastic
+    The model holds no random state: with a `key` it is in training mode (dropout and stochastic
     depth are on), without one it is deterministic.
     """
 
-    def __init__(self, architecture: Architecture, *, rngs: nnx.Rngs) -> None:
-        """Makes the model with fresh parameters."""
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        attend: kernels.Attention = kernels.DEFAULT_ATTENTION,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Initialise the model's parameters; `attend` computes the attention of all layers."""
         a, dtype = architecture, jnp.dtype(architecture.dtype)
         normal = nnx.initializers.normal(LINEAR_STD)
         self.architecture = architecture
-        # A convolution of stride patch_size is a linear layer on each patch's pixels. It starts at
-        # the fan-in scale of a convolution: at 0.02 little passes a small patch.
+        # A convolution of stride patch_size is a linear layer on each patch's pixels. It is
+        # initialised at the fan-in scale of a convolution: at 0.02 the output of a small patch
+        # would be too small.
         fan_in = a.patch_size**2 * a.in_channels
         uniform = _uniform(fan_in**-0.5)
         self.patch_embed = Linear(
@@ -192,7 +212,7 @@ class VisionTransformer(nnx.Module):
         self.dropout = nnx.Dropout(a.drop_rate)
         rates = np.linspace(0.0, a.drop_path_rate, a.depth)
         self.blocks = nnx.List(
-            Block(a, gpsa=i < a.gpsa_layers, drop_path_rate=float(rates[i]), rngs=rngs)
+            Block(a, attend, gpsa=i < a.gpsa_layers, drop_path_rate=float(rates[i]), rngs=rngs)
             for i in range(a.depth)
         )
         self.norm = nnx.LayerNorm(a.width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
@@ -200,15 +220,22 @@ class VisionTransformer(nnx.Module):
             a.width, a.num_classes, kernel_init=normal, dtype=jnp.float32, rngs=rngs
         )
 
+    def with_attention(self, attend: kernels.Attention) -> "VisionTransformer":
+        """Return the same model with the same parameters, its attention computed by `attend`."""
+        model = nnx.merge(*nnx.split(self))
+        for block in model.blocks:
+            block.attention.attend = attend
+        return model
+
     def embed_patches(self, images: jax.Array) -> jax.Array:
-        """Patches alone, without positions or class token: [B, H, W, channels] → [B, N, C]."""
+        """Embed patches, without positions or class token: [B, H, W, channels] → [B, N, C]."""
         self._check(images)
         return self.patch_embed(_patches(images, self.architecture.patch_size))
 
     def embed(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Patches as tokens, with absolute positions: [B, H, W, channels] → [B, N, C].
+        """Embed patches with absolute positions: [B, H, W, channels] → [B, N, C].
 
-        The class token is there from the beginning in a model without GPSA layers (N + 1 tokens).
+        Without GPSA layers the class token is included (N + 1 tokens).
         """
         a = self.architecture
         patches = self.embed_patches(images)
@@ -221,40 +248,43 @@ class VisionTransformer(nnx.Module):
         return self.dropout(patches, deterministic=key is None, rngs=key)
 
     def classify(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Features and logits of the last block's output: [B, N, C] → [B, C], [B, num_classes]."""
+        """Features [B, C] and logits [B, num_classes] of the last block's output [B, N, C]."""
         features = self.norm(x[:, 0])
         return features, self.head(features)
 
     def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Classifies images.
+        """Classify images.
 
         Args:
-            images: floating, normalised, [B, H, W, channels].
-            key: randomness of training, or None for inference.
+            images: floating-point, normalised, [B, H, W, channels].
+            key: random key for training, or None for inference.
 
         Returns:
             float32 logits, [B, num_classes].
 
         Raises:
-            InputError: the images have another size, type or layout than the model takes.
+            InputError: the size, type or layout of the images is not the model's.
         """
-        # The head looks at one token, so the last block computes only that one's output.
-        return self._run(images, key, last_outputs=1).logits
+        # The head reads only one token, so the last block computes only that token's output.
+        return self._forward(images, key, num_last_outputs=1).logits
 
     def trace(self, images: jax.Array, *, key: jax.Array | None = None) -> Trace:
-        """As `__call__`, with every layer's input and output."""
-        return self._run(images, key, last_outputs=None)
+        """As `__call__`, returning the input and output of every layer."""
+        return self._forward(images, key, num_last_outputs=None)
 
-    def _run(self, images: jax.Array, key: jax.Array | None, last_outputs: int | None) -> Trace:
-        """The forward pass; the last block computes the outputs of so many tokens."""
+    def _forward(
+        self, images: jax.Array, key: jax.Array | None, num_last_outputs: int | None
+    ) -> Trace:
+        """Run the model; the last block computes only its first `num_last_outputs` tokens."""
         a = self.architecture
 
-        def run(
-            block: Block, x: jax.Array, key: jax.Array | None, outputs: int | None
+        def run_block(
+            block: Block, x: jax.Array, key: jax.Array | None, num_outputs: int | None
         ) -> jax.Array:
-            return block(x, a.grid, key=key, outputs=outputs)
+            return block(x, a.grid, key=key, num_outputs=num_outputs)
 
-        run = nnx.remat(run, static_argnums=3) if a.remat else run
+        if a.remat:
+            run_block = nnx.remat(run_block, static_argnums=3)
         keys = [None] * (a.depth + 1) if key is None else jax.random.split(key, a.depth + 1)
         x = embedded = self.embed(images, key=keys[-1])
         inputs, outputs = [], []
@@ -262,12 +292,12 @@ class VisionTransformer(nnx.Module):
             if i == a.gpsa_layers and i > 0:
                 x = self._with_class_token(x)
             inputs.append(x)
-            x = run(block, x, keys[i], last_outputs if i == a.depth - 1 else None)
+            x = run_block(block, x, keys[i], num_last_outputs if i == a.depth - 1 else None)
             outputs.append(x)
         return Trace(embedded, inputs, outputs, *self.classify(x))
 
     def attention_maps(self, images: jax.Array) -> list[jax.Array]:
-        """What each layer attends to, from its own input: float32 [B, H, N, N] for each layer."""
+        """Return the attention map of each layer: a float32 [B, H, N, N] per layer."""
         inputs = self.trace(images).inputs
         return [
             block.attention_map(x, self.architecture.grid)
@@ -280,20 +310,18 @@ class VisionTransformer(nnx.Module):
 
     def _check(self, images: jax.Array) -> None:
         a = self.architecture
-        expected = (*a.image_size, a.in_channels)
-        wanted = f"expected float images [batch, {', '.join(map(str, expected))}]"
-        if images.ndim != 4:
-            raise InputError(f"images have shape {images.shape}: {wanted}")
-        if images.shape[1:] != expected:
-            if images.shape[1:] == (a.in_channels, *a.image_size):
-                raise InputError(
-                    f"images have shape {images.shape}, channels first (NCHW): {wanted}, channels "
-                    "last; transpose them by (0, 2, 3, 1)"
-                )
-            raise InputError(f"images have shape {images.shape}: {wanted}")
+        shape = (*a.image_size, a.in_channels)
+        expected = f"expected float images [batch, {', '.join(map(str, shape))}]"
+        if images.ndim == 4 and images.shape[1:] == (a.in_channels, *a.image_size) != shape:
+            raise InputError(
+                f"images have shape {images.shape}, channels first (NCHW): {expected}, channels "
+                "last; transpose them by (0, 2, 3, 1)"
+            )
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise InputError(f"images have shape {images.shape}: {expected}")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(
-                f"images are {images.dtype}: {wanted}, scaled to [0, 1] and normalised"
+                f"images are {images.dtype}: {expected}, scaled to [0, 1] and normalised"
             )
 
 

@@ -1,4 +1,4 @@
-"""The models by name: the sizes of the paper's Table 1."""
+"""The named models, with the sizes of the paper's Table 1."""
 
 import dataclasses
 from typing import Any
@@ -7,11 +7,12 @@ import jax
 from flax import nnx
 
 from convit_jax.errors import InputError, nearest
+from convit_jax.kernels import DEFAULT_ATTENTION, Attention
 from convit_jax.models.architecture import GPSA_FIELDS, Architecture, as_image_size
 from convit_jax.models.vit import VisionTransformer
 
 _CONVIT = Architecture(num_heads=4)
-# Touvron et al. 2021: biases in the attention, the class token among the patches from the start.
+# Touvron et al. 2021: biases in the attention, and a class token from the first layer on.
 _DEIT = Architecture(
     num_heads=3, head_dim=64, gpsa_layers=0, qkv_bias=True, class_token_position=True
 )
@@ -34,20 +35,20 @@ _ZOO = {
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` takes."""
+    """Return the names that `create_model` accepts."""
     return list(_ZOO)
 
 
 def architecture(name: str, **overrides: Any) -> Architecture:
-    """The named model's architecture with some fields replaced.
+    """Return the named model's architecture with some fields replaced.
 
     Args:
         name: one of `list_models()`.
-        **overrides: fields of `Architecture`; `image_size` may be one side.
+        **overrides: fields of `Architecture`; `image_size` may be a single side.
 
     Raises:
         InputError: an unknown name or field, a value out of range, or a field that the model
-            would not read (a GPSA field for a model without GPSA layers).
+            does not use (a GPSA field for a model without GPSA layers).
     """
     if name not in _ZOO:
         raise InputError(f"no model is called '{name}': {nearest(name, _ZOO)}")
@@ -63,19 +64,22 @@ def architecture(name: str, **overrides: Any) -> Architecture:
             f"{name} has no GPSA layers (gpsa_layers={overrides['gpsa_layers']}): "
             f"use {name.replace('deit', 'convit')}"
         )
-    made = _replace(base, **overrides)
-    unread = [field for field in GPSA_FIELDS if field in overrides and made.gpsa_layers == 0]
-    if not made.conv_init and "locality_strength" in overrides:
-        unread.append("locality_strength")
-    if unread:
-        reason = "conv_init is off" if made.gpsa_layers else "it has no GPSA layers"
-        raise InputError(f"{name} would not read {', '.join(unread)}: {reason}")
-    return made
+    result = _replace(base, **overrides)
+    unused = [field for field in GPSA_FIELDS if field in overrides and result.gpsa_layers == 0]
+    if not result.conv_init and "locality_strength" in overrides:
+        unused.append("locality_strength")
+    if unused:
+        reason = "conv_init is off" if result.gpsa_layers else "it has no GPSA layers"
+        raise InputError(f"{name} does not use {', '.join(unused)}: {reason}")
+    return result
 
 
-def build(made: Architecture, seed: int = 0) -> VisionTransformer:
-    """A model of the given architecture with fresh float32 parameters, a function of `seed`."""
-    return VisionTransformer(made, rngs=nnx.Rngs(params=jax.random.key(seed)))
+def build(
+    architecture: Architecture, seed: int = 0, attend: Attention = DEFAULT_ATTENTION
+) -> VisionTransformer:
+    """Return a model of an architecture with float32 parameters initialised from `seed`."""
+    rngs = nnx.Rngs(params=jax.random.key(seed))
+    return VisionTransformer(architecture, attend=attend, rngs=rngs)
 
 
 def create_model(
@@ -83,15 +87,18 @@ def create_model(
     num_classes: int = 1000,
     image_size: int | tuple[int, int] = 224,
     seed: int = 0,
+    *,
+    attend: Attention = DEFAULT_ATTENTION,
     **overrides: Any,
 ) -> VisionTransformer:
-    """Makes a model with fresh parameters.
+    """Create a model with newly initialised parameters.
 
     Args:
         name: one of `list_models()`.
-        num_classes: length of the logits.
+        num_classes: number of logits.
         image_size: side, or (height, width), in pixels.
         seed: seed of the parameters.
+        attend: computes the attention; pass `kernels.attention_for(mesh)` for a mesh of devices.
         **overrides: other fields of `Architecture`.
 
     Returns:
@@ -101,5 +108,5 @@ def create_model(
     Raises:
         InputError: an unknown name or field, or a value out of range.
     """
-    made = architecture(name, num_classes=num_classes, image_size=image_size, **overrides)
-    return build(made, seed)
+    fields = {"num_classes": num_classes, "image_size": image_size} | overrides
+    return build(architecture(name, **fields), seed, attend)

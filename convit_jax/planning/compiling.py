@@ -1,53 +1,53 @@
-"""The very train step of `train.py`, compiled for a slice, and what that tells."""
+"""The train step of `train.py`, compiled for a TPU slice, and what can be read off the result."""
 
 import dataclasses
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from convit_jax.config import Config
+from convit_jax.distributed import mesh as meshes
+from convit_jax.distributed.sharding import measure_sharded_size
 from convit_jax.kernels import Form
 from convit_jax.models import forward_flops
 from convit_jax.planning import schedules
 from convit_jax.planning.program import read_cost
 from convit_jax.planning.topologies import Topology
 from convit_jax.training import Experiment, make_experiment
-from convit_jax.training import mesh as meshes
-from convit_jax.training.placement import Placement, memory_advice, place
-from convit_jax.training.sharding import measure_spread
-from convit_jax.training.step import TrainState
+from convit_jax.training.placement import memory_advice, place
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the compiler says of a run; estimates, nothing was run.
+    """The compiler's estimates for a run; nothing was executed.
 
     Attributes:
         model, topology: names.
-        chips, hosts: of the slice.
+        chips, hosts: number of each in the slice.
         mesh: (data, fsdp).
-        batch_size, batch_per_chip: images a step.
+        batch_size, batch_per_chip: images per step.
         fits: whether the program fits a chip's memory.
-        problem: by how much, and what to do, where it does not; else "".
-        hbm_bytes: a chip's memory.
-        parameter_bytes, optimizer_bytes, temporary_bytes, other_bytes: on each chip; temporary is
-            activations and whatever else lives during a step, which the compiler does not tell
-            apart, and other the batch, the program and what it returns.
-        total_bytes: their sum; where it does not fit, what the compiler says that it needs, or 0.
-        gflops_per_image: billions, of a forward pass and twice that backward, computed once: what
-            the kernels do is in it, what `remat` does again is not.
-        bytes_per_step: that a chip reads and writes in a step.
-        collectives: (kind, how many, bytes) in a step.
-        custom_kernels: how many run in a step.
-        custom_cycles: of the cycles, what they have by their schedules.
-        unknown_kernels: how many of them have none, their schedules being unknown.
-        cycles: estimated, of a step.
-        images_per_second: an upper estimate, for the whole slice.
-        mfu: share of the peak that `gflops_per_image` would be at this pace.
-        hours: for the config's whole training, likewise.
-        images_per_second_per_host: what each host must read and augment.
+        problem: if it does not fit, by how much and what to try; else "".
+        hbm_bytes: memory of a chip.
+        parameter_bytes, optimizer_bytes, temporary_bytes, other_bytes: on each chip. Temporary are
+            activations and everything else that lives during a step, which the compiler does not
+            separate; other are the batch, the program and its results.
+        total_bytes: their sum; if the program does not fit, the compiler's figure of what it needs,
+            or 0.
+        gflops_per_image: 10⁹ operations of a forward pass, plus twice that for the backward pass;
+            includes the work of the kernels, excludes recomputation by `remat`.
+        bytes_per_step: bytes that a chip reads and writes per step.
+        collectives: (kind, number, bytes) per step.
+        custom_kernels: number of calls of custom kernels per step.
+        custom_cycles: the part of `cycles` that is in custom kernels, from their schedules.
+        unknown_kernels: number of the calls that have no known schedule and are not in `cycles`.
+        cycles: estimated cycles per step.
+        images_per_second: upper estimate for the whole slice.
+        mfu: `gflops_per_image` at this speed, as a share of the peak.
+        hours: lower estimate for the config's whole training.
+        images_per_second_per_host: speed at which each host must read and augment.
     """
 
     model: str
@@ -86,105 +86,110 @@ def make_plan(
     num_classes: int,
     attention: Form | None = None,
 ) -> Plan:
-    """Compiles a config's train step for a slice and reads off what it needs.
+    """Compile a config's train step for a slice and read off what it needs.
 
     Args:
         config: the run.
         topology: the slice.
-        num_examples, num_classes: of the training data, which need not be here.
-        attention: its form, where it is not the config's.
+        num_examples, num_classes: size of the training data, which is not read.
+        attention: form of attention that overrides the config's.
 
     Raises:
         InputError: the config does not fit the slice's devices, or the compiler is not installed.
     """
-    experiment = make_experiment(config, num_examples=num_examples, num_classes=num_classes)
     devices = topology.devices()
     mesh = meshes.create_mesh(config.mesh.fsdp, devices)
-    placed = place(experiment, mesh, attention=attention)
-    state = experiment.abstract_state()
-    where = placed.state
-    known: dict[str, Any] = {
-        "model": config.model.name,
-        "topology": topology.name,
-        "chips": topology.chips,
-        "hosts": len({device.process_index for device in devices}),
-        "mesh": tuple(mesh.devices.shape),
-        "batch_size": config.batch_size,
-        "batch_per_chip": config.batch_size // topology.chips,
-        "hbm_bytes": topology.chip.hbm_bytes,
-        "parameter_bytes": measure_spread(state.params, where.params).on_device,
-        "optimizer_bytes": measure_spread(state.opt_state, where.opt_state).on_device
-        + measure_spread(state.ema_params, where.ema_params).on_device,
-    }
+    experiment = make_experiment(
+        config, num_examples=num_examples, num_classes=num_classes, mesh=mesh, attention=attention
+    )
+    placement = place(experiment, mesh)
+    state, sharding = experiment.abstract_state(), placement.state
+    data, fsdp = mesh.devices.shape
+    plan = Plan(
+        model=config.model.name,
+        topology=topology.name,
+        chips=topology.chips,
+        hosts=len({device.process_index for device in devices}),
+        mesh=(data, fsdp),
+        batch_size=config.batch_size,
+        batch_per_chip=config.batch_size // topology.chips,
+        fits=False,
+        problem="",
+        hbm_bytes=topology.chip.hbm_bytes,
+        parameter_bytes=measure_sharded_size(state.params, sharding.params).on_device,
+        optimizer_bytes=measure_sharded_size(state.opt_state, sharding.opt_state).on_device
+        + measure_sharded_size(state.ema_params, sharding.ema_params).on_device,
+    )
     schedules.clear()
+    batch = _abstract_batch(experiment, placement.rows)
     try:
-        compiled = _lower(experiment, placed, state).compile()
+        compiled = placement.train_step.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        needed, there = _excess(str(error))
-        much = f" by {(needed - there) / 2**30:.2f} GiB" if needed else ""
+        required, available = _memory_figures(str(error))
+        excess = f" by {(required - available) / 2**30:.2f} GiB" if required else ""
         advice = memory_advice(config, topology.chips)
-        return Plan(
-            **known,
-            fits=False,
-            problem=f"too large for a chip's memory{much}: {advice}",
-            total_bytes=needed,
-        )
+        problem = f"too large for a chip's memory{excess}: {advice}"
+        return dataclasses.replace(plan, problem=problem, total_bytes=required)
+    hlo = compiled.as_text()
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
-    program = read_cost(compiled.as_text(), schedules.recorded())
+    # Optional in JAX, but the TPU compiler returns all three.
+    assert hlo is not None
+    assert memory is not None
+    assert costs is not None
+    program = read_cost(hlo, schedules.read_cycles())
     seconds = program.cycles / topology.chip.clock
-    per_second = config.batch_size / seconds
+    images_per_second = config.batch_size / seconds
     flops = 3 * forward_flops(experiment.architecture)
-    total = (
+    total_bytes = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    named = known["parameter_bytes"] + known["optimizer_bytes"] + memory.temp_size_in_bytes
-    return Plan(
-        **known,
+    itemised_bytes = plan.parameter_bytes + plan.optimizer_bytes + memory.temp_size_in_bytes
+    return dataclasses.replace(
+        plan,
         fits=True,
-        problem="",
         temporary_bytes=memory.temp_size_in_bytes,
-        other_bytes=total - named,
-        total_bytes=total,
+        other_bytes=total_bytes - itemised_bytes,
+        total_bytes=total_bytes,
         gflops_per_image=flops / 1e9,
-        # The compiler counts a loop once, and the parts of an accumulated batch are one.
+        # The compiler counts a loop's body once, and an accumulated batch is a loop over its parts.
         bytes_per_step=costs["bytes accessed"] * config.optimizer.accumulate,
         collectives=program.collectives,
         custom_kernels=program.custom_calls,
         custom_cycles=program.custom_cycles,
         unknown_kernels=program.unknown_calls,
         cycles=program.cycles,
-        images_per_second=per_second,
-        mfu=flops * per_second / topology.chips / topology.chip.peak_flops,
+        images_per_second=images_per_second,
+        mfu=flops * images_per_second / topology.chips / topology.chip.peak_flops,
         hours=experiment.total_steps * seconds / 3600,
-        images_per_second_per_host=per_second / known["hosts"],
+        images_per_second_per_host=images_per_second / plan.hosts,
     )
 
 
-def _excess(error: str) -> tuple[int, int]:
-    """Bytes that a step would need, and those that a chip has, as the compiler says; or zeros."""
+def _memory_figures(error: str) -> tuple[int, int]:
+    """Return the bytes that a step needs and a chip has, parsed from the compiler's error; or 0."""
     sizes = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", error)
     if not sizes:
         return 0, 0
-    needed, there = (
+    required, available = (
         round(float(number) * 2 ** (10 * (1 + "KMGT".index(unit))))
         for number, unit in ((sizes[1], sizes[2]), (sizes[3], sizes[4]))
     )
-    return needed, there
+    return required, available
 
 
-def _lower(experiment: Experiment, placed: Placement, state: TrainState) -> Any:
-    """The train step as placed, traced for shapes."""
+def _abstract_batch(
+    experiment: Experiment, sharding: NamedSharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shapes, types and sharding of a training batch."""
     a, batch_size = experiment.architecture, experiment.config.batch_size
-    shapes = {"image": (batch_size, *a.image_size, a.in_channels), "label": (batch_size,)}
-    kinds = {"image": jnp.uint8, "label": jnp.int32}
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, kinds[name], sharding=placed.rows)
-        for name, shape in shapes.items()
+    image_shape = (batch_size, *a.image_size, a.in_channels)
+    return {
+        "image": jax.ShapeDtypeStruct(image_shape, jnp.uint8, sharding=sharding),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding),
     }
-    return placed.train_step.lower(state, batch)

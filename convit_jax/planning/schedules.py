@@ -1,9 +1,9 @@
-"""What custom kernels cost, from the schedules that the TPU compiler writes of them.
+"""Cycles of custom kernels, from the schedules that the TPU compiler dumps.
 
-The cycles that the compiler estimates for a program leave custom kernels out. But its library, told
-so before it is loaded, writes down the instruction bundles of everything that it compiles. A bundle
-takes a cycle, so that a kernel takes its bundles as often as the loops around them go round, waits
-for memory left out.
+The compiler's cycle estimates leave custom kernels out. But libtpu, if configured before it is
+loaded, dumps the instruction bundles of everything that it compiles. A bundle takes one cycle, so a
+kernel's cycles are its bundles, each multiplied by the trip counts of the loops around it. Waiting
+for memory is not included.
 """
 
 import functools
@@ -12,100 +12,108 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Iterator
+from typing import NamedTuple
 
-# One of a kernel's lines: address, perhaps a label, one ">" for each loop it is in, instructions.
+# A line of a schedule: address, optional label, one ">" for each enclosing loop, instructions.
 _BUNDLE = re.compile(
-    r"\s*(?:0x[0-9a-f]+|\d+)\s+(?P<label>[A-Z]{2})?\s*: (?P<loops>[> ]*)\{(?P<does>.*)"
+    r"\s*(?:0x[0-9a-f]+|\d+)\s+(?P<label>[A-Z]{2})?\s*: (?P<loops>[> ]*)\{(?P<instructions>.*)"
 )
 _EXIT = re.compile(r"scmp\.ge\.s32\.totalorder %\w+, (\d+) /\* loop exit test")
-# A grid's loop starts loading before and stores after: the steps between are within these bounds.
+# The loop over a grid starts loading before and stores after: these bounds enclose its steps.
 _FIRST = re.compile(r"scmp\.ge\.s32\.totalorder (%\w+), (\d+)")
 _LAST = re.compile(r"scmp\.lt\.s32\.totalorder (%\w+), (\d+)")
 
 
+class _Bundle(NamedTuple):
+    """One line of a schedule: its number of enclosing loops, whether a loop starts here, code."""
+
+    depth: int
+    starts_loop: bool
+    instructions: str
+
+
 @functools.cache
-def _directory() -> tempfile.TemporaryDirectory[str]:
+def _dump_directory() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="convit-jax-schedules-")
 
 
-def record() -> None:
-    """Has schedules written from now on; must come before the compiler's library is loaded."""
-    written = (
-        f"--xla_jf_dump_to={_directory().name} --xla_jf_dump_llo_text=true "
+def enable_dumps() -> None:
+    """Have libtpu dump schedules; call this before libtpu is loaded."""
+    dump_flags = (
+        f"--xla_jf_dump_to={_dump_directory().name} --xla_jf_dump_llo_text=true "
         "--xla_jf_dump_llo_pass_label_regex=final_bundles"
     )
-    known = os.environ.get("LIBTPU_INIT_ARGS", "")
-    if "--xla_jf_dump_to" not in known:
-        os.environ["LIBTPU_INIT_ARGS"] = f"{known} {written}".strip()
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    if "--xla_jf_dump_to" not in flags:
+        os.environ["LIBTPU_INIT_ARGS"] = f"{flags} {dump_flags}".strip()
 
 
 def clear() -> None:
-    """Forgets the schedules written so far."""
-    for path in pathlib.Path(_directory().name).iterdir():
+    """Delete the schedules dumped so far."""
+    for path in pathlib.Path(_dump_directory().name).iterdir():
         path.unlink()
 
 
-def recorded() -> dict[str, int]:
-    """Cycles of the custom kernels compiled since `clear`, by the instruction's name in the HLO.
+def read_cycles() -> dict[str, int]:
+    """Return cycles of the custom kernels compiled since `clear`, by instruction name in the HLO.
 
-    Kernels that are alike are compiled once, under the name of one of them.
+    Identical kernels are compiled once, under the name of one of them.
     """
-    found = {}
-    for path in pathlib.Path(_directory().name).glob("*final_bundles.txt"):
+    cycles = {}
+    for path in pathlib.Path(_dump_directory().name).glob("*final_bundles.txt"):
         text = path.read_text()
         entry = re.search(r"entry bundle: %(\S+) = custom-call\(", text)
         if entry:
-            found[entry[1]] = cycles_of(text)
-    return found
+            cycles[entry[1]] = count_cycles(text)
+    return cycles
 
 
-def cycles_of(text: str) -> int:
-    """Cycles of a kernel, from its final bundles: each as often as the loops around it go round.
+def count_cycles(text: str) -> int:
+    """Return a kernel's cycles from its final bundles, each as often as its loops run.
 
-    What is done in some rounds only is counted in all.
+    Instructions that run in some iterations only are counted in all.
 
     Raises:
-        ValueError: there are no bundles in the text.
+        ValueError: the text has no bundles.
     """
-    bundles = list(_bundles(text))
+    bundles = list(_parse_bundles(text))
     if not bundles:
         raise ValueError("no bundles in the kernel's schedule")
-    return _cycles(bundles, 0)
+    return _count_cycles(bundles, 0)
 
 
-def _bundles(text: str) -> Iterator[tuple[int, bool, str]]:
-    """(loops around it, whether it begins a loop, instructions) of each bundle."""
+def _parse_bundles(text: str) -> Iterator[_Bundle]:
     depth = 0
     for line in text.splitlines():
         match = _BUNDLE.match(line)
         if match:
-            # Empty bundles are not marked; they stand where the one before does.
-            empty = match["does"].lstrip().startswith("}")
+            # Empty bundles have no loop marks; they are in the same loop as the one before.
+            empty = match["instructions"].lstrip().startswith("}")
             depth = depth if empty else match["loops"].count(">")
-            yield depth, match["label"] == "LB", match["does"]
+            yield _Bundle(depth, match["label"] == "LB", match["instructions"])
 
 
-def _cycles(bundles: list[tuple[int, bool, str]], depth: int) -> int:
-    """Cycles of bundles within `depth` loops."""
+def _count_cycles(bundles: list[_Bundle], depth: int) -> int:
+    """Return the cycles of bundles that are within `depth` loops."""
     total = index = 0
     while index < len(bundles):
-        inside = index
-        while inside < len(bundles) and bundles[inside][0] > depth:
-            inside += 1
-            if inside < len(bundles) and bundles[inside][:2] == (depth + 1, True):
+        end = index
+        while end < len(bundles) and bundles[end].depth > depth:
+            end += 1
+            if end < len(bundles) and bundles[end][:2] == (depth + 1, True):
                 break
-        if inside == index:
+        if end == index:
             total, index = total + 1, index + 1
         else:
-            loop = bundles[index:inside]
-            total += _trips(loop, depth + 1) * _cycles(loop, depth + 1)
-            index = inside
+            loop = bundles[index:end]
+            total += _trip_count(loop, depth + 1) * _count_cycles(loop, depth + 1)
+            index = end
     return total
 
 
-def _trips(loop: list[tuple[int, bool, str]], depth: int) -> int:
-    """How often a loop's body runs."""
-    text = "\n".join(does for own, _, does in loop if own == depth)
+def _trip_count(loop: list[_Bundle], depth: int) -> int:
+    """Return how often the body of a loop at `depth` runs."""
+    text = "\n".join(bundle.instructions for bundle in loop if bundle.depth == depth)
     firsts = dict(reversed(_FIRST.findall(text)))
     for name, last in _LAST.findall(text):
         if depth == 1 and int(last) > int(firsts.get(name, last)):

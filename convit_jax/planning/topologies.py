@@ -1,4 +1,4 @@
-"""TPU slices by name: how many chips, how they are wired, what a chip can do."""
+"""TPU slices by name: number of chips, shape of their interconnect, and what a chip can do."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,10 @@ import importlib.util
 import math
 import os
 import re
-from typing import Any
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import topologies
 
 from convit_jax.errors import InputError, first_line, nearest
 from convit_jax.planning import schedules
@@ -14,15 +17,15 @@ from convit_jax.planning import schedules
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip of a generation, as Google Cloud documents it.
+    """One chip of a TPU generation, as documented by Google Cloud.
 
     Attributes:
-        hbm_bytes: memory.
-        peak_flops: bfloat16 multiplications and additions a second.
-        flops_per_cycle: the same in one cycle, by the number and size of its matrix units.
-        dimensions: of the torus or mesh that chips form.
-        cores_in_name: by how many cores a chip counts in a slice's name: v4-8 has four chips.
-        options: what the compiler is told besides the shape.
+        hbm_bytes: size of the memory.
+        peak_flops: bfloat16 multiplications and additions per second.
+        flops_per_cycle: the same per cycle, from the number and size of the matrix units.
+        dimensions: of the torus or mesh that the chips form.
+        cores_in_name: cores per chip in a slice's name: v4-8 has four chips.
+        options: compiler options besides the shape.
     """
 
     hbm_bytes: int
@@ -34,40 +37,41 @@ class Chip:
 
     @property
     def clock(self) -> float:
-        """Cycles a second."""
+        """Cycles per second."""
         return self.peak_flops / self.flops_per_cycle
 
 
 _GIB = 2**30
-# A core's four matrix units of 128 x 128, each a multiplication and an addition a cycle; v4 and v5p
-# have two cores, and v6e larger units. The compiler's cycles for a large product agree.
-_UNITS = 4 * 128 * 128 * 2
+# A core has four matrix units of 128 x 128, each with a multiplication and an addition per cycle;
+# v4 and v5p have two cores, v6e has larger units. The compiler's cycles for a large matrix product
+# agree with this.
+_FLOPS_PER_CORE = 4 * 128 * 128 * 2
 CHIPS = {
-    # A v4 chip's two cores work as one, as JAX uses them.
-    "v4": Chip(32 * _GIB, 275e12, 2 * _UNITS, 3, 2, {"chip_config_name": "megacore"}),
-    "v5e": Chip(16 * _GIB, 197e12, _UNITS, 2, 1),
-    "v5p": Chip(95 * _GIB, 459e12, 2 * _UNITS, 3, 2),
-    "v6e": Chip(32 * _GIB, 918e12, 4 * _UNITS, 2, 1),
+    # JAX uses the two cores of a v4 chip as one.
+    "v4": Chip(32 * _GIB, 275e12, 2 * _FLOPS_PER_CORE, 3, 2, {"chip_config_name": "megacore"}),
+    "v5e": Chip(16 * _GIB, 197e12, _FLOPS_PER_CORE, 2, 1),
+    "v5p": Chip(95 * _GIB, 459e12, 2 * _FLOPS_PER_CORE, 3, 2),
+    "v6e": Chip(32 * _GIB, 918e12, 4 * _FLOPS_PER_CORE, 2, 1),
 }
 
-# Shapes of the slices that are offered, by their number of chips.
+# Shapes of the slices that Google Cloud offers, by the number of dimensions.
 _SHAPES = {
     2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
 }
-# Eight chips of a mesh are offered in one host; the compiler would take two hosts of four, as in
-# larger slices.
-_ONE_HOST = {"2x4": {"chips_per_host_bounds": [2, 4, 1]}}
+# A mesh of eight chips is offered on one host; the compiler's default is two hosts of four chips,
+# as in larger slices.
+_HOST_BOUNDS = {"2x4": {"chips_per_host_bounds": [2, 4, 1]}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice.
+    """A TPU slice.
 
     Attributes:
-        name: as it was asked for.
+        name: as requested.
         generation: key of `CHIPS`.
-        shape: chips along each axis, "4x4x4".
+        shape: number of chips along each axis, "4x4x4".
     """
 
     name: str
@@ -76,107 +80,110 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
-        """What each chip can do."""
+        """Properties of each chip."""
         return CHIPS[self.generation]
 
     @property
     def chips(self) -> int:
-        """How many there are."""
-        return math.prod(map(int, self.shape.split("x")))
+        """Number of chips."""
+        return _num_chips(self.shape)
 
-    def devices(self) -> list[Any]:
-        """The devices to compile for.
+    def devices(self) -> list[jax.Device]:
+        """Return the devices to compile for.
 
         Raises:
-            InputError: the TPU compiler is not installed, or knows no such slice.
+            InputError: the TPU compiler is not installed, or has no such slice.
         """
         if importlib.util.find_spec("libtpu") is None:
             raise InputError(
-                "planning takes the TPU compiler, which runs anywhere: pip install libtpu"
+                "planning needs the TPU compiler, which runs on any Linux: pip install libtpu"
             )
-        # Set before it is loaded: there is no TPU to ask about itself, or to keep others from.
+        # These must be set before libtpu is loaded. No metadata server describes a TPU here, and
+        # no TPU has to be locked against other processes.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        schedules.record()
-        from jax.experimental import topologies  # noqa: PLC0415
-
+        schedules.enable_dumps()
         try:
-            with _without_remarks():
-                described = topologies.get_topology_desc(
+            with _stderr_silenced():
+                description = topologies.get_topology_desc(
                     platform="tpu",
                     topology_name=f"{self.generation}:{self.shape}",
                     **self.chip.options,
-                    **_ONE_HOST.get(self.shape, {}),
+                    **_HOST_BOUNDS.get(self.shape, {}),
                 )
         except RuntimeError as error:
-            line = first_line(error)
-            known = [
-                each.shape for each in TOPOLOGIES.values() if each.generation == self.generation
-            ]
+            shapes = ", ".join(_SHAPES[self.chip.dimensions])
             raise InputError(
-                f"--topology={self.name}: the TPU compiler knows no such slice ({line}); those of "
-                f"{self.generation} that are offered: {', '.join(known)}"
+                f"--topology={self.name}: the TPU compiler has no such slice "
+                f"({first_line(error)}); shapes offered for {self.generation}: {shapes}"
             ) from error
-        return list(described.devices)
+        return list(description.devices)
 
 
-def _named() -> dict[str, Topology]:
-    found = {}
+def _num_chips(shape: str) -> int:
+    return math.prod(map(int, shape.split("x")))
+
+
+def _offered_topologies() -> dict[str, Topology]:
+    offered = {}
     for generation, chip in CHIPS.items():
         for shape in _SHAPES[chip.dimensions]:
-            chips = math.prod(map(int, shape.split("x")))
-            name = f"{generation}-{chips * chip.cores_in_name}"
-            found[name] = Topology(name, generation, shape)
-    return found
+            name = f"{generation}-{_num_chips(shape) * chip.cores_in_name}"
+            offered[name] = Topology(name, generation, shape)
+    return offered
 
 
-TOPOLOGIES = _named()
+TOPOLOGIES = _offered_topologies()
 
 
 def find_topology(name: str) -> Topology:
-    """The slice of a name, `v5e-256`, or of a generation and shape, `v4:4x4x4`.
+    """Return the slice of a name, `v5e-256`, or of a generation and shape, `v4:4x4x4`.
 
-    Google Cloud's own `v5litepod-256` is `v5e-256`.
+    Google Cloud's own name `v5litepod-256` is accepted for `v5e-256`.
 
     Raises:
         InputError: an unknown name, generation or shape.
     """
-    known = name.replace("v5litepod-", "v5e-")
-    if known in TOPOLOGIES:
-        return TOPOLOGIES[known]
-    generation, mark, rest = re.fullmatch(r"([^-:]*)([-:]?)(.*)", known).groups()
-    if generation not in CHIPS or mark != ":":
-        close = nearest(known, TOPOLOGIES) if generation in CHIPS else nearest(generation, CHIPS)
+    canonical = name.replace("v5litepod-", "v5e-")
+    if canonical in TOPOLOGIES:
+        return TOPOLOGIES[canonical]
+    generation = re.split("[-:]", canonical)[0]
+    shape = canonical.removeprefix(f"{generation}:")
+    if generation not in CHIPS or shape == canonical:
+        suggestion = (
+            nearest(canonical, TOPOLOGIES) if generation in CHIPS else nearest(generation, CHIPS)
+        )
         raise InputError(
             f"--topology={name}: no such slice; there are {', '.join(TOPOLOGIES)}, and others by "
-            f"their shape, such as v4:2x4x8: {close}"
+            f"shape, such as v4:2x4x8: {suggestion}"
         )
     dimensions = CHIPS[generation].dimensions
-    if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (dimensions - 1), rest):
+    if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (dimensions - 1), shape):
         example = _SHAPES[dimensions][3]
         raise InputError(
-            f"--topology={name}: expected {generation}:{example} or another such shape"
+            f"--topology={name}: expected {generation}:{example} or another shape of "
+            f"{dimensions} dimensions"
         )
-    return Topology(name, generation, rest)
+    return Topology(name, generation, shape)
 
 
 def describe_topologies() -> str:
-    """A line for each generation, of the names of its slices and the shapes they have."""
-    lines = ["Slices by name, and the shape that each has; another shape is asked for as v4:2x4x8:"]
+    """Return a line for each generation, with the names and shapes of its slices."""
+    lines = ["Slices by name, with their shapes; request another shape as in v4:2x4x8:"]
     for generation in CHIPS:
-        named = (each for each in TOPOLOGIES.values() if each.generation == generation)
-        lines.append(", ".join(f"{each.name} ({each.shape})" for each in named))
+        offered = (t for t in TOPOLOGIES.values() if t.generation == generation)
+        lines.append(", ".join(f"{t.name} ({t.shape})" for t in offered))
     return "\n".join(lines)
 
 
 @contextlib.contextmanager
-def _without_remarks() -> Any:
-    """Keeps what the compiler's library says of the missing TPU, on descriptor 2, to itself."""
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-        os.dup2(nowhere.fileno(), 2)
+def _stderr_silenced() -> Iterator[None]:
+    """Discard what libtpu writes to file descriptor 2 about the missing TPU."""
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as devnull:  # noqa: PTH123
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)

@@ -1,1 +1,1 @@
-"""Studies: many runs that differ in what is asked about, and what came out of them together."""
+"""Studies: training runs that differ in model, fraction of the data and seed, and their results."""

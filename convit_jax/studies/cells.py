@@ -1,4 +1,4 @@
-"""The cells of a study: which runs there are, what each is called, and the config of each."""
+"""The cells of a study: its training runs, their names and their configs."""
 
 import dataclasses
 import re
@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from convit_jax.config import Config, duration_in_steps
 from convit_jax.errors import InputError
-from convit_jax.studies.variants import Variant, as_it_is, grid_variant, row_variant, varied
+from convit_jax.studies.variants import (
+    Variant,
+    apply_variant,
+    grid_variant,
+    row_variant,
+    unchanged_variant,
+)
 from convit_jax.training import Experiment, make_experiment, open_training_data
 
 
@@ -15,10 +21,10 @@ class Cell:
     """One run of a study.
 
     Attributes:
-        model: as `--models` calls it.
-        variant: what is changed in it.
-        fraction: share of each class's training examples.
-        seed: the run's.
+        model: name of the model in `--models`.
+        variant: change of the model.
+        fraction: fraction of each class's training examples.
+        seed: seed of the run.
     """
 
     model: str
@@ -28,25 +34,26 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its directory: convit_row-b_fraction0.1_seed0."""
+        """Name of its directory, such as convit_row-b_fraction0.1_seed0."""
         change = self.variant.label
         if self.variant.row:
             change = "" if self.variant.unchanged else f"row-{self.variant.row}"
-        parts = [in_a_file_name(self.model), change, f"fraction{self.fraction:.12g}"]
+        parts = (as_file_name(self.model), change, f"fraction{self.fraction:.12g}")
         return "_".join(filter(None, [*parts, f"seed{self.seed}"]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A cell with all that its training takes.
+    """A cell that is ready to be trained.
 
     Attributes:
-        cell: which.
-        config: its whole experiment; every duration in it is in steps.
-        steps: how many it trains for.
-        examples: training images that it has.
-        classes: how many.
-        locality_strength, gpsa_layers: its model's, the former None without the latter.
+        cell: the cell.
+        config: complete config of the run, with all durations in steps.
+        steps: number of training steps.
+        examples: number of training examples.
+        classes: number of classes.
+        locality_strength, gpsa_layers: those of its model; the strength is None without a
+            convolutional initialisation.
     """
 
     cell: Cell
@@ -66,88 +73,87 @@ def list_cells(
     locality_strengths: Sequence[float] = (),
     gpsa_layers: Sequence[int] = (),
 ) -> list[Cell]:
-    """Every cell once: seed by seed, so that a study that is stopped early compares all it has.
+    """Return all cells, seed by seed, so that a study stopped early can still be compared.
 
     Args:
-        configs: of the models, by name; seeds count from a config's own.
-        fractions: shares of the training examples.
-        seeds: how many.
-        rows: of Table 3; none: the models as they are.
-        locality_strengths, gpsa_layers: axes of Fig. 8a; one alone is crossed with the model's own
-            value of the other.
+        configs: config of each model by name; seeds count from the config's seed.
+        fractions: fractions of the training examples.
+        seeds: number of seeds.
+        rows: rows of Table 3; none: the unchanged models.
+        locality_strengths, gpsa_layers: axes of Fig. 8a; if only one is given, the model's value is
+            used for the other.
 
     Raises:
-        InputError: an unknown row, or a model without GPSA layers where they are to be changed.
+        InputError: an unknown row, or a variant of a model without GPSA layers.
     """
     variants: dict[str, list[Variant]] = {}
     for model, config in configs.items():
-        found = [row_variant(row, config, model) for row in rows]
+        variants[model] = [row_variant(row, config, model) for row in rows]
         if locality_strengths or gpsa_layers:
-            found += [
+            variants[model] += [
                 grid_variant(strength, layers, config, model)
                 for strength in locality_strengths or (None,)
                 for layers in gpsa_layers or (None,)
             ]
-        variants[model] = found or [as_it_is(config)]
+        variants[model] = variants[model] or [unchanged_variant(config)]
     cells = (
-        Cell(model, variant, fraction, configs[model].seed + number)
-        for number in range(seeds)
+        Cell(model, variant, fraction, configs[model].seed + i)
+        for i in range(seeds)
         for fraction in fractions
         for model in configs
         for variant in variants[model]
     )
-    return list(dict.fromkeys(cells))  # without GPSA layers all strengths are one cell
+    return list(dict.fromkeys(cells))  # without GPSA layers, all strengths give the same cell
 
 
 def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]:
-    """The runs of all cells, each found to be possible.
+    """Return the jobs of all cells, after checking that each can be trained.
 
     Raises:
-        InputError: a fraction leaves a class without examples or the run without a batch, or a
+        InputError: a fraction leaves a class without examples or is smaller than a batch, or a
             variant does not fit its model.
     """
     cells = list(cells)
-    sizes = {f: _sizes(configs, f) for f in {1.0} | {cell.fraction for cell in cells}}
-    whole, classes = sizes[1.0]
-    fewest = min(sizes[cell.fraction][0] for cell in cells)
-    changed: dict[tuple[str, Variant], tuple[Config, Experiment]] = {}
+    sizes = {f: _dataset_size(configs, f) for f in {1.0} | {cell.fraction for cell in cells}}
+    full_size, classes = sizes[1.0]
+    smallest_size = min(sizes[cell.fraction][0] for cell in cells)
+    experiments: dict[tuple[str, Variant], tuple[Config, Experiment]] = {}
     jobs = []
     for cell in cells:
         key = (cell.model, cell.variant)
-        if key not in changed:
-            config = varied(configs[cell.model], cell.variant)
-            config = _in_steps_of_the_whole(config, whole)
-            changed[key] = config, _possible(cell, config, fewest, classes)
-        config, experiment = changed[key]
+        if key not in experiments:
+            config = apply_variant(configs[cell.model], cell.variant)
+            config = _with_durations_in_steps(config, full_size)
+            experiments[key] = config, _make_experiment(cell, config, smallest_size, classes)
+        config, experiment = experiments[key]
         data = dataclasses.replace(config.data, fraction=cell.fraction)
-        made = experiment.architecture
+        a = experiment.architecture
         jobs.append(
             Job(
                 cell=cell,
-                # Durations are in steps: whatever the fraction, the run sees as many examples.
+                # Durations are in steps: runs of all fractions see the same number of examples.
                 config=dataclasses.replace(config, seed=cell.seed, data=data, keep_budget=True),
                 steps=experiment.total_steps,
                 examples=sizes[cell.fraction][0],
                 classes=classes,
-                locality_strength=made.locality_strength
-                if made.gpsa_layers and made.conv_init
-                else None,
-                gpsa_layers=made.gpsa_layers,
+                locality_strength=a.locality_strength if a.gpsa_layers and a.conv_init else None,
+                gpsa_layers=a.gpsa_layers,
             )
         )
     return jobs
 
 
-def _in_steps_of_the_whole(config: Config, examples: int) -> Config:
-    """The experiment with every duration in steps, epochs being those of the whole dataset.
+def _with_durations_in_steps(config: Config, examples: int) -> Config:
+    """Return the config with all durations in steps, taking epochs as those of the full dataset.
 
-    What the paper asks for is 1/f as many epochs of a fraction f, hence as many steps. The warm-up,
-    of which it says nothing, is left as long too, so that cells differ in their images alone.
+    As in the paper, a fraction f is trained for 1/f as many epochs, that is, for as many steps. The
+    paper does not mention the warm-up; it is kept as long too, so that cells differ only in their
+    images.
     """
     steps_per_epoch = max(1, examples // config.batch_size)
 
-    def steps(name: str, least: int) -> str:
-        return f"{max(least, duration_in_steps(config, name, steps_per_epoch))} steps"
+    def steps(name: str, minimum: int) -> str:
+        return f"{max(minimum, duration_in_steps(config, name, steps_per_epoch))} steps"
 
     return dataclasses.replace(
         config,
@@ -159,36 +165,36 @@ def _in_steps_of_the_whole(config: Config, examples: int) -> Config:
     )
 
 
-def share_of(jobs: Sequence[Job], worker: int, workers: int) -> list[Job]:
-    """What the `worker`-th of so many, from 1, trains: every `workers`-th job."""
+def jobs_of_worker(jobs: Sequence[Job], worker: int, workers: int) -> list[Job]:
+    """Return the jobs of one of several workers, counted from 1: every `workers`-th job."""
     return list(jobs[worker - 1 :: workers])
 
 
-def _sizes(configs: Mapping[str, Config], fraction: float) -> tuple[int, int]:
-    """How many training examples and classes there are; all models of a study share their data."""
+def _dataset_size(configs: Mapping[str, Config], fraction: float) -> tuple[int, int]:
+    """Return the numbers of training examples and classes; all models share the same data."""
     config = next(iter(configs.values()))
-    part = dataclasses.replace(config, data=dataclasses.replace(config.data, fraction=fraction))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, fraction=fraction))
     try:
-        examples, _ = open_training_data(part)
-        largest = max(config.batch_size for config in configs.values())
-        if largest > len(examples):
+        examples, _ = open_training_data(config)
+        batch_size = max(config.batch_size for config in configs.values())
+        if batch_size > len(examples):
             raise InputError(
-                f"config.batch_size={largest} is more than the {len(examples)} training examples "
-                "that are left"
+                f"config.batch_size={batch_size} is more than the {len(examples)} training "
+                "examples of this fraction"
             )
     except InputError as error:
         raise InputError(f"--fractions={fraction:g}: {error}") from error
     return len(examples), len(examples.class_names)
 
 
-def _possible(cell: Cell, config: Config, examples: int, classes: int) -> Experiment:
-    """The experiment of a cell, with so few examples, to find out that it can be put together."""
+def _make_experiment(cell: Cell, config: Config, examples: int, classes: int) -> Experiment:
+    """Make the experiment of a cell; its errors name the cell."""
     try:
         return make_experiment(config, num_examples=examples, num_classes=classes)
     except InputError as error:
         raise InputError(f"cell {cell.name}: {error}") from error
 
 
-def in_a_file_name(text: str) -> str:
-    """A name with nothing in it that a file's cannot have."""
+def as_file_name(text: str) -> str:
+    """Return the text with characters that do not belong in a file name replaced."""
     return re.sub(r"[^\w.=-]", "-", text)

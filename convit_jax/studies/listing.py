@@ -1,13 +1,13 @@
-"""What a study would do: its cells, the steps of each, and the time that it would take."""
+"""List of a study's cells, with the steps and the remaining time of each (--dry-run)."""
 
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 from convit_jax.studies.cells import Job
-from convit_jax.studies.progress import Pace, in_words
+from convit_jax.studies.progress import Pace, duration_or_unknown
 from convit_jax.studies.results import read_result
-from convit_jax.studies.running import steps_done
+from convit_jax.studies.running import completed_steps
 
 
 def list_jobs(
@@ -17,28 +17,32 @@ def list_jobs(
     *,
     as_json: bool = False,
 ) -> Iterator[str]:
-    """A line for each cell: its steps, how many are done and the time left; then the sum.
+    """Yield a line for each cell (steps, completed steps, remaining time), then the total.
 
     Args:
         jobs: the cells.
-        workdir: of each.
-        pace: what is known of their speed.
-        as_json: one JSON object a line, for programs, and no sum.
+        workdir: returns the workdir of a cell.
+        pace: duration of a step.
+        as_json: one JSON object for each cell, and no total.
     """
-    count, total = 0, 0.0
-    known = True
+    num_unfinished, total = 0, 0.0
+    is_known = True
     for job in jobs:
         directory = workdir(job)
-        done = job.steps if read_result(directory) else steps_done(directory)
-        seconds = pace.seconds_for([job], done)
-        if done < job.steps:
-            count, total, known = count + 1, total + (seconds or 0.0), known and seconds is not None
+        completed = job.steps if read_result(directory) else completed_steps(directory)
+        seconds = pace.seconds_for([job], completed)
+        if completed < job.steps:
+            num_unfinished += 1
+            total += seconds or 0.0
+            is_known = is_known and seconds is not None
         if as_json:
-            told = {"cell": job.cell.name, "examples": job.examples, "steps": job.steps}
-            yield json.dumps(told | {"steps_done": done, "seconds_left": seconds})
+            record = {"cell": job.cell.name, "examples": job.examples, "steps": job.steps}
+            yield json.dumps(record | {"steps_done": completed, "seconds_left": seconds})
         else:
-            state = f"time {in_words(seconds)}" if done < job.steps else "finished"
-            state = f"{done:,} done, {state}" if 0 < done < job.steps else state
+            state = f"time {duration_or_unknown(seconds)}" if completed < job.steps else "finished"
+            if 0 < completed < job.steps:
+                state = f"{completed:,} completed, {state}"
             yield f"{job.cell.name}: {job.examples:,} examples, {job.steps:,} steps, {state}"
     if not as_json:
-        yield f"{len(jobs)} cells, {count} to be trained, time {in_words(total if known else None)}"
+        time = duration_or_unknown(total if is_known else None)
+        yield f"{len(jobs)} cells, {num_unfinished} to be trained, time {time}"

@@ -1,5 +1,6 @@
-"""What a study leaves in its directory: `results.csv`, `table.md` and figures."""
+"""Output files of a study: `results.csv`, `table.md` and figures."""
 
+import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -9,22 +10,22 @@ from convit_jax.analysis import tfds_name
 from convit_jax.analysis.published import SAMPLE_EFFICIENCY
 from convit_jax.config import Config
 from convit_jax.studies import summaries
-from convit_jax.studies.cells import in_a_file_name
+from convit_jax.studies.cells import as_file_name
 from convit_jax.studies.results import Mean, Result, results_csv
-from convit_jax.studies.tables import at, grid_axes, markdown
-from convit_jax.whole_file import write_whole
+from convit_jax.studies.tables import grid_axes, grid_cell, markdown
+from convit_jax.system.whole_file import write_whole
 
 
 def write_tables(directory: str, results: Sequence[Result], configs: Mapping[str, Config]) -> str:
-    """Writes `results.csv` and `table.md`.
+    """Write `results.csv` and `table.md`.
 
     Args:
-        directory: of the study.
-        results: its finished cells.
-        configs: of its models, by name.
+        directory: directory of the study.
+        results: results of its finished cells.
+        configs: config of each of its models by name.
 
     Returns:
-        What `table.md` holds.
+        The content of `table.md`.
     """
     root = pathlib.Path(directory)
     text = markdown(results, list(configs), _published_names(configs))
@@ -36,43 +37,45 @@ def write_tables(directory: str, results: Sequence[Result], configs: Mapping[str
 def write_figures(
     directory: str, results: Sequence[Result], configs: Mapping[str, Config]
 ) -> list[str]:
-    """Draws what the results make: accuracy against data, and Fig. 8a's heat maps.
+    """Write the figures of the results: accuracy by amount of data, and Fig. 8a's heat maps.
 
     Returns:
-        Names of the figures; each is a PNG and an SVG.
+        Names of the figures; each is written as PNG and SVG.
     """
-    # matplotlib takes a second to import; a study that is refused does without.
+    # matplotlib takes a second to import: not needed for error messages.
     from convit_jax.analysis import figures  # noqa: PLC0415
-    from convit_jax.analysis.figures.style import drawn  # noqa: PLC0415
+    from convit_jax.analysis.figures.style import render_figure  # noqa: PLC0415
 
-    made = {}
-    curves = {model: _curve(summaries.efficiency(results, "top1", model)) for model in configs}
-    curves = {model: points for model, points in curves.items() if len(points)}
+    plots = {}
+    means = {model: summaries.efficiency(results, "top1", model) for model in configs}
+    curves = {model: _curve_points(m) for model, m in means.items() if m}
     if curves:
         reference = {
             model: np.array([(f, top1 / 100) for f, (top1, _) in SAMPLE_EFFICIENCY[name].items()])
             for model, name in _published_names(configs).items()
             if name in SAMPLE_EFFICIENCY
         }
-        made["efficiency"] = figures.sample_efficiency(curves, reference)
+        plots["efficiency"] = figures.sample_efficiency(curves, reference)
     for model in configs:
         for fraction in summaries.fractions(results):
             cells = summaries.grid(results, model, fraction)
             if cells:
                 strengths, layers = grid_axes(cells)
                 title = f"{model}, {100 * fraction:g} % of the examples"
-                name = f"locality_{in_a_file_name(model)}_fraction{fraction:g}"
-                shares = _field(cells, strengths, layers)
-                made[name] = figures.locality_grid(shares, strengths, layers, title)
-    for name, figure in made.items():
+                name = f"locality_{as_file_name(model)}_fraction{fraction:g}"
+                values = [[grid_cell(cells, s, n) for s in strengths] for n in layers]
+                top1 = np.array([[np.nan if m is None else m.mean for m in row] for row in values])
+                plots[name] = figures.locality_grid(top1, strengths, layers, title)
+    for name, figure in plots.items():
         for kind in ("png", "svg"):
-            path, image = pathlib.Path(directory) / f"{name}.{kind}", drawn(figure, kind)
-            write_whole(path, lambda file, image=image: file.write_bytes(image))
-    return list(made)
+            content = render_figure(figure, kind)
+            path = pathlib.Path(directory, f"{name}.{kind}")
+            write_whole(path, operator.methodcaller("write_bytes", content))
+    return list(plots)
 
 
 def _published_names(configs: Mapping[str, Config]) -> dict[str, str]:
-    """The zoo's names of models that are trained on ImageNet; none on other data."""
+    """Return the zoo's names of the models trained on ImageNet, the data of published results."""
     return {
         model: config.model.name
         for model, config in configs.items()
@@ -81,19 +84,10 @@ def _published_names(configs: Mapping[str, Config]) -> dict[str, str]:
     }
 
 
-def _curve(means: Mapping[float, Mean]) -> np.ndarray:
-    """[points, 3]: fraction, mean, spread."""
+def _curve_points(means: Mapping[float, Mean]) -> np.ndarray:
+    """Return [points, 3]: fraction, mean and standard deviation (NaN if unknown)."""
     rows = [
         (fraction, m.mean, np.nan if m.spread is None else m.spread)
         for fraction, m in sorted(means.items())
     ]
-    return np.array(rows, float).reshape(-1, 3)
-
-
-def _field(
-    cells: Mapping[tuple[float | None, int], Mean],
-    strengths: Sequence[float],
-    layers: Sequence[int],
-) -> np.ndarray:
-    found = [[at(cells, strength, count) for strength in strengths] for count in layers]
-    return np.array([[np.nan if m is None else m.mean for m in row] for row in found])
+    return np.array(rows, float)

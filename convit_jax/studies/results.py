@@ -1,4 +1,4 @@
-"""What the cells of a study came to: a record each, and means over seeds."""
+"""Results of a study's cells, and their means over seeds."""
 
 import dataclasses
 import json
@@ -10,27 +10,28 @@ from convit_jax.analysis.findings import as_csv
 from convit_jax.analysis.history import read_metrics
 from convit_jax.errors import RunError
 from convit_jax.studies.cells import Job
-from convit_jax.whole_file import write_whole
+from convit_jax.system.whole_file import write_whole
 
 _FILE = "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A finished cell: a row of `results.csv`.
+    """Result of a finished cell: a row of `results.csv`.
 
     Attributes:
         cell: name of its directory.
-        model, variant, fraction, seed: which cell it is; for `variant` see `Variant.label`.
-        locality_strength, gpsa_layers: of its model; the former None where it means nothing.
-        examples: training images that it had.
-        steps, seen: how many steps it was trained for, and images seen, repetitions among them.
-        top1, top5, loss: of the last evaluation, shares in [0, 1] and cross-entropy; of the running
-            average of the parameters where there is one (config.ema_decay).
-        best_top1: of all its evaluations; it was chosen by the very images that it is measured on.
-        classes: how many there are to tell apart.
-        seconds, timed_steps: how long the last so many steps took, evaluations, checkpoints and
-            compiling included.
+        model, variant, fraction, seed: the cell; for `variant` see `Variant.label`.
+        locality_strength, gpsa_layers: those of its model; the strength is None without a
+            convolutional initialisation.
+        examples: number of training examples.
+        steps, seen: numbers of training steps and of images seen, including repetitions.
+        top1, top5, loss: accuracies in [0, 1] and cross-entropy of the last evaluation, of the
+            averaged parameters if config.ema_decay is set.
+        best_top1: best of all evaluations, hence selected on the evaluation images.
+        classes: number of classes.
+        seconds, timed_steps: duration of the last `timed_steps` steps, including evaluations,
+            checkpoints and compilation.
     """
 
     cell: str
@@ -54,12 +55,12 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean over seeds.
+    """Mean over seeds.
 
     Attributes:
-        mean: of the values.
-        spread: their standard deviation (n - 1); None of a single value.
-        count: how many.
+        mean: mean of the values.
+        spread: standard deviation of the values (n - 1); None for a single value.
+        count: number of values.
     """
 
     mean: float
@@ -67,21 +68,21 @@ class Mean:
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Mean":
-        """The mean of at least one value."""
+    def from_values(cls, values: Sequence[float]) -> "Mean":
+        """Return the mean of at least one value."""
         spread = statistics.stdev(values) if len(values) > 1 else None
         return cls(statistics.fmean(values), spread, len(values))
 
 
 def write_result(directory: pathlib.Path, job: Job, *, seconds: float, timed_steps: int) -> Result:
-    """Leaves what a cell came to in its workdir, which makes it a finished one.
+    """Write the result of a cell to its workdir, which marks the cell as finished.
 
     Raises:
         InputError: a line of the run's metrics is damaged.
-        RunError: the run left no evaluation of its last step.
+        RunError: the run's metrics have no evaluation of its last step.
     """
-    told = read_metrics(directory)
-    evaluations = {record["step"]: record for record in told if "eval/accuracy" in record}
+    records = read_metrics(directory)
+    evaluations = {record["step"]: record for record in records if "eval/accuracy" in record}
     if job.steps not in evaluations:
         raise RunError(f"{directory}/metrics.jsonl has no evaluation of step {job.steps}")
     last = evaluations[job.steps]
@@ -111,7 +112,7 @@ def write_result(directory: pathlib.Path, job: Job, *, seconds: float, timed_ste
 
 
 def read_result(directory: pathlib.Path) -> Result | None:
-    """What a cell came to; None as long as it is not finished.
+    """Return the result of a cell, or None if it is not finished.
 
     Raises:
         RunError: the file is damaged.
@@ -123,16 +124,16 @@ def read_result(directory: pathlib.Path) -> Result | None:
         return Result(**json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
         raise RunError(
-            f"{file} is damaged ({error}): delete it, and the cell's last evaluation is read again"
+            f"{file} is damaged ({error}): delete it, and the same command reads the result again"
         ) from error
 
 
 def read_results(directories: Iterable[pathlib.Path]) -> list[Result]:
-    """Of all finished cells, ordered by model, variant, fraction and seed."""
-    found = filter(None, map(read_result, directories))
-    return sorted(found, key=lambda r: (r.model, r.variant, r.fraction, r.seed))
+    """Return the results of all finished cells, sorted by model, variant, fraction and seed."""
+    results = filter(None, map(read_result, directories))
+    return sorted(results, key=lambda r: (r.model, r.variant, r.fraction, r.seed))
 
 
 def results_csv(results: Sequence[Result]) -> str:
-    """`results.csv`: a row for each cell."""
+    """Return the content of `results.csv`: a row for each cell."""
     return as_csv([dataclasses.asdict(result) for result in results])

@@ -1,102 +1,103 @@
-"""A study's results as markdown, in the form of the paper's Tables 2 and 3 and of its Fig. 8a."""
+"""Results of a study as markdown tables like the paper's Tables 2 and 3 and its Fig. 8a."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from convit_jax.analysis.published import ABLATIONS, SAMPLE_EFFICIENCY
 from convit_jax.studies import summaries
 from convit_jax.studies.results import Mean, Result
-from convit_jax.studies.variants import TABLE_3, Row
+from convit_jax.studies.variants import TABLE_3
 
-# With fewer classes top-5 tells little.
+# Top-5 is reported from this number of classes on.
 _CLASSES_FOR_TOP5 = 20
-_HOW = (
+_CAPTION = (
     "In percent, at the end of training; mean ± standard deviation over seeds {seeds}. Every cell "
-    "saw {seen} images, repetitions among them."
+    "saw {seen} images, including repetitions."
 )
 
 
 def markdown(results: Sequence[Result], models: Sequence[str], zoo: Mapping[str, str]) -> str:
-    """Every table that the results make, with headings.
+    """Return all tables of the results, with headings.
 
     Args:
-        results: the finished cells.
-        models: names of all models, in order; gaps are those of the first over each other.
-        zoo: for data that are ImageNet, the name in `list_models()` of each model, whose published
-            numbers stand beside; otherwise empty.
+        results: results of the finished cells.
+        models: names of all models, in order; gaps are those of the first to each other model.
+        zoo: for ImageNet, the name in `list_models()` of each model, to add published results;
+            otherwise empty.
     """
-    parts = ["# Sample efficiency (paper Table 2)", _how(results)]
+    parts = ["# Sample efficiency (paper Table 2)", _caption(results)]
     metrics = {"top1": "top-1"}
     if max((r.classes for r in results), default=0) >= _CLASSES_FOR_TOP5:
         metrics["top5"] = "top-5"
     for metric, name in metrics.items():
         rows = list(_efficiency_rows(results, models, zoo, metric, name))
         if len(rows) > 1:
-            parts.append(_table(rows))
+            parts.append(_markdown_table(rows))
     for model in models:
         rows = list(_ablation_rows(results, model, zoo))
         if rows:
-            parts += [f"# Ablations of {model} (paper Table 3)", "Top-1.", _table(rows)]
+            parts += [f"# Ablations of {model} (paper Table 3)", "Top-1.", _markdown_table(rows)]
         for fraction in summaries.fractions(results):
             cells = summaries.grid(results, model, fraction)
             if cells:
-                title = f"# {model}, {_percent(fraction)} of the examples (paper Fig. 8a)"
+                title = f"# {model}, {_format_percent(fraction)} of the examples (paper Fig. 8a)"
                 rows = list(_grid_rows(cells, len(_seeds(results))))
-                parts += [title, "Top-1.", _table(rows)]
+                parts += [title, "Top-1.", _markdown_table(rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def relative_gap(ours: float, others: float) -> float:
-    """By what share of `others` ours is better, as in the paper's Table 2."""
+    """Return the relative improvement of `ours` over `others`, as in the paper's Table 2."""
     return ours / others - 1
 
 
 def grid_axes(cells: Mapping[tuple[float | None, int], Mean]) -> tuple[list[float], list[int]]:
-    """Locality strengths and numbers of GPSA layers, each in order."""
+    """Return all locality strengths and all numbers of GPSA layers, sorted."""
     strengths = sorted({strength for strength, _ in cells if strength is not None})
     return strengths, sorted({layers for _, layers in cells})
 
 
-def at(cells: Mapping[tuple[float | None, int], Mean], strength: float, layers: int) -> Mean | None:
-    """The cell of a point; without GPSA layers all strengths are the same."""
+def grid_cell(
+    cells: Mapping[tuple[float | None, int], Mean], strength: float, layers: int
+) -> Mean | None:
+    """Return the mean at a point of the grid; without GPSA layers the strength does not matter."""
     return cells.get((strength if layers else None, layers))
 
 
-def _how(results: Sequence[Result]) -> str:
+def _caption(results: Sequence[Result]) -> str:
     if not results:
         return "No cell is finished yet."
     seen = sorted({r.seen for r in results})
     seeds = ", ".join(map(str, _seeds(results)))
-    return _HOW.format(seeds=seeds, seen=" or ".join(f"{n:,}" for n in seen))
+    return _CAPTION.format(seeds=seeds, seen=" or ".join(f"{n:,}" for n in seen))
 
 
 def _efficiency_rows(
-    results: Sequence[Result],
-    models: Sequence[str],
-    zoo: Mapping[str, str],
-    metric: str,
-    name: str,
+    results: Sequence[Result], models: Sequence[str], zoo: Mapping[str, str], metric: str, name: str
 ) -> Iterator[list[str]]:
-    found = {model: summaries.efficiency(results, metric, model) for model in models}
-    paper = {model: SAMPLE_EFFICIENCY.get(zoo.get(model, ""), {}) for model in models}
+    means = {model: summaries.efficiency(results, metric, model) for model in models}
+    published = {model: SAMPLE_EFFICIENCY.get(zoo.get(model, ""), {}) for model in models}
     others = models[1:]
     gaps = [f"gap to {other}" if len(others) > 1 else "gap" for other in others]
-    references = [f"{model}, paper" for model in models if paper[model]]
+    references = [f"{model}, paper" for model in models if published[model]]
     yield ["train fraction", "examples", *(f"{m} {name}" for m in models), *gaps, *references]
     examples = {r.fraction: r.examples for r in results}
-    seeds = len(_seeds(results))
+    num_seeds = len(_seeds(results))
     for fraction in summaries.fractions(results):
-        means = [found[model].get(fraction) for model in models]
-        if not any(means):
+        first, *other_means = [means[model].get(fraction) for model in models]
+        if not any((first, *other_means)):
             continue
-        row = [_percent(fraction), f"{examples[fraction]:,}", *(_mean(m, seeds) for m in means)]
-        for other in means[1:]:
-            both = means[0] and other and other.mean
-            row.append(f"{100 * relative_gap(means[0].mean, other.mean):+.0f} %" if both else "")
-        number = 0 if metric == "top1" else 1
+        row = [_format_percent(fraction), f"{examples[fraction]:,}"]
+        row += [_format_mean(mean, num_seeds) for mean in (first, *other_means)]
+        for mean in other_means:
+            if first and mean and mean.mean:
+                row.append(f"{100 * relative_gap(first.mean, mean.mean):+.0f} %")
+            else:
+                row.append("")
         for model in models:
-            if paper[model]:
-                value = paper[model].get(fraction)
-                row.append(f"{value[number]:.1f}" if value else "")
+            if published[model]:
+                top1, top5 = published[model].get(fraction, (None, None))
+                value = top1 if metric == "top1" else top5
+                row.append("" if value is None else f"{value:.1f}")
         yield row
 
 
@@ -107,51 +108,50 @@ def _ablation_rows(
     if not cells:
         return
     fractions = sorted({fraction for _, fraction in cells}, reverse=True)
-    seeds = len(_seeds(results))
-    paper = ABLATIONS.get(zoo.get(model, ""), {})
+    num_seeds = len(_seeds(results))
+    published = ABLATIONS.get(zoo.get(model, ""), {})
     yield [
         *("row", "train gating", "conv init", "train GPSA", "use GPSA"),
-        *(_percent(fraction) for fraction in fractions),
-        *(f"{_percent(fraction)}, paper" for fraction in fractions if paper),
+        *(_format_percent(fraction) for fraction in fractions),
+        *(f"{_format_percent(fraction)}, paper" for fraction in fractions if published),
     ]
     for letter, row in TABLE_3.items():
         if any((letter, fraction) in cells for fraction in fractions):
-            values = [_mean(cells.get((letter, fraction)), seeds) for fraction in fractions]
-            told = [str(paper[letter].get(fraction, "")) for fraction in fractions if paper]
-            yield [letter, *_marks(row), *values, *told]
+            values = [_format_mean(cells.get((letter, f)), num_seeds) for f in fractions]
+            references = [str(published[letter].get(f, "")) for f in fractions if published]
+            flags = (row.train_gating, row.conv_init, row.train_gpsa, row.use_gpsa)
+            marks = ["yes" if flag else "no" for flag in flags]
+            yield [letter, *marks, *values, *references]
 
 
-def _grid_rows(cells: Mapping[tuple[float | None, int], Mean], seeds: int) -> Iterator[list[str]]:
+def _grid_rows(
+    cells: Mapping[tuple[float | None, int], Mean], num_seeds: int
+) -> Iterator[list[str]]:
     strengths, layers = grid_axes(cells)
     yield ["GPSA layers", *(f"strength {strength:g}" for strength in strengths)]
-    for count in reversed(layers):
-        yield [str(count), *(_mean(at(cells, strength, count), seeds) for strength in strengths)]
+    for n in reversed(layers):
+        yield [str(n), *(_format_mean(grid_cell(cells, s, n), num_seeds) for s in strengths)]
 
 
-def _marks(row: Row) -> list[str]:
-    flags = (row.train_gating, row.conv_init, row.train_gpsa, row.use_gpsa)
-    return ["yes" if flag else "no" for flag in flags]
-
-
-def _mean(value: Mean | None, seeds: int) -> str:
-    """A field of a table; it says of how many seeds it is where those are not all."""
+def _format_mean(value: Mean | None, num_seeds: int) -> str:
+    """Return mean ± spread in percent; with the number of seeds if it is not `num_seeds`."""
     if value is None:
         return ""
-    told = f"{100 * value.mean:.1f}"
+    text = f"{100 * value.mean:.1f}"
     if value.spread is not None:
-        told += f" ± {100 * value.spread:.1f}"
-    return told if value.count == seeds else f"{told} (n={value.count})"
+        text += f" ± {100 * value.spread:.1f}"
+    return text if value.count == num_seeds else f"{text} (n={value.count})"
 
 
 def _seeds(results: Iterable[Result]) -> list[int]:
     return sorted({r.seed for r in results})
 
 
-def _percent(fraction: float) -> str:
+def _format_percent(fraction: float) -> str:
     return f"{100 * fraction:g} %"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

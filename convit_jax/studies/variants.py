@@ -1,26 +1,24 @@
-"""What a study changes in a model: the rows of the paper's Table 3 and the axes of its Fig. 8a."""
+"""Variants of a model in a study: rows of the paper's Table 3 and points of its Fig. 8a."""
 
 import dataclasses
+from typing import Any
 
 from convit_jax.config import GPSA_ATTENTION, Config, architecture
 from convit_jax.errors import InputError, nearest
 from convit_jax.models import Architecture, list_models
 from convit_jax.models.architecture import GPSA_FIELDS
 
-# The data decide how many; no variant depends on it.
-_ANY_CLASSES = 2
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the paper's Table 3, by its columns.
+    """A row of the paper's Table 3.
 
     Attributes:
         train_gating: learn the gates; otherwise they stay at one half (λ = 0).
         conv_init: start GPSA layers as convolutions.
-        train_gpsa: train the GPSA layers; otherwise of those blocks only norms and feed-forward
-            networks learn.
-        use_gpsa: have GPSA layers at all.
+        train_gpsa: train the GPSA layers; otherwise only the norms and feed-forward networks of
+            those blocks are trained.
+        use_gpsa: have GPSA layers.
     """
 
     train_gating: bool
@@ -46,9 +44,9 @@ class Variant:
     """A change of a model: a row of Table 3, or another point of Fig. 8a.
 
     Attributes:
-        row: a to g, where a is a ConViT as it is; "" for a model without GPSA layers as it is, and
-            for points of Fig. 8a.
-        locality_strength, gpsa_layers: where they are other than the model's own.
+        row: a to g, where a is the unchanged ConViT; "" for an unchanged model without GPSA
+            layers, and for points of Fig. 8a.
+        locality_strength, gpsa_layers: values that differ from the model's, otherwise None.
     """
 
     row: str = ""
@@ -57,12 +55,12 @@ class Variant:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the model stays as its config has it."""
+        """Whether the variant changes nothing."""
         return self in (Variant(), Variant(UNCHANGED))
 
     @property
     def label(self) -> str:
-        """What tables call it: b, strength0.1_gpsa3."""
+        """Name in tables, such as b or strength0.1_gpsa3."""
         if self.row:
             return self.row
         parts = []
@@ -73,16 +71,16 @@ class Variant:
         return "_".join(parts)
 
 
-def as_it_is(config: Config) -> Variant:
-    """The variant that changes nothing: row a of a ConViT, none of a DeiT."""
-    return Variant(UNCHANGED if _of(config).gpsa_layers else "")
+def unchanged_variant(config: Config) -> Variant:
+    """Return the variant that changes nothing: row a for a ConViT, no row for a DeiT."""
+    return Variant(UNCHANGED if _architecture(config).gpsa_layers else "")
 
 
 def row_variant(row: str, config: Config, model: str) -> Variant:
-    """A row of Table 3.
+    """Return the variant of a row of Table 3.
 
     Raises:
-        InputError: there is no such row, or the model has no GPSA layers.
+        InputError: an unknown row, or a model without GPSA layers.
     """
     if row not in TABLE_3:
         raise InputError(f"--variants: no row '{row}' in Table 3, {nearest(row, TABLE_3)}")
@@ -93,18 +91,18 @@ def row_variant(row: str, config: Config, model: str) -> Variant:
 def grid_variant(
     locality_strength: float | None, gpsa_layers: int | None, config: Config, model: str
 ) -> Variant:
-    """A point of Fig. 8a; None is the model's own value.
+    """Return the variant of a point of Fig. 8a; None stands for the model's own value.
 
-    Where there are no GPSA layers the locality strength means nothing, and at the model's own
-    values the model is as it is.
+    At the model's own values it is the unchanged variant. Without GPSA layers it has no locality
+    strength.
 
     Raises:
-        InputError: the model has no GPSA layers.
+        InputError: a model without GPSA layers.
     """
     _expect_gpsa(config, model, "--locality-strengths and --gpsa-layers")
-    own = _of(config)
-    layers = None if gpsa_layers == own.gpsa_layers else gpsa_layers
-    strength = None if locality_strength == own.locality_strength else locality_strength
+    a = _architecture(config)
+    layers = None if gpsa_layers == a.gpsa_layers else gpsa_layers
+    strength = None if locality_strength == a.locality_strength else locality_strength
     if layers == 0:
         strength = None
     if layers is None and strength is None:
@@ -113,40 +111,39 @@ def grid_variant(
 
 
 def _expect_gpsa(config: Config, model: str, flag: str) -> None:
-    if not _of(config).gpsa_layers:
+    if not _architecture(config).gpsa_layers:
         raise InputError(
-            f"{flag}: the model '{model}' has no GPSA layers to change; name ConViTs by --models "
-            "(row e is their DeiT)"
+            f"{flag}: the model '{model}' has no GPSA layers to change: expected only ConViTs in "
+            "--models (row e is their DeiT)"
         )
 
 
-def varied(config: Config, variant: Variant) -> Config:
-    """The experiment with a variant's changes.
+def apply_variant(config: Config, variant: Variant) -> Config:
+    """Return the config with a variant's changes.
 
     Raises:
-        InputError: the model cannot be changed so.
+        InputError: the variant does not fit the model.
     """
     if variant.unchanged:
         return config
     if variant.row:
-        return _ablated(config, TABLE_3[variant.row])
-    changes: dict[str, float | int] = {}
+        return _apply_row(config, TABLE_3[variant.row])
+    changes: dict[str, Any] = {}
     if variant.locality_strength is not None:
         changes["locality_strength"] = variant.locality_strength
+    if variant.gpsa_layers == 0:
+        changes |= dict.fromkeys(GPSA_FIELDS)
     if variant.gpsa_layers is not None:
         changes["gpsa_layers"] = variant.gpsa_layers
-    model = dataclasses.replace(config.model, **changes)
-    if variant.gpsa_layers == 0:
-        model = dataclasses.replace(model, **dict.fromkeys(GPSA_FIELDS))
-    changed = dataclasses.replace(config, model=model)
-    _of(changed)
+    changed = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+    _architecture(changed)  # raises InputError for impossible values
     return changed
 
 
-def _ablated(config: Config, row: Row) -> Config:
-    own, model, optimizer = _of(config), config.model, config.optimizer
+def _apply_row(config: Config, row: Row) -> Config:
     if not row.use_gpsa:
-        return dataclasses.replace(config, model=_plain_twin(config, own))
+        return _deit_twin(config)
+    model, optimizer = config.model, config.optimizer
     if not row.train_gating:
         model = dataclasses.replace(model, use_gating=False)
     if not row.conv_init:
@@ -156,8 +153,8 @@ def _ablated(config: Config, row: Row) -> Config:
     return dataclasses.replace(config, model=model, optimizer=optimizer)
 
 
-def _plain_twin(config: Config, own: Architecture) -> object:
-    """The DeiT of the same heads and width.
+def _deit_twin(config: Config) -> Config:
+    """Return the config of the DeiT with the same heads and width.
 
     Raises:
         InputError: no such DeiT is known.
@@ -165,11 +162,13 @@ def _plain_twin(config: Config, own: Architecture) -> object:
     name = config.model.name.replace("convit", "deit")
     if name == config.model.name or name not in list_models():
         raise InputError(f"--variants e: no DeiT is known for {config.model.name}")
-    # qkv_bias belongs to the twin too: the paper's row e is a DeiT, which has them.
-    taken_away = dict.fromkeys((*GPSA_FIELDS, "gpsa_layers", "qkv_bias", "class_token_position"))
-    same = {"num_heads": own.num_heads, "head_dim": own.head_dim}
-    return dataclasses.replace(config.model, name=name, **taken_away, **same)
+    # qkv_bias is reset too: the paper's row e is a DeiT, which has these biases.
+    reset = dict.fromkeys((*GPSA_FIELDS, "gpsa_layers", "qkv_bias", "class_token_position"))
+    a = _architecture(config)
+    heads = {"num_heads": a.num_heads, "head_dim": a.head_dim}
+    model = dataclasses.replace(config.model, name=name, **reset, **heads)
+    return dataclasses.replace(config, model=model)
 
 
-def _of(config: Config) -> Architecture:
-    return architecture(config, _ANY_CLASSES)
+def _architecture(config: Config) -> Architecture:
+    return architecture(config, num_classes=2)  # no variant depends on the number of classes

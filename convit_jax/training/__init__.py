@@ -1,16 +1,11 @@
-"""Training: an experiment put together, its steps, its checkpoints and the loop around them.
+"""Training: building an experiment, its steps, its checkpoints and the loop around them.
 
-`training.loop.train` runs it all. It is not imported here: it brings TensorFlow, for its events.
+The entry point is `training.loop.train`. It is not imported here because it imports TensorFlow,
+which writes the event files.
 """
 
-from convit_jax.training.examples import open_training_data, open_training_examples
-from convit_jax.training.experiment import Experiment, make_experiment
-from convit_jax.training.step import TrainState
-
-__all__ = [
-    "Experiment",
-    "TrainState",
-    "make_experiment",
-    "open_training_data",
-    "open_training_examples",
-]
+from convit_jax.training.examples import open_training_data as open_training_data
+from convit_jax.training.examples import open_training_examples as open_training_examples
+from convit_jax.training.experiment import Experiment as Experiment
+from convit_jax.training.experiment import make_experiment as make_experiment
+from convit_jax.training.step import TrainState as TrainState

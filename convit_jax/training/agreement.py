@@ -1,4 +1,4 @@
-"""Whether the processes of a run mean the same: one workdir, and the same data in each."""
+"""Checks that all processes of a run use the same workdir and the same data."""
 
 import hashlib
 import secrets
@@ -9,23 +9,19 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from convit_jax import data
+from convit_jax.distributed.processes import all_gather_flag
 from convit_jax.errors import InputError, boundary
 
 _TOKEN = ".token"
 
 
-def of_all_processes(value: bool) -> np.ndarray:
-    """What each process has, bool [processes]: every one must ask, and waits for the others."""
-    return multihost_utils.process_allgather(np.array(value)).reshape(-1)
-
-
 def check_same_workdir(directory: epath.Path) -> None:
-    """Refuses to go on where the processes' workdirs are of one name and not one directory.
+    """Check that the workdir is one directory shared by all processes, not one per host.
 
-    The first writes a random token into it, which all must then read there.
+    Process 0 writes a random token into it, which every process must then read there.
 
     Raises:
-        InputError: in every process, where some process cannot.
+        InputError: in every process, if any process cannot read the token.
     """
     if jax.process_count() == 1:
         return
@@ -36,52 +32,52 @@ def check_same_workdir(directory: epath.Path) -> None:
             path.write_text(token.tobytes().hex())
     token = multihost_utils.broadcast_one_to_all(token)
     with boundary(str(path)):
-        found = path.read_text() if path.exists() else ""
-    same = of_all_processes(found == bytes(token).hex())
+        text = path.read_text() if path.exists() else ""
+    matches = all_gather_flag(text == bytes(token).hex())
     if jax.process_index() == 0:
         path.unlink()
-    if not same.all():
-        others = ", ".join(map(str, np.flatnonzero(~same)))
+    if not matches.all():
+        others = ", ".join(map(str, np.flatnonzero(~matches)))
         raise InputError(
-            f"--workdir={directory} is not one directory for all processes: what process 0 wrote "
-            f"there is not there for process {others}; expected a file system that all share, or "
-            "gs://"
+            f"--workdir={directory} is not one directory for all processes: the file that process "
+            f"0 wrote there is missing for process {others}; expected a file system that all "
+            "processes share, or gs://"
         )
 
 
 def check_same_data(source: data.Source, key: str) -> None:
-    """Refuses to go on where the processes have other examples under one name.
+    """Check that all processes have the same examples under one dataset name.
 
     Args:
-        source: this process's.
-        key: the config key to name.
+        source: this process's examples.
+        key: the config key to name in errors.
 
     Raises:
-        InputError: in every process, where numbers, classes, names or places differ.
+        InputError: in every process, if the number, classes, files or subset of examples differ.
     """
     if jax.process_count() == 1:
         return
     counts = np.array([len(source), len(source.class_names)], np.int32)
-    chosen = b"" if source.chosen is None else source.chosen.tobytes()
+    chosen = b"" if source.indices is None else source.indices.tobytes()
     contents = ("\0".join(source.class_names), source.examples.identity(), chosen)
     digests = [_sha256(content) for content in contents]
     counts, digests = multihost_utils.process_allgather((counts, np.stack(digests)))
     for index in range(1, len(counts)):
-        differ = (digests[index] != digests[0]).any(axis=-1)
-        if (counts[index] == counts[0]).all() and not differ.any():
+        differs = (digests[index] != digests[0]).any(axis=-1)
+        if (counts[index] == counts[0]).all() and not differs.any():
             continue
-        has = "{:,} examples of {:,} classes".format
-        told = f"process 0 has {has(*counts[0])}, process {index} {has(*counts[index])}"
-        kinds = ("other names of classes", "other files", "another part of them")
-        what = [kind for kind, is_other in zip(kinds, differ, strict=True) if is_other]
+        describe = "{:,} examples of {:,} classes".format
+        sizes = f"process 0 has {describe(*counts[0])}, process {index} {describe(*counts[index])}"
+        kinds = ("other class names", "other files", "another subset of them")
+        differences = ", ".join(kind for kind, other in zip(kinds, differs, strict=True) if other)
         raise InputError(
-            f"config.{key}={source.name} is not the same for all processes: {told}"
-            f"{': ' if what else ''}{', '.join(what)}; expected the same copy on every host"
+            f"config.{key}={source.name} is not the same for all processes: {sizes}"
+            f"{': ' if differences else ''}{differences}; expected the same copy on every host"
         )
 
 
 def _sha256(content: str | bytes) -> np.ndarray:
-    """Uint8 [32]."""
+    """Return the SHA-256 digest, uint8 [32]."""
     if isinstance(content, str):
         content = content.encode(errors="surrogateescape")
     return np.frombuffer(hashlib.sha256(content).digest(), np.uint8)

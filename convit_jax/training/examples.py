@@ -1,4 +1,4 @@
-"""The examples of a run, as its config names them."""
+"""The training and evaluation examples that a config names."""
 
 import logging
 
@@ -10,59 +10,59 @@ log = logging.getLogger(__name__)
 
 
 def open_training_data(config: Config) -> tuple[data.Source, data.Source]:
-    """What to train on and what to evaluate on, with the same classes.
+    """Return the training and the evaluation examples, with the same classes.
 
     Raises:
-        InputError: data that are not there, or that do not fit together.
+        InputError: data are missing, or the two do not fit together.
     """
-    d = config.data
-    whole, whole_eval = _open_whole(config)
-    if whole_eval is None:
-        whole_eval = data.with_classes_of(_open_labelled(d.eval), whole)
+    train_split, eval_split = _open_splits(config)
+    if eval_split is None:
+        eval_split = _open_single_label(config.data.eval)
+        eval_split = data.align_to_training_classes(eval_split, train_split)
     eval_examples = data.subset(
-        whole_eval, fraction=1.0, choice="first", classes=d.classes, seed=config.seed
+        eval_split, fraction=1.0, choice="first", classes=config.data.classes, seed=config.seed
     )
-    if d.holdout:
-        log.info("evaluating on a part held out: %s", data.describe_classes(eval_examples))
-    return _part_to_train_on(config, whole), eval_examples
+    if config.data.holdout:
+        log.info("evaluating on a held-out part: %s", data.describe_classes(eval_examples))
+    return _select_training_subset(config, train_split), eval_examples
 
 
 def open_training_examples(config: Config) -> data.Source:
-    """What to train on alone: data to evaluate on need not be there.
+    """Return the training examples alone; the evaluation data need not exist.
 
     Raises:
-        InputError: as of `open_training_data`.
+        InputError: as in `open_training_data`.
     """
-    return _part_to_train_on(config, _open_whole(config)[0])
+    return _select_training_subset(config, _open_splits(config)[0])
 
 
-def _open_whole(config: Config) -> tuple[data.Source, data.Source | None]:
-    """All examples to train on, and where some of them are held out, those."""
-    whole = _open_labelled(config.data.train)
+def _open_splits(config: Config) -> tuple[data.Source, data.Source | None]:
+    """Return the training split, and the part held out from it if the config asks for one."""
+    source = _open_single_label(config.data.train)
     if config.data.holdout:
-        return data.hold_out(whole, config.data.holdout, config.seed)
-    return whole, None
+        return data.hold_out(source, config.data.holdout, config.seed)
+    return source, None
 
 
-def _part_to_train_on(config: Config, whole: data.Source) -> data.Source:
+def _select_training_subset(config: Config, train_split: data.Source) -> data.Source:
     d = config.data
     examples = data.subset(
-        whole,
+        train_split,
         fraction=d.fraction,
         choice=d.fraction_choice,
         classes=d.classes,
         seed=config.seed,
     )
-    if examples is not whole or d.holdout:
+    if examples is not train_split or d.holdout:
         log.info("training on part of %s: %s", d.train, data.describe_classes(examples))
     return examples
 
 
-def _open_labelled(name: str) -> data.Source:
+def _open_single_label(name: str) -> data.Source:
     source = data.open_source(name)
     if source.label_shape:
         raise InputError(
-            f"{source.name} has several labels an image, expected one: convit_jax.evaluate "
-            "takes such data, training does not"
+            f"{source.name} has several labels per image, expected one: convit_jax.evaluate "
+            "accepts such data, training does not"
         )
     return source

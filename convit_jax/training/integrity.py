@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what was saved: what its files say, and a checksum of every array."""
+"""Checking that a checkpoint holds what was saved: readable files and a checksum per array."""
 
 import json
 from collections.abc import Iterator
@@ -14,34 +14,34 @@ from convit_jax.errors import InputError, boundary, first_line
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.weights.model_checkpoints import STATE
 
-# The item of a checkpoint that says what its arrays were when they were saved.
+# The checkpoint item with the checksums of the arrays when they were saved.
 CHECKSUMS = "checksums"
 
-_READ_AT_ONCE = 1 << 24  # bytes
-# Knuth's multiplicative hash, 2³² over the golden ratio.
+_CHUNK_SIZE = 1 << 24  # bytes
+# 2³² divided by the golden ratio, as in Knuth's multiplicative hash.
 _MULTIPLIER = 2654435761
 
 
 def find_damage(checkpoint: epath.Path, abstract_state: Any) -> str | None:
-    """What is wrong with a checkpoint, or None where its state can be read.
+    """Return what is wrong with a checkpoint, or None if its state can be read.
 
-    Every file is read first, so that what the machine refuses is not taken for damage; then the
-    state is, into this process's memory and no accelerator's.
+    All files are read first, so that a fault of the machine is not mistaken for damage. Then the
+    state is restored into this process's memory, not onto an accelerator.
 
     Args:
         checkpoint: directory of one step.
-        abstract_state: shapes and types of what it holds.
+        abstract_state: shapes and types of the saved state.
 
     Raises:
-        MachineError: the machine does not let some file be read.
-        RuntimeError: JAX was told to do without the CPU (`JAX_PLATFORMS`), so nothing is known.
+        MachineError: a fault of the machine prevents reading some file.
+        RuntimeError: JAX has no CPU backend (`JAX_PLATFORMS`), so damage cannot be detected.
     """
     for path in _files(checkpoint):
         with boundary(str(path)), path.open("rb") as file:
-            while file.read(_READ_AT_ONCE):
+            while file.read(_CHUNK_SIZE):
                 pass
-    in_memory = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    sharding = jax.tree.map(lambda _: in_memory, abstract_state)
+    on_cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    sharding = jax.tree.map(lambda _: on_cpu, abstract_state)
     try:
         with boundary(str(checkpoint)):
             read_checksums(checkpoint)
@@ -52,15 +52,18 @@ def find_damage(checkpoint: epath.Path, abstract_state: Any) -> str | None:
 
 
 def read_state(checkpoint: epath.Path, abstract_state: Any, sharding: Any) -> Any:
-    """The state in a checkpoint, waiting for no other process; raises what libraries do.
+    """Return the state in a checkpoint, without waiting for other processes.
 
     Args:
         checkpoint: directory of one step.
-        abstract_state: shapes and types of what it holds.
-        sharding: how each array is to lie on devices, a tree like the state.
+        abstract_state: shapes and types of the saved state.
+        sharding: sharding of each array, a tree like the state.
+
+    Raises:
+        Exception: of any type, raised by Orbax or the libraries under it.
     """
     target = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        lambda leaf, placement: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement),
         abstract_state,
         sharding,
     )
@@ -69,16 +72,16 @@ def read_state(checkpoint: epath.Path, abstract_state: Any, sharding: Any) -> An
 
 
 def read_checksums(checkpoint: epath.Path) -> dict[str, int] | None:
-    """What a checkpoint says of its arrays; None in one of an earlier version."""
+    """Return a checkpoint's checksums by array name, or None if an earlier version saved it."""
     path = checkpoint / CHECKSUMS / "metadata"
     return dict(json.loads(path.read_text())) if path.exists() else None
 
 
 def _files(directory: epath.Path) -> Iterator[epath.Path]:
-    """Every file below a directory; of gs:// paths etils lists one level at a time."""
+    """Yield every file below a directory; etils lists gs:// paths one level at a time."""
     with boundary(str(directory)):
-        inside = sorted(directory.iterdir())
-    for path in inside:
+        children = sorted(directory.iterdir())
+    for path in children:
         if path.is_dir():
             yield from _files(path)
         else:
@@ -86,10 +89,10 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """A checksum of every array, by dotted name: the same however it lies on devices.
+    """Return a checksum of each array by dotted name, independent of the sharding.
 
-    It is Σ bᵢ wᵢ modulo 2³², of an array's elements as whole numbers b and odd weights w: a change
-    of any one element changes it.
+    The checksum is Σ bᵢ wᵢ modulo 2³², with the elements' bits as integers b and odd weights w, so
+    that a change of any single element changes it.
     """
     sums = jax.device_get(_checksums(jax.tree.leaves(tree)))
     return dict(zip(parameter_names(tree), map(int, sums), strict=True))
@@ -113,13 +116,12 @@ def _checksum(array: jax.Array) -> jax.Array:
 
 
 def changed_arrays(tree: Any, saved: dict[str, Any]) -> list[str]:
-    """The names of arrays whose checksums are not those that were saved."""
-    now = checksums(tree)
-    return [name for name, value in now.items() if saved.get(name) != value]
+    """Return the names of the arrays whose checksums differ from the saved ones."""
+    return [name for name, value in checksums(tree).items() if saved.get(name) != value]
 
 
 def check_metrics(metrics: epath.Path, name: str) -> None:
-    """Raises InputError where a checkpoint's metrics hold no number of some name."""
+    """Raise InputError unless a checkpoint's metrics hold a finite number called `name`."""
     with boundary(str(metrics), "cannot be read"):
         value = json.loads(metrics.read_text())[name]
         if type(value) not in (int, float) or not np.isfinite(value):

@@ -1,11 +1,12 @@
-"""The run: from a config and a workdir to a trained model, resuming what was begun."""
+"""The training loop: from a config and a workdir to a trained model, resuming if possible."""
 
 import collections
 import contextlib
 import dataclasses
 import logging
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -15,21 +16,22 @@ from etils import epath
 
 from convit_jax import data
 from convit_jax.config import Config
+from convit_jax.console.screen import Screen, duration_in_words
+from convit_jax.distributed import mesh as meshes
+from convit_jax.distributed.broken_images import BrokenImageExchange, check_at_end
+from convit_jax.distributed.processes import process_screen
 from convit_jax.errors import RunError
-from convit_jax.screen import Screen, duration_in_words
+from convit_jax.evaluation.sums import means, sum_over_examples
 from convit_jax.training import checkpoints as saving
-from convit_jax.training import mesh as meshes
 from convit_jax.training import workdir as workdirs
 from convit_jax.training.agreement import check_same_data, check_same_workdir
 from convit_jax.training.attention_log import make_attention_log
-from convit_jax.training.broken_images import BrokenTogether, checked
 from convit_jax.training.clock import Clock
-from convit_jax.training.evaluation import means, sum_over_examples
 from convit_jax.training.examples import open_training_data
-from convit_jax.training.experiment import PROFILED_STEPS, Experiment, make_experiment
+from convit_jax.training.experiment import NUM_PROFILED_STEPS, Experiment, make_experiment
 from convit_jax.training.placement import Placement, memory_advice, place
-from convit_jax.training.processes import screen_of_process
-from convit_jax.training.reporting import Reported, make_writer
+from convit_jax.training.reporting import ResumePoint, make_writer
+from convit_jax.training.restoration import restore_newest
 from convit_jax.training.resumption import check_same_run
 from convit_jax.training.signals import StopRequest, stop_on_signals
 from convit_jax.training.step import Metrics, TrainState
@@ -40,7 +42,7 @@ from convit_jax.weights import Card, open_weights
 log = logging.getLogger(__name__)
 
 # Steps that may be in flight before the host waits: enough to keep the devices busy, few enough
-# that the batches waiting on them do not fill their memory.
+# that the waiting batches do not fill the devices' memory.
 STEPS_IN_FLIGHT = 2
 
 
@@ -49,10 +51,10 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        step: steps done.
-        stopped_by: number of the signal that ended it early, or None.
-        evaluation: the last evaluation's metrics, if there was one.
-        signal: number of the signal that asked it to end, be it too late to end it early, or None.
+        step: number of completed steps.
+        stopped_by: number of the signal that ended the run early, or None.
+        evaluation: the metrics of the last evaluation, if there was one.
+        signal: number of the last stop signal received, even too late to end early, or None.
     """
 
     step: int
@@ -62,59 +64,60 @@ class Outcome:
 
 
 def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome:
-    """Trains, evaluates and checkpoints, from the workdir's newest checkpoint if it has one.
+    """Train, evaluate and save checkpoints, resuming from the workdir's newest checkpoint.
 
     Args:
-        config: the experiment.
-        workdir: directory for the run, made if it is not there; `gs://` is fine.
-        screen: where progress is shown, one that is in use; None for one of its own.
+        config: the configuration.
+        workdir: directory of the run, created if it does not exist; `gs://` is supported.
+        screen: an open screen for the progress; None to open one.
 
     Returns:
-        How it ended: at its last step, or earlier by SIGTERM or Ctrl-C with the state saved.
+        How the run ended: at its last step, or earlier by SIGTERM or Ctrl-C with the state saved.
 
     Raises:
         InputError: the config, the data, the devices or the workdir do not fit together.
-        RunError: the loss is no longer a number, or a checkpoint cannot be written or read.
+        RunError: the loss is not finite, or a checkpoint cannot be written or read.
     """
     with contextlib.ExitStack() as stack:
-        screen = screen or stack.enter_context(screen_of_process())
+        screen = screen or stack.enter_context(process_screen())
         stop = stack.enter_context(stop_on_signals())
         directory = workdirs.open_workdir(workdir)
-        stack.enter_context(workdirs.claimed(directory))
+        stack.enter_context(workdirs.lock_workdir(directory))
         check_same_workdir(directory)
         examples, eval_examples = open_training_data(config)
         check_same_data(examples, "data.train")
         check_same_data(eval_examples, "data.eval")
+        mesh = meshes.create_mesh(config.mesh.fsdp)
         experiment = make_experiment(
-            config, num_examples=len(examples), num_classes=len(examples.class_names)
+            config, num_examples=len(examples), num_classes=len(examples.class_names), mesh=mesh
         )
-        run = _Run.make(experiment, examples, eval_examples)
-        kept = directory / "checkpoints"
-        check_same_run(kept, config, examples.class_names, len(examples))
-        checkpoints = saving.open_checkpoints(kept, config.checkpoint)
-        stack.enter_context(saving.closed_at_the_end(checkpoints))
-        with _out_of_memory_told(config):
-            state, start = _first_state(run, checkpoints)
+        run = _Run(experiment, place(experiment, mesh), examples, eval_examples)
+        checkpoint_directory = directory / "checkpoints"
+        check_same_run(checkpoint_directory, config, examples.class_names, len(examples))
+        checkpoints = saving.open_checkpoints(checkpoint_directory, config.checkpoint)
+        stack.enter_context(saving.closing_checkpoints(checkpoints))
+        with _explaining_out_of_memory(config):
+            state, start = _initial_state(run, checkpoints)
         if jax.process_index() == 0:
             workdirs.write_config(directory, experiment)
-        workdirs.log_beginning(experiment, state, start, run.placed)
+        workdirs.log_beginning(experiment, state, start, run.placement)
         writer = make_writer(
             directory,
             steps_per_epoch=experiment.order.steps_per_epoch,
             total_steps=experiment.total_steps,
-            before=Reported(start, run.owes_evaluation(checkpoints, start)),
+            resume_point=ResumePoint(start, run.evaluation_missing(checkpoints, start)),
         )
         with metric_writers.ensure_flushes(writer):
             batches = stack.enter_context(contextlib.closing(run.train_batches(start)))
-            with _out_of_memory_told(config):
+            with _explaining_out_of_memory(config):
                 outcome = _take_steps(run, state, start, batches, checkpoints, writer, screen, stop)
         saving.finish_saving(checkpoints)
         if outcome.stopped_by is None:
             log.info("finished %d steps", outcome.step)
         else:
             log.info(
-                "stopped by %s after step %d of %d; the same command goes on from there",
-                stop.signal.name,
+                "stopped by %s after step %d of %d; the same command resumes from there",
+                signal.Signals(outcome.stopped_by).name,
                 outcome.step,
                 experiment.total_steps,
             )
@@ -122,85 +125,77 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         return dataclasses.replace(outcome, signal=stop.signal)
 
 
-@dataclasses.dataclass(frozen=True)
 class _Run:
-    """An experiment with its data, placed on this machine's devices."""
+    """An experiment placed on this machine's devices, with its data."""
 
-    experiment: Experiment
-    placed: Placement
-    card: Card
-    broken: BrokenTogether
-    train_batches: Callable[[int], Iterator[data.Batch]]
-    eval_batches: Callable[[], Iterator[dict[str, jax.Array]]]
-    log_attention: Callable[[Any], dict[str, float]]
-
-    @classmethod
-    def make(
-        cls, experiment: Experiment, examples: data.Source, eval_examples: data.Source
-    ) -> "_Run":
-        """Raises InputError where the devices do not divide a batch or into groups."""
+    def __init__(
+        self,
+        experiment: Experiment,
+        placement: Placement,
+        examples: data.Source,
+        eval_examples: data.Source,
+    ) -> None:
         config = experiment.config
-        placed = place(experiment, meshes.create_mesh(config.mesh.fsdp))
-        reading = data.Reading(
+        self.experiment, self.placement = experiment, placement
+        self.examples, self.eval_examples = examples, eval_examples
+        self.card = Card.of_run(config, experiment.architecture, examples.class_names)
+        self.reading = data.LoaderOptions(
             config.data.num_workers,
             config.data.prefetch_batches,
             config.data.max_broken,
             config.data.exif_rotation,
         )
-        broken = BrokenTogether(examples, config.data.max_broken)
-
-        def train_batches(start: int) -> Iterator[data.Batch]:
-            return data.train_batches(
-                examples,
-                experiment.order,
-                experiment.train_transform,
-                start_step=start,
-                num_steps=experiment.total_steps,
-                rows=meshes.local_rows(placed.rows, config.batch_size),
-                reading=reading,
-                health=broken.health,
-            )
-
-        def eval_batches() -> Iterator[dict[str, jax.Array]]:
-            broken = BrokenTogether(eval_examples, config.data.max_broken)
-            batches = data.eval_batches(
-                eval_examples,
-                config.eval_batch_size,
-                experiment.eval_transform,
-                rows=meshes.local_rows(placed.rows, config.eval_batch_size),
-                reading=reading,
-                health=broken.health,
-            )
-            for batch in checked(batches, broken):
-                yield meshes.to_global(batch, placed.rows, config.eval_batch_size)
-
-        return cls(
-            experiment=experiment,
-            placed=placed,
-            card=Card.of_run(config, experiment.architecture, examples.class_names),
-            broken=broken,
-            train_batches=train_batches,
-            eval_batches=eval_batches,
-            log_attention=make_attention_log(experiment, placed, eval_examples, reading),
+        self.broken_images = BrokenImageExchange(examples, config.data.max_broken)
+        self.attention_metrics = make_attention_log(
+            experiment, placement, eval_examples, self.reading
         )
 
-    def owes_evaluation(self, checkpoints: ocp.CheckpointManager, start: int) -> bool:
-        """Whether the run that goes on after `start` steps was stopped before it evaluated."""
-        return saving.owes_evaluation(checkpoints, start, self.experiment.eval_every)
+    def train_batches(self, start: int) -> Generator[data.Batch, None, None]:
+        """Yield this process's rows of the batches of steps `start` + 1 to the last."""
+        experiment = self.experiment
+        yield from data.train_batches(
+            self.examples,
+            experiment.order,
+            experiment.train_transform,
+            start_step=start,
+            num_steps=experiment.total_steps,
+            rows=meshes.local_rows(self.placement.rows, experiment.config.batch_size),
+            options=self.reading,
+            broken_counter=self.broken_images.counter,
+        )
+
+    def eval_batches(self) -> Iterator[dict[str, jax.Array]]:
+        """Yield the batches of an evaluation, on the devices."""
+        config, rows = self.experiment.config, self.placement.rows
+        broken_images = BrokenImageExchange(self.eval_examples, config.data.max_broken)
+        batches = data.eval_batches(
+            self.eval_examples,
+            config.eval_batch_size,
+            self.experiment.eval_transform,
+            rows=meshes.local_rows(rows, config.eval_batch_size),
+            options=self.reading,
+            broken_counter=broken_images.counter,
+        )
+        for batch in check_at_end(batches, broken_images):
+            yield meshes.to_global(batch, rows, config.eval_batch_size)
+
+    def evaluation_missing(self, checkpoints: ocp.CheckpointManager, start: int) -> bool:
+        """Return whether the run stopped after `start` steps before an evaluation due there."""
+        return saving.evaluation_missing(checkpoints, start, self.experiment.eval_every)
 
 
-def _first_state(run: _Run, checkpoints: ocp.CheckpointManager) -> tuple[TrainState, int]:
-    """The newest checkpoint's state or else a fresh one, and the steps it has done."""
-    on_devices = run.placed.state
-    state = saving.restore_newest(checkpoints, run.experiment.abstract_state(), on_devices)
+def _initial_state(run: _Run, checkpoints: ocp.CheckpointManager) -> tuple[TrainState, int]:
+    """Return the newest checkpoint's state or else a fresh one, and its number of steps."""
+    experiment, sharding = run.experiment, run.placement.state
+    state = restore_newest(checkpoints, experiment.abstract_state(), sharding)
     if state is not None:
         log.info("resuming after step %d from %s", state.step, checkpoints.directory)
         return state, int(state.step)
-    config = run.experiment.config
-    state = jax.jit(run.experiment.init_state, out_shardings=on_devices)()
+    config = experiment.config
+    state = jax.jit(experiment.init_state, out_shardings=sharding)()
     if config.init_from:
-        warm = warm_start(state, open_weights(config.init_from), run.card, on_devices)
-        return warm, 0
+        weights, class_names = open_weights(config.init_from), run.examples.class_names
+        return warm_start(state, weights, experiment.architecture, class_names, sharding), 0
     log.info("starting from fresh parameters, seed %d", config.seed)
     return state, 0
 
@@ -215,9 +210,9 @@ def _take_steps(
     screen: Screen,
     stop: StopRequest,
 ) -> Outcome:
-    """Steps `start` + 1 to the last, with what is due between them."""
+    """Run steps `start` + 1 to the last, with the evaluations and checkpoints due between them."""
     experiment, config = run.experiment, run.experiment.config
-    total, placed = experiment.total_steps, run.placed
+    total, placement = experiment.total_steps, run.placement
     clock, window = Clock(config.batch_size, total), MetricsWindow()
     in_flight: collections.deque[Metrics] = collections.deque()
     profile = _profiler(config, checkpoints.directory.parent)
@@ -225,60 +220,60 @@ def _take_steps(
 
     def report(step: int) -> None:
         try:
-            means = window.means(step)
+            scalars = window.means(step)
         except NotFiniteError as error:
-            raise _diverged(error, checkpoints) from error
-        if means:
-            scalars = means | clock.lap(step)
+            raise _divergence_error(error, checkpoints) from error
+        if scalars:
+            scalars |= clock.lap(step)
             writer.write_scalars(step, {f"train/{name}": v for name, v in scalars.items()})
 
     def evaluate(step: int) -> dict[str, float]:
         screen.show("evaluating", step, total)
-        sums = sum_over_examples(placed.eval_step, state.eval_params, run.eval_batches())
-        found = means(sums)
-        writer.write_scalars(step, {f"eval/{k}": v for k, v in found.items()})
+        sums = sum_over_examples(placement.eval_step, state.eval_params, run.eval_batches())
+        scalars = means(sums)
+        writer.write_scalars(step, {f"eval/{name}": v for name, v in scalars.items()})
         if config.attention_images:
-            writer.write_scalars(step, run.log_attention(state.eval_params))
-        return found
+            writer.write_scalars(step, run.attention_metrics(state.eval_params))
+        return scalars
 
     if start == 0 and config.attention_images:
-        writer.write_scalars(0, run.log_attention(state.eval_params))
+        writer.write_scalars(0, run.attention_metrics(state.eval_params))
     step, stopping = start, stop.reached(start)
-    if not stopping and run.owes_evaluation(checkpoints, start):
+    if not stopping and run.evaluation_missing(checkpoints, start):
         evaluation = evaluate(start)
     while step < total and not stopping:
         with clock.waiting():
-            batch = meshes.to_global(next(batches), placed.rows, config.batch_size)
-        state, metrics = placed.train_step(state, batch)
+            batch = meshes.to_global(next(batches), placement.rows, config.batch_size)
+        state, metrics = placement.train_step(state, batch)
         step += 1
         if step == start + 1:
-            clock.restart(step)  # it compiled
+            clock.restart(step)  # exclude the compilation
         window.add(step, metrics)
         in_flight.append(metrics)
         if len(in_flight) > STEPS_IN_FLIGHT:
             jax.block_until_ready(in_flight.popleft())
         profile(step)
         screen.show("training", step, total, duration_in_words(clock.seconds_left(step)))
-        # A line is written one step late, when its numbers are there without waiting.
+        # Metrics are reported one step late, when they are available without waiting.
         if (step - 1) % experiment.log_every == 0:
             report(step - 1)
-            run.broken.check()
-        last, stopping = step == total, stop.reached(step)
-        # Who is asked to stop has little time: what is due is evaluated when the run goes on.
-        evaluating = last or (step % experiment.eval_every == 0 and not stopping)
-        saving_now = last or step % experiment.checkpoint_every == 0 or stopping
+            run.broken_images.check()
+        is_last, stopping = step == total, stop.reached(step)
+        # After a stop signal there is little time: a due evaluation is left to the resumed run.
+        evaluating = is_last or (step % experiment.eval_every == 0 and not stopping)
+        saving_now = is_last or step % experiment.checkpoint_every == 0 or stopping
         if not (evaluating or saving_now):
             continue
         report(step)
         with clock.paused():
-            run.broken.check_now()
+            run.broken_images.check_now()
             accuracy = None
             if evaluating:
                 evaluation = evaluate(step)
                 accuracy = evaluation["accuracy"]
-            writer.flush()  # before the checkpoint with which a killed run would go on
+            writer.flush()  # before the checkpoint from which a killed run would resume
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
-                began = time.monotonic()
+                start_time = time.monotonic()
                 saving.save(
                     checkpoints,
                     state,
@@ -288,27 +283,27 @@ def _take_steps(
                     accuracy,
                     experiment.order.num_examples,
                 )
-                stall = time.monotonic() - began
+                stall = time.monotonic() - start_time
                 writer.write_scalars(step, {"checkpoint/stall_seconds": stall})
     return Outcome(step, stop.signal if step < total else None, evaluation)
 
 
 def _profiler(config: Config, directory: epath.Path) -> Callable[[int], Any]:
-    """A function of the step that profiles the steps asked for."""
+    """Return a function of the step that profiles the steps that the config asks for."""
     if not config.profile_at:
         return lambda step: None
     return periodic_actions.Profile(
         logdir=directory,
         first_profile=config.profile_at,
-        num_profile_steps=PROFILED_STEPS,
+        num_profile_steps=NUM_PROFILED_STEPS,
         profile_duration_ms=0,
         every_secs=None,
     )
 
 
 @contextlib.contextmanager
-def _out_of_memory_told(config: Config) -> Iterator[None]:
-    """Raises RunError where the devices' memory does not hold a step."""
+def _explaining_out_of_memory(config: Config) -> Iterator[None]:
+    """Raise RunError with advice if a step does not fit in the devices' memory."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -319,17 +314,16 @@ def _out_of_memory_told(config: Config) -> Iterator[None]:
         raise RunError(f"the step does not fit the devices' memory: {advice} ({line})") from error
 
 
-def _diverged(error: NotFiniteError, checkpoints: ocp.CheckpointManager) -> RunError:
-    kept, metrics = checkpoints.latest_step(), error.metrics
+def _divergence_error(error: NotFiniteError, checkpoints: ocp.CheckpointManager) -> RunError:
+    latest, metrics = checkpoints.latest_step(), error.metrics
+    checkpoint_note = (
+        "no checkpoint was saved before"
+        if latest is None
+        else f"the checkpoint of step {latest} is good"
+    )
     return RunError(
         f"loss {metrics['loss']:g}, gradient norm {metrics['gradient_norm']:g} at step "
         f"{error.step} (learning rate {metrics['learning_rate']:.3g}): no longer finite numbers, "
-        "so the run stops; "
-        + (
-            "no checkpoint was saved before"
-            if kept is None
-            else f"the checkpoint of step {kept} is good"
-        )
-        + ". Try a smaller config.optimizer.learning_rate, a longer config.optimizer.warmup, or "
-        "config.optimizer.clip_norm=1"
+        f"so the run stops; {checkpoint_note}. Try a smaller config.optimizer.learning_rate, a "
+        "longer config.optimizer.warmup, or config.optimizer.clip_norm=1"
     )

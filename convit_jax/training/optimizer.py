@@ -1,4 +1,4 @@
-"""AdamW as DeiT's recipe has it: learning rate, weight decay and its mask, clipping."""
+"""AdamW as in DeiT's recipe: learning rate, weight decay and its mask, clipping."""
 
 import re
 from typing import Any
@@ -10,18 +10,18 @@ import optax
 from convit_jax.config import Config, OptimizerConfig
 from convit_jax.errors import InputError, boundary
 
-# In a pattern, the numbers of the GPSA layers.
+# Placeholder in a pattern for the numbers of the GPSA layers.
 _GPSA = "{gpsa}"
 
 
 def parameter_names(params: Any) -> list[str]:
-    """Dotted names of the leaves, in the order of `jax.tree.leaves`: `blocks.0.norm1.scale`."""
+    """Return the dotted names of the leaves (`blocks.0.norm1.scale`) in `jax.tree.leaves` order."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
 
 
 def match_parameters(params: Any, patterns: tuple[str, ...], key: str) -> Any:
-    """Marks the parameters whose whole name some pattern matches.
+    """Mark the parameters whose full name matches one of the patterns.
 
     Args:
         params: a tree of parameters.
@@ -32,34 +32,34 @@ def match_parameters(params: Any, patterns: tuple[str, ...], key: str) -> Any:
         A tree like `params`, of bool.
 
     Raises:
-        InputError: a broken pattern, or one that matches no parameter.
+        InputError: a pattern is not a valid regular expression, or matches no parameter.
     """
     names = parameter_names(params)
     gpsa = _gpsa_layers(names)
     matched: set[str] = set()
     for pattern in patterns:
-        with boundary(f"config.{key}: '{pattern}'", "is no regular expression"):
+        with boundary(f"config.{key}: '{pattern}'", "is not a valid regular expression"):
             expression = re.compile(pattern.replace(_GPSA, gpsa))
-        found = {name for name in names if expression.fullmatch(name)}
-        if not found:
+        matches = {name for name in names if expression.fullmatch(name)}
+        if not matches:
             raise InputError(
                 f"config.{key}: '{pattern}' matches none of the {len(names)} parameters; their "
                 f"names are like '{names[0]}' and '{names[-1]}'"
             )
-        matched |= found
+        matched |= matches
     return jax.tree.unflatten(jax.tree.structure(params), [name in matched for name in names])
 
 
 def _gpsa_layers(names: list[str]) -> str:
-    """An expression of the numbers of the layers that have a projection of relative positions."""
-    found = (re.fullmatch(r"blocks\.(\d+)\.attention\.pos_proj\..*", name) for name in names)
-    numbers = dict.fromkeys(match[1] for match in found if match)
-    # Where there are none the expression matches nothing.
+    """Return a regular expression for the numbers of the layers with a `pos_proj`."""
+    matches = (re.fullmatch(r"blocks\.(\d+)\.attention\.pos_proj\..*", name) for name in names)
+    numbers = dict.fromkeys(match[1] for match in matches if match)
+    # Without GPSA layers the expression matches nothing.
     return f"(?:{'|'.join(numbers)})" if numbers else "(?!)"
 
 
 def decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:
-    """True where weight decay applies: everywhere but at the patterns in `no_decay`."""
+    """Return a mask that is True where weight decay applies, i.e. not matched by `no_decay`."""
     exempt = match_parameters(params, no_decay, "optimizer.no_decay")
     return jax.tree.map(lambda is_exempt: not is_exempt, exempt)
 
@@ -67,11 +67,11 @@ def decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:
 def learning_rate(
     config: Config, total_steps: int, warmup_steps: int, steps_per_epoch: int
 ) -> optax.Schedule:
-    """Step → learning rate: a linear warm-up, then a cosine over the whole run.
+    """Return the schedule step → learning rate: a linear warm-up, then a cosine.
 
-    The cosine is that of the released recipe: its phase counts the warm-up's steps, so that its
-    peak is never quite reached. Only the peak scales with the batch size. The released code also
-    changes the rate only once an epoch (`schedule_every`) and an epoch late (`schedule_lag`).
+    As in the released recipe, the phase of the cosine includes the warm-up steps, so its peak is
+    never quite reached. Only the peak scales with the batch size. The released code also changes
+    the rate only once per epoch (`schedule_every`) and one epoch late (`schedule_lag`).
     """
     o = config.optimizer
     peak = o.learning_rate * config.batch_size / o.learning_rate_batch
@@ -91,10 +91,10 @@ def learning_rate(
 
 
 def layer_scales(params: Any, decay: float) -> Any:
-    """What the learning rate of each parameter is multiplied by: layers near the images less.
+    """Return the factor of each parameter's learning rate, smaller for layers near the input.
 
-    Of n blocks, block i (from 0) has decay^(n - i); what comes before the blocks decay^(n + 1), and
-    the last norm and the head 1 (layer-wise decay, Bao et al. 2022, BEiT).
+    With n blocks, block i (from 0) has decay^(n - i), parameters before the blocks decay^(n + 1),
+    and the last norm and the head 1 (layer-wise decay, Bao et al. 2022, BEiT).
 
     Returns:
         A tree like `params`, of float.
@@ -115,7 +115,7 @@ def layer_scales(params: Any, decay: float) -> Any:
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, params: Any
 ) -> optax.GradientTransformation:
-    """Clipping if asked for, then AdamW with its decay mask, by layers, but for what is frozen.
+    """Return the optimizer: clipping, AdamW with its decay mask, layer-wise decay, freezing.
 
     Raises:
         InputError: a pattern of `no_decay` or `frozen` matches no parameter.
@@ -128,7 +128,7 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=decay_mask(params, config.no_decay),
     )
-    # Clipping or not, the state has the same structure, so that a run can be resumed either way.
+    # The state has the same structure with and without clipping, so a run can resume with either.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     optimizer = optax.chain(clip, adamw)
     if config.layer_decay != 1.0:

@@ -1,20 +1,21 @@
-"""Whether what is to go on is the run that was begun: its config, its classes, its data."""
+"""Checking that a resumed run matches its checkpoints: its config, its classes, its data."""
 
+import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from convit_jax.config import Config, as_saved
-from convit_jax.data.class_names import describe_difference
+from convit_jax.config.typed import differences
+from convit_jax.data.sources.class_names import describe_difference
 from convit_jax.errors import InputError, boundary
-from convit_jax.typed_config import differences
 from convit_jax.weights import Card
 from convit_jax.weights.model_checkpoints import CARD, CONFIG
 
-# What a checkpoint says of the data that it was trained on.
+# The checkpoint item that describes the training data.
 DATA = "data"
 
 log = logging.getLogger(__name__)
@@ -23,83 +24,99 @@ log = logging.getLogger(__name__)
 def check_same_run(
     directory: epath.Path, config: Config, class_names: Sequence[str], num_examples: int
 ) -> None:
-    """Refuses a config or classes that contradict the newest readable checkpoint's.
+    """Check a config and classes against those of the newest readable checkpoint.
 
-    Nothing is changed by looking. Keys that do not change what the state means may differ, and so
-    may the number of examples; that is logged.
+    The checkpoints are not changed. Keys that do not change the meaning of the state may differ,
+    and so may the number of examples; such differences are logged.
 
     Args:
-        directory: of the checkpoints.
-        config: of the run that is to go on.
-        class_names: of its data, in the order of the labels.
-        num_examples: how many it trains on.
+        directory: directory of the checkpoints.
+        config: the config of the resumed run.
+        class_names: the classes of its training data, in the order of the labels.
+        num_examples: the number of its training examples.
 
     Raises:
-        InputError: a key that is fixed for a run differs, or the classes do.
-        MachineError: the machine does not let the checkpoints be read.
+        InputError: the classes differ, or a config key that is fixed for a run.
+        MachineError: a fault of the machine prevents reading the checkpoints.
     """
-    newest = next(_readable_records(directory), None)
-    if newest is None:
+    record = _newest_record(directory)
+    if record is None:
         return
-    step, (saved, unknown), trained_on, examples_then = newest
     run = f"the run in {directory.parent}"
-    difference = describe_difference(trained_on, class_names) if trained_on else None
-    if difference:
+    if record.class_names and (difference := describe_difference(record.class_names, class_names)):
         raise InputError(
-            f"{run} was {difference}: use another --workdir, or config.data.train with the classes "
-            "that it had"
+            f"{run} was {difference}: use another --workdir, or config.data.train with the same "
+            "classes"
         )
-    changed = list(differences(saved, config))
+    changed = list(differences(record.config, config))
     contradictions = [
-        f"{key} ({old!r} there, {new!r} here)" for key, old, new, fixed in changed if fixed
+        f"{key} ({old!r} in its checkpoint, {new!r} now)"
+        for key, old, new, fixed in changed
+        if fixed
     ]
     if contradictions:
         raise InputError(
             f"{run} was started with another configuration: {'; '.join(contradictions)}. Use "
-            "another --workdir, or that configuration"
+            "another --workdir, or the original configuration"
         )
-    if unknown:
+    if record.unknown_keys:
         log.warning(
-            "the run has config keys that this version does not, which are not compared: %s",
-            ", ".join(unknown),
+            "the run has config keys unknown to this version, which are not compared: %s",
+            ", ".join(record.unknown_keys),
         )
     for key, old, new, _ in changed:
-        log.info("config.%s was %r until step %d, is now %r", key, old, step, new)
-    if examples_then not in (None, num_examples):
+        log.info("config.%s was %r until step %d, is now %r", key, old, record.step, new)
+    if record.num_examples not in (None, num_examples):
         log.warning(
-            "config.data.train had %d examples until step %d, has %d now: from here on their order "
-            "and the length of an epoch are others than in a run that began with these",
-            examples_then,
-            step,
+            "config.data.train had %d examples until step %d, now has %d: from here on their order "
+            "and the length of an epoch differ from a run that had these from the start",
+            record.num_examples,
+            record.step,
             num_examples,
         )
 
 
-def _readable_records(
-    directory: epath.Path,
-) -> Iterator[tuple[int, tuple[Config, list[str]], Sequence[str] | None, int | None]]:
-    """Step, config (`as_saved`), classes and number of training examples, the newest first.
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What a checkpoint says about its run.
 
-    Checkpoints in which these cannot be read are left out; earlier versions' do not tell the last.
+    Attributes:
+        step: steps done.
+        config: its config, as far as this version knows the keys.
+        unknown_keys: the other config keys.
+        class_names: the names of its classes, if it had any.
+        num_examples: the number of training examples; None in a checkpoint of an earlier version.
     """
+
+    step: int
+    config: Config
+    unknown_keys: list[str]
+    class_names: Sequence[str] | None
+    num_examples: int | None
+
+
+def _newest_record(directory: epath.Path) -> _Record | None:
+    """Return the record of the newest checkpoint whose record can be read, or None."""
     if not directory.is_dir():
-        return
+        return None
     steps = sorted((int(p.name) for p in directory.iterdir() if p.name.isdigit()), reverse=True)
     for step in steps:
         checkpoint = directory / str(step)
         try:
             with boundary(str(checkpoint)):
-                config = as_saved(_read_record(checkpoint, CONFIG))
-                # Of a card, which may be another version's, these alone.
-                names = _read_record(checkpoint, CARD).get("class_names")
+                config, unknown_keys = as_saved(_read_item(checkpoint, CONFIG))
+                # The class names alone, because the rest may be another version's card.
+                names = _read_item(checkpoint, CARD).get("class_names")
                 class_names = Card.from_json({"class_names": names}).class_names
-                told = (checkpoint / DATA).exists()
-                examples = int(_read_record(checkpoint, DATA)["train_examples"]) if told else None
+                num_examples = None
+                if (checkpoint / DATA).exists():
+                    num_examples = int(_read_item(checkpoint, DATA)["train_examples"])
         except InputError as error:
-            log.debug("%s", error)  # whether it is damaged shows when it is restored
+            log.debug("%s", error)  # restoring finds out whether it is damaged
             continue
-        yield step, config, class_names, examples
+        return _Record(step, config, unknown_keys, class_names, num_examples)
+    return None
 
 
-def _read_record(checkpoint: epath.Path, item: str) -> dict[str, Any]:
+def _read_item(checkpoint: epath.Path, item: str) -> dict[str, Any]:
     return json.loads((checkpoint / item / "metadata").read_text())

@@ -1,4 +1,4 @@
-"""The metrics of the steps since the last line, left on the devices until that line is written."""
+"""The metrics of the steps since the last metrics line, kept on the devices until the next."""
 
 import math
 from typing import Any
@@ -9,11 +9,11 @@ from convit_jax.training.step import Metrics
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss or gradient is no longer a finite number.
+    """A loss or gradient norm is not finite.
 
     Attributes:
-        step: the first step where it was not.
-        metrics: that step's.
+        step: the first step with such a value.
+        metrics: the metrics of that step.
     """
 
     def __init__(self, step: int, metrics: dict[str, Any]) -> None:
@@ -28,24 +28,24 @@ class MetricsWindow:
         self._steps: list[tuple[int, Metrics]] = []
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Notes the metrics of a step, which may still be being computed."""
+        """Add the metrics of a step, which may still be being computed."""
         self._steps.append((step, metrics))
 
     def means(self, step: int) -> dict[str, float]:
-        """Means over the noted steps up to `step`, which are then forgotten; empty if none.
+        """Remove the steps up to `step` and return the means of their metrics; empty if none.
 
-        The learning rate is the last step's. Waits for the devices if they are not there yet.
+        The learning rate is the last step's. Waits for the devices to compute the metrics.
 
         Raises:
-            NotFiniteError: a loss or gradient was not finite.
+            NotFiniteError: a loss or gradient norm is not finite.
         """
-        done = [item for item in self._steps if item[0] <= step]
-        self._steps = self._steps[len(done) :]
-        values = jax.device_get([metrics for _, metrics in done])
-        for (at, _), metrics in zip(done, values, strict=True):
+        due = [item for item in self._steps if item[0] <= step]
+        self._steps = self._steps[len(due) :]
+        values = jax.device_get([metrics for _, metrics in due])
+        for (number, _), metrics in zip(due, values, strict=True):
             if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
-                raise NotFiniteError(at, metrics)
-        if not done:
+                raise NotFiniteError(number, metrics)
+        if not due:
             return {}
         means = {name: sum(float(m[name]) for m in values) / len(values) for name in values[0]}
         return means | {"learning_rate": float(values[-1]["learning_rate"])}

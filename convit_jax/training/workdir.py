@@ -1,12 +1,10 @@
-"""The directory of a run: its config, and what is said of it at the beginning and the end."""
+"""The workdir of a run: its lock and config, and the log lines at its beginning and end."""
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import logging
-import os
 import pathlib
 import platform
 import time
@@ -17,13 +15,14 @@ import orbax.checkpoint as ocp
 from clu import parameter_overview
 from etils import epath
 
+from convit_jax.distributed.sharding import measure_sharded_size
 from convit_jax.errors import InputError
-from convit_jax.paths import output_directory
+from convit_jax.system.file_lock import LockedError, NoLocksError, lock_file
+from convit_jax.system.paths import output_directory
+from convit_jax.system.whole_file import write_whole
 from convit_jax.training.experiment import Experiment
 from convit_jax.training.placement import Placement
-from convit_jax.training.sharding import measure_spread
 from convit_jax.training.step import TrainState
-from convit_jax.whole_file import write_whole
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 
@@ -31,53 +30,50 @@ log = logging.getLogger(__name__)
 
 
 def open_workdir(workdir: str) -> epath.Path:
-    """The directory of a run, made if it is not there.
+    """Return the directory of a run, created if it does not exist.
 
     Raises:
-        InputError: it cannot be made or written to.
+        InputError: it cannot be created or written to.
         MachineError: the machine failed, or the storage cannot be reached.
     """
     directory = output_directory(workdir, "--workdir")
-    # Orbax takes absolute paths only.
+    # Orbax accepts absolute paths only.
     return directory if "://" in str(directory) else directory.resolve()
 
 
 @contextlib.contextmanager
-def claimed(directory: epath.Path) -> Iterator[None]:
-    """Keeps the directory of a run from a second start as long as this lasts.
+def lock_workdir(directory: epath.Path) -> Iterator[None]:
+    """Prevent a second run from starting in the same workdir during the block.
 
-    One process of a run holds a lock on a file in it, which the system takes back however it ends.
-    Where the file system has no locks (gs://, some network file systems) nothing is kept.
+    The first process holds a lock on a file in it, which the system releases however the process
+    ends. File systems without locks (gs://, some network file systems) are not protected.
 
     Raises:
-        InputError: another run holds it.
+        InputError: another run holds the lock.
     """
     if jax.process_index() or "://" in str(directory):
         yield
         return
-    with pathlib.Path(directory, ".lock").open("a+") as file:
+    with contextlib.ExitStack() as stack:
+        path = pathlib.Path(directory, ".lock")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
+            stack.enter_context(lock_file(path, f", begun {time.ctime()}"))
+        except LockedError as error:
             raise InputError(
-                f"--workdir={directory} is in use by {file.read().strip() or 'another process'}: "
-                "expected one run at a time in a directory"
+                f"--workdir={directory} is in use by {error}: "
+                "expected one run at a time per directory"
             ) from error
-        except OSError as error:
-            log.info("%s: no lock against a second start (%s)", directory, error.strerror)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}, begun {time.ctime()}\n")
-        file.flush()
+        except NoLocksError as error:
+            log.info("%s: not locked against a second run (%s)", directory, error)
         yield
 
 
 def write_config(directory: epath.Path, experiment: Experiment) -> None:
-    """Leaves the resolved config, with the packages' versions, as config.json.
+    """Write the resolved config and the packages' versions as config.json.
 
     Raises:
         InputError: it cannot be written.
-        MachineError: the machine does not let it be.
+        MachineError: a fault of the machine prevents writing it.
     """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     record = dataclasses.asdict(experiment.config) | {
@@ -87,8 +83,10 @@ def write_config(directory: epath.Path, experiment: Experiment) -> None:
     write_whole(directory / "config.json", lambda draft: draft.write_text(text))
 
 
-def log_beginning(experiment: Experiment, state: TrainState, start: int, placed: Placement) -> None:
-    """Logs what is about to run: parameters, steps, devices and what of it falls on each."""
+def log_beginning(
+    experiment: Experiment, state: TrainState, start: int, placement: Placement
+) -> None:
+    """Log what is about to run: parameters, devices, the share of each device, and steps."""
     config = experiment.config
     if start == 0:
         table = parameter_overview.get_parameter_overview(
@@ -98,16 +96,18 @@ def log_beginning(experiment: Experiment, state: TrainState, start: int, placed:
     log.info(
         "%d device(s) (%s) in %d process(es), mesh data=%d x fsdp=%d; global batch %d: "
         "%d a process, %d a device",
-        placed.mesh.size,
-        placed.mesh.devices.flat[0].device_kind,
+        placement.mesh.size,
+        placement.mesh.devices.flat[0].device_kind,
         jax.process_count(),
-        *placed.mesh.devices.shape,
+        *placement.mesh.devices.shape,
         config.batch_size,
         config.batch_size // jax.process_count(),
-        config.batch_size // placed.mesh.size,
+        config.batch_size // placement.mesh.size,
     )
-    log.info("parameters       %s", measure_spread(state.params, placed.state.params))
-    log.info("optimizer state  %s", measure_spread(state.opt_state, placed.state.opt_state))
+    log.info("parameters       %s", measure_sharded_size(state.params, placement.state.params))
+    log.info(
+        "optimizer state  %s", measure_sharded_size(state.opt_state, placement.state.opt_state)
+    )
     log.info(
         "steps %d to %d, %d an epoch of %d examples; the first step compiles",
         start + 1,
@@ -118,7 +118,7 @@ def log_beginning(experiment: Experiment, state: TrainState, start: int, placed:
 
 
 def log_end(directory: epath.Path, checkpoints: ocp.CheckpointManager) -> None:
-    """Logs where everything is and the next command to try."""
+    """Log where the results are and the next command to try."""
     best = checkpoints.best_step()
     if best is not None:
         accuracy = checkpoints.metrics(best)["accuracy"]

@@ -1,4 +1,4 @@
-"""What weights say of themselves besides their tensors."""
+"""The card: metadata that weights carry besides their tensors."""
 
 import collections
 import dataclasses
@@ -8,27 +8,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from convit_jax.config import Config
-from convit_jax.data import imagenet
-from convit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from convit_jax.data.images.preprocessing import Preprocessing
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError, boundary, nearest
 from convit_jax.models import Architecture
 
-_ASSUMED = Preprocessing()
+_DEFAULT = Preprocessing()
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What tensors do not tell; it travels with checkpoints and .safetensors files of ours.
+    """What the tensors do not show; stored in this package's checkpoints and .safetensors files.
 
-    Whatever is None, nobody said.
+    A field that is None is unknown.
 
     Attributes:
         architecture: of the model.
-        class_names: the name of each logit's class, each of its own.
-        crop_fraction, mean, std: the preprocessing of evaluation.
+        class_names: the class name of each logit, all different.
+        crop_fraction, mean, std: preprocessing for evaluation.
 
     Raises:
-        InputError: a value has another type or is out of its range.
+        InputError: a value has the wrong type or is out of range.
     """
 
     architecture: Architecture | None = None
@@ -38,80 +38,87 @@ class Card:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        made, names, crop = self.architecture, self.class_names, self.crop_fraction
-        if made is not None:
-            _expect(isinstance(made, Architecture), "architecture", made, "an object")
+        architecture, names, crop = self.architecture, self.class_names, self.crop_fraction
+        if architecture is not None:
+            _require(
+                isinstance(architecture, Architecture), "architecture", architecture, "an object"
+            )
         if names is not None:
-            texts = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
-            _expect(texts and names != (), "class_names", names, "a name for each class")
-            twice = [name for name, n in collections.Counter(names).items() if n > 1]
-            _expect(not twice, "class_names", names, f"each once, and {twice[:3]} are there twice")
-        if names is not None and made is not None:
-            expected = f"{made.num_classes}, one for each class"
-            fits = len(names) == made.num_classes
-            _expect(fits, "class_names", f"{len(names)} names", expected)
+            are_strings = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+            _require(are_strings and names != (), "class_names", names, "a name for each class")
+            repeated = [name for name, n in collections.Counter(names).items() if n > 1]
+            expected = f"different names, but {repeated[:3]} occur more than once"
+            _require(not repeated, "class_names", names, expected)
+        if names is not None and architecture is not None:
+            expected = f"{architecture.num_classes}, one for each class"
+            fits = len(names) == architecture.num_classes
+            _require(fits, "class_names", f"{len(names)} names", expected)
         if crop is not None:
-            _expect(_is_number(crop) and 0 < crop <= 1, "crop_fraction", crop, "above 0, up to 1")
+            _require(_is_number(crop) and 0 < crop <= 1, "crop_fraction", crop, "above 0, up to 1")
         for field, values in (("mean", self.mean), ("std", self.std)):
-            numbers = isinstance(values, tuple) and values != () and all(map(_is_number, values))
-            _expect(values is None or numbers, field, values, "a number for each channel")
-        channels = [None if values is None else len(values) for values in (self.mean, self.std)]
-        _expect(channels[0] == channels[1], "std", self.std, "a number for each of mean's")
-        _expect(self.std is None or min(self.std) > 0, "std", self.std, "numbers above 0")
+            are_numbers = (
+                isinstance(values, tuple) and values != () and all(map(_is_number, values))
+            )
+            _require(values is None or are_numbers, field, values, "a number for each channel")
+        lengths = [None if values is None else len(values) for values in (self.mean, self.std)]
+        _require(lengths[0] == lengths[1], "std", self.std, "as many numbers as mean has")
+        _require(self.std is None or min(self.std) > 0, "std", self.std, "numbers above 0")
 
     @classmethod
     def of_run(
         cls, config: Config, architecture: Architecture, class_names: tuple[str, ...]
     ) -> "Card":
-        """The card of a run's checkpoints."""
+        """Return the card of a run's checkpoints."""
         d = config.data
         return cls(architecture, class_names, d.eval_crop, d.mean, d.std)
 
     def names_for(self, num_classes: int) -> tuple[str, ...] | None:
-        """The classes' names; a thousand classes that nobody named are ImageNet's."""
+        """Return the class names; a thousand classes without names are taken to be ImageNet's."""
         if self.class_names is None and num_classes == len(imagenet.class_ids()):
             return imagenet.class_ids()
         return self.class_names
 
-    def assumed(self) -> str:
-        """What `preprocessing` assumes because nobody said it, in words; "" if nothing."""
+    def assumptions(self) -> str:
+        """Describe what `preprocessing` assumes because the card lacks it; "" if nothing."""
         parts = []
         if self.mean is None:
             parts.append("ImageNet's mean and standard deviation")
         if self.crop_fraction is None:
-            parts.append(f"a centre crop of {_ASSUMED.crop_fraction}")
+            parts.append(f"a centre crop of {_DEFAULT.crop_fraction}")
         return " and ".join(parts)
 
     def preprocessing(self, architecture: Architecture) -> Preprocessing:
-        """How images become the model's input; the released models' way where nobody said.
+        """Return how images become the model's input; unknown values are the released models'.
 
         Raises:
-            InputError: it is not known for images of so many channels.
+            InputError: the mean is unknown and the images do not have ImageNet's three channels.
         """
-        mean, std = self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
+        mean, std = self.mean or imagenet.MEAN, self.std or imagenet.STD
         if len(mean) == 1:  # one number for all channels
             mean, std = mean * architecture.in_channels, std * architecture.in_channels
         if len(mean) != architecture.in_channels:
             raise InputError(
-                f"the weights take images of {architecture.in_channels} channels and do not say "
-                "how they were normalised: take the checkpoint, or the .safetensors file that "
-                "convit_jax.convert makes of it, which do"
+                f"the weights take images of {architecture.in_channels} channels, and their "
+                "normalisation is unknown: use the checkpoint, or the .safetensors file that "
+                "convit_jax.convert writes from it, which contain it"
             )
-        crop = self.crop_fraction or _ASSUMED.crop_fraction
+        crop = self.crop_fraction or _DEFAULT.crop_fraction
         return Preprocessing(architecture.image_size, crop, mean, std)
 
     def as_json(self) -> dict[str, Any]:
-        """The card in JSON's types."""
+        """Return the card as JSON types."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: Any) -> "Card":
-        """The inverse of `as_json`.
+        """Return the card that `as_json` was called on.
 
         Raises:
-            InputError: it is no such card, or was written by a later version.
+            InputError: the values are not a card's, or were written by a later version.
         """
-        fields = {name: _tuples(value) for name, value in _known(cls, values, "").items()}
+        fields = {
+            name: _as_tuple(value) for name, value in _checked_fields(cls, values, "").items()
+        }
         if fields.get("architecture") is not None:
             fields["architecture"] = _architecture(fields["architecture"])
         with boundary("its card", "cannot be read"):
@@ -119,45 +126,46 @@ class Card:
 
 
 def _architecture(values: Any) -> Architecture:
-    """An architecture of JSON's values, each of the field's type."""
-    kinds = {field.name: field.type for field in dataclasses.fields(Architecture)}
+    """Return the architecture with these JSON values, after checking their types."""
+    field_types = {field.name: field.type for field in dataclasses.fields(Architecture)}
     fields = {}
-    for name, value in _known(Architecture, values, "architecture.").items():
-        value, kind = _tuples(value), kinds[name]
-        if kind is float and type(value) is int:
+    for name, value in _checked_fields(Architecture, values, "architecture.").items():
+        value, field_type = _as_tuple(value), field_types[name]
+        if field_type is float and type(value) is int:
             value = float(value)
-        part = (typing.get_args(kind) or (kind,))[0]  # of image_size, which has two
-        parts = value if isinstance(value, tuple) else (value,)
-        fits = isinstance(value, tuple) == (part is not kind)
-        fits = fits and all(type(item) is part for item in parts)
-        _expect(fits, f"architecture.{name}", value, getattr(kind, "__name__", str(kind)))
+        item_type = (typing.get_args(field_type) or (field_type,))[0]  # image_size has two items
+        items = value if isinstance(value, tuple) else (value,)
+        fits = isinstance(value, tuple) == (item_type is not field_type)
+        fits = fits and all(type(item) is item_type for item in items)
+        expected = getattr(field_type, "__name__", str(field_type))
+        _require(fits, f"architecture.{name}", value, expected)
         fields[name] = value
     with boundary("its card", "cannot be read: architecture"):
         return Architecture(**fields)
 
 
-def _known(record: type, values: Any, path: str) -> Mapping[str, Any]:
-    """The values of a record's fields, of which a later version may have more."""
-    _expect(isinstance(values, Mapping), path.rstrip(".") or "all of it", values, "an object")
+def _checked_fields(record: type, values: Any, path: str) -> Mapping[str, Any]:
+    """Return the values after checking that they are a record's; a later version may have more."""
+    _require(isinstance(values, Mapping), path.rstrip(".") or "all of it", values, "an object")
     names = [field.name for field in dataclasses.fields(record)]
     for name in values:
         if name not in names:
             hint = nearest(str(name), names)
-            raise InputError(f"its card cannot be read: no field '{path}{name}' is known; {hint}")
+            raise InputError(f"its card cannot be read: unknown field '{path}{name}'; {hint}")
     return values
 
 
-def _expect(holds: bool, field: str, value: Any, expected: str) -> None:
-    if not holds:
+def _require(condition: bool, field: str, value: Any, expected: str) -> None:
+    if not condition:
         text = repr(value)
-        shown = text if len(text) <= 80 else f"{text[:80]}…"
-        raise InputError(f"its card cannot be read: {field} is {shown}, expected {expected}")
+        text = text if len(text) <= 80 else f"{text[:80]}…"
+        raise InputError(f"its card cannot be read: {field} is {text}, expected {expected}")
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -sys.maxsize < value < sys.maxsize
 
 
-def _tuples(value: Any) -> Any:
-    """JSON has no tuples."""
+def _as_tuple(value: Any) -> Any:
+    """Return a list as a tuple, which JSON lacks, and other values unchanged."""
     return tuple(value) if isinstance(value, list) else value

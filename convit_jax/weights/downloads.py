@@ -1,4 +1,4 @@
-"""Weights from elsewhere: fetched once and kept."""
+"""Downloading of weights from the web and the Hugging Face Hub, with a cache."""
 
 import contextlib
 import errno
@@ -13,161 +13,169 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from convit_jax.cache import cache_directory
 from convit_jax.errors import InputError, RunError, boundary, first_line
+from convit_jax.system.cache import cache_directory
 from convit_jax.weights import hub_config
-from convit_jax.weights.files import INDEX_SUFFIX, SUFFIXES, check_file, require_torch, shards_of
+from convit_jax.weights.files import (
+    INDEX_SUFFIX,
+    SUFFIXES,
+    check_file,
+    read_weight_map,
+    require_torch,
+)
 
 log = logging.getLogger(__name__)
 
-# What the Hub's repositories call their weights, the safe format first, whole before in shards.
+# Names of the weights in Hub repositories: the safe format first, single files before shards.
 HUB_FILES = (
     "model.safetensors",
     f"model.safetensors{INDEX_SUFFIX}",
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX_SUFFIX}",
 )
-_TIMEOUT = 60  # seconds without an answer
+_TIMEOUT = 60  # seconds without a response
 _HUB_TIMEOUT = 10
 _CHUNK = 2**20
-# What a full or closed disk says while something is fetched; all else is of the network.
-_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO,
+# Errors of the local disk during a download; all others are the network's.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO,
             errno.EMFILE, errno.ENOMEM)  # fmt: skip
 
 
-def is_address(name: str) -> bool:
-    """Whether weights of that name are elsewhere."""
+def is_remote(name: str) -> bool:
+    """Whether weights of that name must be downloaded."""
     return name.startswith(("https://", "http://", "hf://"))
 
 
 def fetch(name: str) -> pathlib.Path:
-    """The local copy of a file at `https://…` or of a model at `hf://ORG/NAME[/FILE]`.
+    """Return the local copy of `https://…/FILE` or of a model at `hf://ORG/NAME[/FILE]`.
 
-    What was fetched before is not fetched again, and needs no network. Nothing is kept that is not
-    whole. Of a model in shards it is the index, with the shards beside it.
+    Cached files are not downloaded again and need no network. Incomplete files are not cached. For
+    a model in shards, the index is returned, with the shards in the same directory.
 
     Raises:
-        InputError: it is not there, the network is not, or what came is not whole.
-        MachineError: there is no room or permission to keep it.
+        InputError: it does not exist, the network fails, or the downloaded file is incomplete.
+        MachineError: there is no space or permission to store it.
     """
     with boundary(name, "could not be fetched"):
-        return _from_hub(name) if name.startswith("hf://") else _from_web(name)
+        return _fetch_from_hub(name) if name.startswith("hf://") else _fetch_from_web(name)
 
 
 @contextlib.contextmanager
-def _network(name: str) -> Iterator[None]:
-    """What a library raises for a network that fails: it is no fault of this machine's disk."""
+def _network_errors(name: str) -> Iterator[None]:
+    """Turn what libraries raise when the network fails into InputErrors, except disk errors."""
     try:
         yield
     except (InputError, RunError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_DISK:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise
         reason = getattr(error, "reason", None)
         line = first_line(reason if isinstance(reason, Exception) else error)
         raise InputError(f"{name} could not be fetched: {line}") from error
 
 
-def _from_web(url: str) -> pathlib.Path:
-    with _network(url):
+def _fetch_from_web(url: str) -> pathlib.Path:
+    with _network_errors(url):
         file_name = pathlib.PurePosixPath(urllib.parse.urlparse(url).path).name
     if not file_name.endswith(SUFFIXES):
         raise InputError(f"{url}: expected a file that ends in {', '.join(SUFFIXES)}")
-    # Two addresses may end in the same name.
-    place = hashlib.sha256(url.encode()).hexdigest()[:16]
-    kept = cache_directory() / "weights" / place / file_name
-    if kept.is_file():
-        return kept
+    # Different addresses may end in the same file name.
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    cached = cache_directory() / "weights" / digest / file_name
+    if cached.is_file():
+        return cached
     if not file_name.endswith(".safetensors"):
-        require_torch(url)  # before a long download rather than after it
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_name(f"part-{os.getpid()}-{file_name}")
-    log.info("fetching %s to %s", url, kept)
+        require_torch(url)  # before a long download, not after it
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    partial = cached.with_name(f"part-{os.getpid()}-{file_name}")
+    log.info("fetching %s to %s", url, cached)
     try:
         with partial.open("wb") as file:
-            for chunk in _chunks(url):
+            for chunk in _download_chunks(url):
                 file.write(chunk)
         check_file(partial, url)
-        partial.rename(kept)
+        partial.rename(cached)
     finally:
         partial.unlink(missing_ok=True)
-    return kept
+    return cached
 
 
-def _chunks(url: str) -> Iterator[bytes]:
-    """What is at an address, some at a time, to its end."""
-    with _network(url), urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
+def _download_chunks(url: str) -> Iterator[bytes]:
+    """Download the content of an address in chunks, and check its length."""
+    with _network_errors(url), urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
         received = 0
-        while chunk := answer.read(_CHUNK):
+        while chunk := response.read(_CHUNK):
             received += len(chunk)
             yield chunk
-        expected = answer.headers.get("Content-Length")
+        expected = response.headers.get("Content-Length")
         if expected is not None and received != int(expected):
             raise InputError(
                 f"{url}: the connection broke after {received} of {expected} bytes; try again"
             )
 
 
-def _from_hub(name: str) -> pathlib.Path:
-    parts = name.removeprefix("hf://").split("/")
-    if len(parts) < 2 or not all(parts):
+def _fetch_from_hub(name: str) -> pathlib.Path:
+    name_parts = name.removeprefix("hf://").split("/")
+    if len(name_parts) < 2 or not all(name_parts):
         raise InputError(f"{name}: expected hf://ORG/NAME, such as hf://timm/convit_tiny.fb_in1k")
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise InputError(f"{name} takes another package to fetch: pip install huggingface_hub")
-    repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
-    names = (inside,) if inside else HUB_FILES
-    with _network(name):
-        for file_name in names:
-            kept = _cached(repository, file_name)
-            if kept and all(_cached(repository, shard) for shard in _shards(kept, file_name)):
-                return kept
-        # First of all: what is in the cache is not asked about again.
-        config = posixpath.join(posixpath.dirname(inside), hub_config.FILE_NAME)
+        raise InputError(f"{name} needs another package: pip install huggingface_hub")
+    repository, path_in_repository = "/".join(name_parts[:2]), "/".join(name_parts[2:])
+    file_names = (path_in_repository,) if path_in_repository else HUB_FILES
+    with _network_errors(name):
+        for file_name in file_names:
+            cached = _cached(repository, file_name)
+            if cached and all(
+                _cached(repository, shard) for shard in _shard_names(cached, file_name)
+            ):
+                return cached
+        # The config first: once the weights are cached, the Hub is not contacted again.
+        config = posixpath.join(posixpath.dirname(path_in_repository), hub_config.FILE_NAME)
         _download(name, repository, config)
-        for file_name in names:
-            kept = _download(name, repository, file_name)
-            if kept is None:
+        for file_name in file_names:
+            cached = _download(name, repository, file_name)
+            if cached is None:
                 continue
-            for shard in _shards(kept, file_name):
+            for shard in _shard_names(cached, file_name):
                 if _download(name, repository, shard) is None:
                     raise InputError(f"{name}: the shard {shard} is missing")
-            return kept
-    wanted = inside or " or ".join(names)
-    raise InputError(f"{name}: there is no {wanted} in the repository '{repository}'")
+            return cached
+    expected = path_in_repository or " or ".join(file_names)
+    raise InputError(f"{name}: no {expected} in the repository '{repository}'")
 
 
-def _shards(kept: pathlib.Path, file_name: str) -> list[str]:
-    """The files that an index in a repository is of; none for another file."""
+def _shard_names(cached: pathlib.Path, file_name: str) -> list[str]:
+    """Return the names of an index's shards in the repository; [] for a file that is no index."""
     if not file_name.endswith(INDEX_SUFFIX):
         return []
-    beside = posixpath.dirname(file_name)
-    files = sorted(set(shards_of(kept, str(kept)).values()))
-    return [posixpath.join(beside, file) for file in files]
+    directory = posixpath.dirname(file_name)
+    files = sorted(set(read_weight_map(cached, str(cached)).values()))
+    return [posixpath.join(directory, file) for file in files]
 
 
 def _cached(repository: str, file_name: str) -> pathlib.Path | None:
-    """A repository's file, if it was fetched before."""
+    """Return a repository's file if it is in the cache."""
     import huggingface_hub  # noqa: PLC0415  (an optional extra)
 
-    kept: Any = huggingface_hub.try_to_load_from_cache(repository, file_name)
-    return pathlib.Path(kept) if isinstance(kept, str) else None
+    cached: Any = huggingface_hub.try_to_load_from_cache(repository, file_name)
+    return pathlib.Path(cached) if isinstance(cached, str) else None
 
 
 def _download(name: str, repository: str, file_name: str) -> pathlib.Path | None:
-    """A repository's file, fetched; None where it has no such file.
+    """Download a repository's file; return None if the repository does not have it.
 
     Raises:
-        InputError: there is no such repository, or the Hub cannot be reached.
+        InputError: the repository does not exist, or the Hub cannot be reached.
     """
     import huggingface_hub  # noqa: PLC0415  (an optional extra)
     from huggingface_hub import errors  # noqa: PLC0415
 
-    kept = _cached(repository, file_name)
-    if kept:
-        return kept
+    cached = _cached(repository, file_name)
+    if cached:
+        return cached
     try:
-        # Asked for without the repeated attempts, each with its warning, that a download makes.
+        # Request the metadata first: unlike a download, this does not retry with warnings.
         address = huggingface_hub.hf_hub_url(repository, file_name)
         huggingface_hub.get_hf_file_metadata(address, timeout=_HUB_TIMEOUT)
         return pathlib.Path(huggingface_hub.hf_hub_download(repository, file_name))
@@ -182,7 +190,7 @@ def _download(name: str, repository: str, file_name: str) -> pathlib.Path | None
     except (errors.HfHubHTTPError, errors.HFValidationError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_DISK:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise
         raise _unreachable(name, error) from error
 

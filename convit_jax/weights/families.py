@@ -1,9 +1,9 @@
-"""Other models that share tensors' names with ours, and what they are called."""
+"""Other model families, recognised by tensor names that ConViT and DeiT do not have."""
 
 import re
 from collections.abc import Iterable
 
-# (what shows it, what it is), the telling ones first; names are searched from their beginning.
+# (pattern, description), the most specific first; patterns match from the start of a name.
 _FAMILIES = (
     (r"dist_token$|head_dist\.", "a distilled DeiT, which has a second token and head"),
     (r"(vit|deit|beit|swin|dinov2)\.(embeddings|encoder)\.", "a model of transformers"),
@@ -30,11 +30,11 @@ _FAMILIES = (
 )  # fmt: skip
 
 
-def family(names: Iterable[str]) -> tuple[str, str] | None:
-    """What model tensors belong to if not to a ConViT or DeiT, and the tensor that shows it."""
+def other_family(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return the other family that tensors belong to and the tensor that shows it, or None."""
     names = list(names)
-    for pattern, what in _FAMILIES:
+    for pattern, description in _FAMILIES:
         for name in names:
             if re.match(pattern, name):
-                return what, name
+                return description, name
     return None

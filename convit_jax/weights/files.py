@@ -1,4 +1,4 @@
-"""Reading tensors from files: .safetensors, PyTorch's pickles where torch is installed, shards."""
+"""Reading tensors from files: .safetensors, PyTorch pickles if PyTorch is installed, shards."""
 
 import contextlib
 import dataclasses
@@ -20,20 +20,21 @@ from convit_jax.weights.choosing import choose
 from convit_jax.weights.torch_names import is_parameter
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-# What is read besides: Lightning's checkpoints, and timm's `model_best.pth.tar`.
+# Also read: Lightning checkpoints, and timm's `model_best.pth.tar`.
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".ckpt", ".tar")
-# The list of a model's shards ends so, after the name that the whole file would have.
+# An index of shards is named like the unsharded file, followed by this suffix.
 INDEX_SUFFIX = ".index.json"
 
-# What is sent, or lies, in a file's place.
-_NO_WEIGHTS = {
-    (b"<!doctype", b"<html", b"<?xml"): "a web page, not weights: what was at that address is "
-    "there no longer, or takes a login",
-    (b"{", b"["): "a message in JSON, not weights: what was at that address is there no longer, or "
-    "takes a login",
-    (b"version https://git-lfs",): "git-lfs's note of where the file is: git lfs pull fetches it",
+# What servers send, or repositories contain, instead of the weights, by how it begins.
+_OTHER_CONTENT = {
+    (b"<!doctype", b"<html", b"<?xml"): "a web page, not weights: the address no longer exists, or "
+    "requires a login",
+    (b"{", b"["): "a message in JSON, not weights: the address no longer exists, or requires a "
+    "login",
+    (b"version https://git-lfs",): "a git-lfs pointer, not the file itself: run git lfs pull",
 }
-# safetensors' types. Those of less than a byte come packed, and no model is published in them.
+# The types of safetensors, except those of less than a byte, which are packed and in which no model
+# is published. safetensors.numpy lacks the F8 types.
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -54,19 +55,19 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-# A tensor may repeat what a file holds once (strides of 0), so a small file can claim any size.
-# What is read may be this many times the file, and this many bytes in any case.
-_MOST_TIMES, _AT_LEAST = 16, 64 * 2**20
+# A PyTorch tensor may repeat stored values (strides of 0), so a small file can claim any size. The
+# float32 tensors may have this many times the file's bytes, and this many bytes in any case.
+_MAX_EXPANSION, _MIN_LIMIT = 16, 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
-    """What a file holds.
+    """The content of a weights file.
 
     Attributes:
-        tensors: the model's, by name: float32, contiguous.
-        metadata: what a .safetensors file says besides.
-        notes: what was chosen, left out or rounded, a sentence each.
+        tensors: the model's tensors by name, float32 and contiguous.
+        metadata: of a .safetensors file.
+        notes: what was chosen, ignored or rounded, one sentence each.
     """
 
     tensors: dict[str, np.ndarray]
@@ -75,10 +76,10 @@ class WeightsFile:
 
 
 def read_tensors(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a weights file by name, as float32; see `read_weights`.
+    """Return the tensors of a weights file by name, as float32; see `read_weights`.
 
     Raises:
-        InputError: the file is not there, of another kind, damaged, or holds no tensors.
+        InputError: the file does not exist, is of another type or damaged, or holds no tensors.
     """
     return read_weights(path).tensors
 
@@ -86,19 +87,19 @@ def read_tensors(path: epath.PathLike) -> dict[str, np.ndarray]:
 def read_weights(
     path: epath.PathLike, entry: str | None = None, name: str | None = None
 ) -> WeightsFile:
-    """What a weights file holds, whole or in shards.
+    """Read a weights file, or the shards of an index.
 
-    Of a training checkpoint the model's tensors are taken, the running average where there is one;
-    prefixes of wrappers (`module.`, `_orig_mod.`, Lightning's `model.`) are taken off.
+    From a training checkpoint the model's tensors are read, and of those the running average if
+    there is one. Wrappers' prefixes (`module.`, `_orig_mod.`, Lightning's `model.`) are removed.
 
     Args:
         path: a file with one of `SUFFIXES`, or the index of a model's shards.
-        entry: which of several models in the file to take, or None for the usual one.
-        name: what to call the file in messages; by its path unless said otherwise.
+        entry: which of several models in the file to read, or None for the default.
+        name: of the file in messages; its path by default.
 
     Raises:
-        InputError: the file is not there, of another kind, damaged, or holds no tensors.
-        MachineError: it cannot be read for want of permission, memory or such.
+        InputError: the file does not exist, is of another type or damaged, or holds no tensors.
+        MachineError: the machine cannot read it (permission, memory, storage).
     """
     path = epath.Path(path)
     name = name or str(path)
@@ -111,99 +112,102 @@ def read_weights(
         if is_index:
             content, metadata, size = _read_shards(path, name)
         else:
-            content, metadata, size = _read_one(path, name)
-        tensors, chosen = choose(content, entry, name)
-        arrays, notes = _as_float32(tensors, max(_MOST_TIMES * size, _AT_LEAST), name)
-    return WeightsFile(arrays, metadata, (*chosen, *notes))
+            content, metadata, size = _read_file(path, name)
+        tensors, choice_notes = choose(content, entry, name)
+        arrays, notes = _as_float32(tensors, max(_MAX_EXPANSION * size, _MIN_LIMIT), name)
+    return WeightsFile(arrays, metadata, (*choice_notes, *notes))
 
 
 def require_torch(name: str) -> None:
-    """Refuses a file of PyTorch's where PyTorch is not installed.
+    """Check that PyTorch is installed to read a PyTorch file.
 
     Raises:
-        InputError: it says what to do.
+        InputError: it is not.
     """
     if importlib.util.find_spec("torch") is None:
         raise InputError(
-            f"{name} is a PyTorch file, which takes PyTorch to read: pip install torch, or take "
-            "the .safetensors file of the same weights (timm/convit_*.fb_in1k on huggingface.co)"
+            f"{name} is a PyTorch file, which needs PyTorch: pip install torch, or use the "
+            ".safetensors file of the same weights (timm/convit_*.fb_in1k on huggingface.co)"
         )
 
 
 def check_file(path: epath.PathLike, name: str) -> None:
-    """Reads a file, shards excepted, to its end.
+    """Check that a file, other than an index of shards, can be read completely.
 
     Raises:
-        InputError: it is no weights file, or not a whole one.
+        InputError: it is not a weights file, or incomplete.
     """
     with boundary(name):
-        _read_one(epath.Path(path), name)
+        _read_file(epath.Path(path), name)
 
 
-def shards_of(index: epath.PathLike, name: str) -> dict[str, str]:
-    """Where an index of shards says that each tensor is: tensor → file name beside the index.
+def read_weight_map(index: epath.PathLike, name: str) -> dict[str, str]:
+    """Read an index of shards: tensor name → name of a file in the index's directory.
 
     Raises:
-        InputError: it is no such index, or names files elsewhere.
+        InputError: it is not such an index, or names files in other directories.
     """
-    with boundary(name, "is no index of shards"):
-        listed = json.loads(epath.Path(index).read_text())
-        places = listed.get("weight_map") if isinstance(listed, dict) else None
-        if not isinstance(places, dict) or not places:
-            raise InputError(f"{name} is no index of shards: it has no 'weight_map'")
-        for file in places.values():
-            plain = isinstance(file, str) and pathlib.PurePath(file).name == file
-            if not plain or "\\" in file or not file.endswith(SUFFIXES):
+    with boundary(name, "is not an index of shards"):
+        index_content = json.loads(epath.Path(index).read_text())
+        weight_map = index_content.get("weight_map") if isinstance(index_content, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{name} is not an index of shards: it has no 'weight_map'")
+        for file in weight_map.values():
+            is_file_name = isinstance(file, str) and pathlib.PurePath(file).name == file
+            if not is_file_name or "\\" in file or not file.endswith(SUFFIXES):
                 raise InputError(
-                    f"{name} names the shard {file!r}: expected the name of a file beside it that "
-                    f"ends in {', '.join(SUFFIXES)}"
+                    f"{name} names the shard {file!r}: expected the name of a file in the same "
+                    f"directory that ends in {', '.join(SUFFIXES)}"
                 )
-        return places
+        return weight_map
 
 
 def _read_shards(index: epath.Path, name: str) -> tuple[dict[str, Any], dict[str, str], int]:
-    """The tensors of every shard, by the index's names, and the bytes that they are read from."""
-    places = shards_of(index, name)
+    """Return an index's tensors by name, no metadata, and the total size of the shards."""
+    weight_map = read_weight_map(index, name)
     tensors: dict[str, Any] = {}
     total = 0
-    for file in sorted(set(places.values())):
+    for file in sorted(set(weight_map.values())):
         shard = index.parent / file
         if not shard.is_file():
             raise InputError(f"{name}: the shard {file} is missing")
         with boundary(str(shard)):
-            content, _, size = _read_one(shard, str(shard))
+            content, _, size = _read_file(shard, str(shard))
         total += size
-        for tensor in (tensor for tensor, place in places.items() if place == file):
+        for tensor in (tensor for tensor, shard in weight_map.items() if shard == file):
             if not isinstance(content, Mapping) or tensor not in content:
                 raise InputError(f"{name}: the shard {file} has no '{tensor}'")
             tensors[tensor] = content[tensor]
     return tensors, {}, total
 
 
-def _read_one(path: epath.Path, name: str) -> tuple[Any, dict[str, str], int]:
-    """What a file holds, its metadata and its size; the content says of which kind it is."""
+def _read_file(path: epath.Path, name: str) -> tuple[Any, dict[str, str], int]:
+    """Return a file's content, metadata and size; the content determines the file's type."""
     content = path.read_bytes()
     if not content:
         raise InputError(f"{name} is empty")
     start = content[:256].lstrip().lower()
-    for beginnings, what in _NO_WEIGHTS.items():
-        if start.startswith(beginnings):
-            raise InputError(f"{name} is {what}")
+    for prefixes, description in _OTHER_CONTENT.items():
+        if start.startswith(prefixes):
+            raise InputError(f"{name} is {description}")
     is_torch = path.suffix != ".safetensors" and content[8:9] != b"{"
-    if is_torch or pytorch_files.looks_like(content):
+    if is_torch or pytorch_files.is_pytorch_file(content):
         require_torch(name)
         return pytorch_files.parse(content, name), {}, len(content)
     with boundary(name, "is not a whole .safetensors file"):
-        with _on_disk(path, content) as local, safetensors.safe_open(local, "numpy") as file:
+        with _local_path(path, content) as local, safetensors.safe_open(local, "numpy") as file:
             metadata = file.metadata() or {}
-        stored = dict(safetensors.deserialize(content))
-        arrays = {tensor: _array(tensor, what, name) for tensor, what in stored.items()}
+        # `safe_open` has the metadata but no F8 types in NumPy; `deserialize` is the reverse.
+        arrays = {
+            tensor: _as_array(tensor, stored, name)
+            for tensor, stored in safetensors.deserialize(content)
+        }
         return arrays, metadata, len(content)
 
 
 @contextlib.contextmanager
-def _on_disk(path: epath.Path, content: bytes) -> Iterator[str]:
-    """The path of a file on this machine: safetensors opens no other."""
+def _local_path(path: epath.Path, content: bytes) -> Iterator[str]:
+    """Yield a local path with the file's content: safetensors cannot open remote files."""
     if "://" not in str(path):
         yield str(path)
         return
@@ -213,7 +217,7 @@ def _on_disk(path: epath.Path, content: bytes) -> Iterator[str]:
         yield file.name
 
 
-def _array(tensor: str, stored: Mapping[str, Any], name: str) -> np.ndarray:
+def _as_array(tensor: str, stored: Mapping[str, Any], name: str) -> np.ndarray:
     if stored["dtype"] not in _DTYPES:
         raise InputError(
             f"{name}: the tensor '{tensor}' is of type {stored['dtype']}, expected one of "
@@ -223,24 +227,24 @@ def _array(tensor: str, stored: Mapping[str, Any], name: str) -> np.ndarray:
 
 
 def _as_float32(
-    tensors: Mapping[str, Any], most: int, name: str
+    tensors: Mapping[str, Any], limit: int, name: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Tensors as contiguous float32, and what is to be said of that.
+    """Convert tensors to contiguous float32; return them and notes.
 
-    Whole numbers that are no parameter of a model (counters, indices) are left out.
+    Integer tensors that are not parameters of a model (counters, indices) are ignored.
     """
     arrays: dict[str, np.ndarray] = {}
-    left_out, rounded, total = [], [], 0
+    ignored, rounded, total = [], [], 0
     for tensor, value in tensors.items():
         with boundary(f"{name}: the tensor '{tensor}'"):
             total += 4 * int(np.prod(value.shape, dtype=object))
-            if total > most:
+            if total > limit:
                 raise InputError(
-                    f"{name} claims tensors of more than {most:,} bytes, far more than it holds"
+                    f"{name} claims tensors of more than {limit:,} bytes, far more than it holds"
                 )
             array = value if isinstance(value, np.ndarray) else pytorch_files.as_numpy(value)
             if array.dtype.kind in "biu" and not is_parameter(tensor):
-                left_out.append(tensor)
+                ignored.append(tensor)
                 continue
             if array.dtype.kind not in "biufV":
                 raise InputError(f"{name}: the tensor '{tensor}' is of type {array.dtype}")
@@ -252,8 +256,8 @@ def _as_float32(
     if not arrays:
         raise InputError(f"{name} holds no tensors")
     notes = []
-    if left_out:
-        notes.append(f"left out, whole numbers that no model here has: {some(left_out, 3)}")
+    if ignored:
+        notes.append(f"ignored integer tensors, which are not parameters: {some(ignored, 3)}")
     if rounded:
         notes.append(f"rounded to float32: {some(rounded, 3)}")
     return arrays, notes

@@ -1,4 +1,4 @@
-"""Models in checkpoint directories: those that training leaves and those made from other files."""
+"""Models in checkpoint directories, written by training or converted from other files."""
 
 import contextlib
 import json
@@ -16,8 +16,8 @@ from convit_jax.errors import InputError, boundary, nearest
 from convit_jax.weights.card import Card
 from convit_jax.weights.torch_names import parameter_shapes, to_torch
 
-# What a checkpoint holds: the state (of which `params`, or where there is one the running average
-# `ema_params`, is the model), the card and, after training, the config.
+# The items of a checkpoint: the state (whose `params`, or preferably the running average
+# `ema_params`, are the model), the card and, after training, the config.
 STATE, CARD, CONFIG = "state", "card", "config"
 PARAMS, AVERAGE = "params", "ema_params"
 
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def find_checkpoint(directory: epath.Path) -> epath.Path:
-    """The checkpoint that a directory stands for.
+    """Find the checkpoint in a directory.
 
     Args:
-        directory: a checkpoint, a directory of them, or a workdir: of several, the one of the best
-            evaluation accuracy is taken, or else the newest.
+        directory: a checkpoint, a directory of checkpoints, or a workdir. Of several checkpoints,
+            the one with the best evaluation accuracy is returned, otherwise the newest.
 
     Raises:
         InputError: there is none.
@@ -38,12 +38,12 @@ def find_checkpoint(directory: epath.Path) -> epath.Path:
         return directory
     of_workdir = directory / "checkpoints"
     with boundary(str(directory)):
-        above = of_workdir if of_workdir.is_dir() else directory
-        steps = [path for path in above.iterdir() if path.name.isdecimal() and path.is_dir()]
-        inside = sorted(path.name for path in directory.iterdir())
+        parent = of_workdir if of_workdir.is_dir() else directory
+        steps = [path for path in parent.iterdir() if path.name.isdecimal() and path.is_dir()]
+        names = sorted(path.name for path in directory.iterdir())
     if not steps:
-        files = [name for name in inside if name.endswith((".safetensors", ".pth", ".pt", ".bin"))]
-        hint = f"; if you mean {files[0]} in it, name that" if files else ""
+        files = [name for name in names if name.endswith((".safetensors", ".pth", ".pt", ".bin"))]
+        hint = f"; did you mean {files[0]} in it?" if files else ""
         raise InputError(
             f"no checkpoint in {directory}: expected a workdir of train.py, a checkpoint, or a "
             f"directory with model.safetensors{hint}"
@@ -52,18 +52,18 @@ def find_checkpoint(directory: epath.Path) -> epath.Path:
     chosen = max(steps, key=lambda path: (accuracies[path], int(path.name)))
     if len(steps) > 1:
         others = ", ".join(sorted((p.name for p in steps if p != chosen), key=int))
-        why = "the best by accuracy" if accuracies[chosen] >= 0 else "the newest"
-        log.info("%s: step %s, %s; also there: %s", directory, chosen.name, why, others)
+        reason = "the best by accuracy" if accuracies[chosen] >= 0 else "the newest"
+        log.info("%s: step %s, %s; other steps: %s", directory, chosen.name, reason, others)
     return chosen
 
 
 def is_checkpoint(directory: epath.Path) -> bool:
-    """Whether a directory is a checkpoint, or may hold some: a workdir."""
+    """Whether a directory is a checkpoint, or a workdir, which may have checkpoints."""
     return (directory / STATE).is_dir() or (directory / "checkpoints").is_dir()
 
 
 def _accuracy(checkpoint: epath.Path) -> float:
-    """The checkpoint's evaluation accuracy, or -1 where it has none that can be read."""
+    """Return the checkpoint's evaluation accuracy, or -1 if it has none that can be read."""
     path = checkpoint / "metrics" / "metrics"
     try:
         with boundary(str(path)):
@@ -76,44 +76,44 @@ def _accuracy(checkpoint: epath.Path) -> float:
 def read_checkpoint(
     checkpoint: epath.Path, entry: str | None = None
 ) -> tuple[dict[str, np.ndarray], Card, str]:
-    """A checkpoint's model, as tensors of the released layout, its card, and what was chosen.
+    """Read a checkpoint's model, in the released layout, its card, and a note on what was chosen.
 
     Args:
         checkpoint: from `find_checkpoint`.
-        entry: "params" or "ema_params", the running average; without it the average if there is
+        entry: "params" or "ema_params", the running average. None chooses the average if there is
             one.
 
     Raises:
-        InputError: it is damaged, no checkpoint of ours, or has no such parameters.
-        MachineError: it cannot be read for want of permission, memory or such.
+        InputError: it is damaged, not this package's checkpoint, or has no such parameters.
+        MachineError: the machine cannot read it (permission, memory, storage).
     """
-    with boundary(f"the checkpoint {checkpoint}", "is damaged"), _quiet():
+    with boundary(f"the checkpoint {checkpoint}", "is damaged"), _quiet_orbax():
         if not checkpoint.is_dir():
-            raise InputError(f"{checkpoint} is no checkpoint: expected a directory")
+            raise InputError(f"{checkpoint} is not a checkpoint: expected a directory")
         for part in (checkpoint / CARD / "metadata", checkpoint / STATE):
             if not part.exists():
-                raise InputError(f"{checkpoint} is no whole checkpoint: {part} is missing")
+                raise InputError(f"{checkpoint} is not a complete checkpoint: {part} is missing")
         try:
             card = Card.from_json(json.loads((checkpoint / CARD / "metadata").read_text()))
         except InputError as error:
             raise InputError(f"the checkpoint {checkpoint} is damaged: {error}") from error
         if card.architecture is None:
-            raise InputError(f"the checkpoint {checkpoint} does not say its architecture")
+            raise InputError(f"the card of the checkpoint {checkpoint} has no architecture")
         params, note = _restore_params(checkpoint, entry, parameter_shapes(card.architecture))
         return to_torch(params, card.architecture), card, note
 
 
 def write_checkpoint(directory: epath.Path, params: Mapping[str, np.ndarray], card: Card) -> None:
-    """Writes a model as a checkpoint directory.
+    """Write a model as a checkpoint directory.
 
     Args:
-        directory: to be made.
-        params: our parameters by dotted name.
+        directory: to be created.
+        params: parameters by dotted name.
         card: with the architecture.
 
     Raises:
-        InputError: the place cannot be written to.
-        MachineError: the machine is to blame for that.
+        InputError: the directory cannot be written to.
+        MachineError: it cannot be written because of a fault of the machine.
     """
     tree: dict[str, Any] = {}
     for name, array in params.items():
@@ -124,7 +124,7 @@ def write_checkpoint(directory: epath.Path, params: Mapping[str, np.ndarray], ca
         node[last] = np.asarray(array, order="C")
     with (
         boundary(str(directory), "cannot be written", chosen=True),
-        _quiet(),
+        _quiet_orbax(),
         contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as writer,
     ):
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -142,26 +142,26 @@ def write_checkpoint(directory: epath.Path, params: Mapping[str, np.ndarray], ca
 def _restore_params(
     checkpoint: epath.Path, entry: str | None, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, np.ndarray], str]:
-    """The model's parameters alone, by dotted name, without the optimizer's state, and a note."""
+    """Restore only the model's parameters, by dotted name; return them and a note."""
     with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
         metadata = reader.metadata(checkpoint / STATE).item_metadata
         if metadata is None:
-            raise ValueError("what it holds cannot be read")
+            raise ValueError("its content cannot be read")
         saved = metadata.tree
-        there = [name for name in (AVERAGE, PARAMS) if saved.get(name)]
-        if (entry or PARAMS) not in there:
+        present = [name for name in (AVERAGE, PARAMS) if saved.get(name)]
+        if (entry or PARAMS) not in present:
             raise InputError(
                 f"the checkpoint {checkpoint} has no '{entry or PARAMS}': "
-                f"{nearest(entry or PARAMS, there) if there else 'it is damaged'}"
+                f"{nearest(entry or PARAMS, present) if present else 'it is damaged'}"
             )
-        wanted = entry or there[0]
-        item = {wanted: saved[wanted]}
-        # Before anything is read: garbled shapes would have arrays of any size made.
-        stored = {name: tuple(leaf.shape) for name, leaf in _by_name(saved[wanted]).items()}
+        chosen = entry or present[0]
+        item = {chosen: saved[chosen]}
+        # Checked before reading: with damaged shapes, arrays of any size would be allocated.
+        stored = {name: tuple(leaf.shape) for name, leaf in _by_name(saved[chosen]).items()}
         if stored != dict(shapes):
             differs = next(n for n in (*shapes, *stored) if stored.get(n) != shapes.get(n))
             raise ValueError(
-                f"its card's model has {shapes.get(differs, 'no')} {differs}, it holds "
+                f"its card's model has {shapes.get(differs, 'no')} {differs}, but it holds "
                 f"{stored.get(differs, 'none')}"
             )
         as_numpy = jax.tree.map(
@@ -170,9 +170,9 @@ def _restore_params(
             is_leaf=lambda node: not isinstance(node, dict),
         )
         args = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
-        params = reader.restore(checkpoint / STATE, args=args)[wanted]
-    others = [name for name in there if name != wanted]
-    note = "the running average of the parameters is taken" if wanted == AVERAGE else ""
+        params = reader.restore(checkpoint / STATE, args=args)[chosen]
+    others = [name for name in present if name != chosen]
+    note = "using the running average of the parameters" if chosen == AVERAGE else ""
     if note and others:
         note += f"; for the parameters themselves: #{PARAMS}"
     return _by_name(params), note
@@ -184,12 +184,12 @@ def _by_name(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax's remarks, by way of absl, to itself, and late answers of its threads."""
-    # Of a damaged checkpoint threads answer when nobody waits any longer, each with a traceback,
-    # and at any time later: so these two stay in place.
-    sys.unraisablehook = without_late_answers
-    logging.getLogger("asyncio").addFilter(_is_no_late_answer)
+def _quiet_orbax() -> Iterator[None]:
+    """Suppress Orbax's log messages (through absl), and tracebacks of its late reads."""
+    # After a damaged checkpoint, Orbax's threads fail at any later time, each with a traceback. So
+    # these two stay in place.
+    sys.unraisablehook = report_unraisable
+    logging.getLogger("asyncio").addFilter(_is_not_late_read)
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -199,12 +199,12 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _is_no_late_answer(record: logging.LogRecord) -> bool:
+def _is_not_late_read(record: logging.LogRecord) -> bool:
     return "exception was never retrieved" not in record.getMessage()
 
 
-def without_late_answers(unraisable: Any) -> None:
-    """Reports what nobody can catch, but for reads that end after the first of them has failed."""
+def report_unraisable(unraisable: Any) -> None:
+    """Report unraisable exceptions, except of reads that end after the first of them has failed."""
     error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
         sys.__unraisablehook__(unraisable)

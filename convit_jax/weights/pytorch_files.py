@@ -1,4 +1,4 @@
-"""PyTorch's files: pickles, of which nothing is executed but what makes tensors and containers."""
+"""Reading PyTorch files: pickles, which may only call what creates tensors and containers."""
 
 import argparse
 import datetime
@@ -16,66 +16,66 @@ import numpy as np
 
 from convit_jax.errors import InputError, boundary, some
 
-# How files begin: an archive with a pickle inside, or a pickle.
+# The first bytes of files: a zip archive that contains a pickle, or a pickle.
 _ARCHIVE = b"PK\x03\x04"
 _PICKLE = b"\x80"
-# What makes tensors. PyTorch allows a little more, which no checkpoint of ours needs.
-_OF_TENSORS = re.compile(
+# The globals that create tensors. PyTorch allows a few more, which no supported checkpoint needs.
+_TENSOR_GLOBALS = re.compile(
     r"torch\.(_utils\._rebuild_(tensor(_v2|_v3)?|parameter(_with_state)?)"
     r"|_tensor\._rebuild_from_type_v2|nn\.parameter\.Parameter|Tensor|Size|device"
     r"|\w+Storage|storage\.\w+Storage|bool|b?float\w+|u?int\w+|complex\w+|serialization\._get_layout)"
     r"|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(set|complex)"
 )
-# The pickles at the head of a file without an archive: two numbers, the system, what was saved.
+# Pickles at the start of a file without an archive: magic number, protocol, system, the content.
 _PICKLES_AT_HEAD = 4
 
 
-def looks_like(content: bytes) -> bool:
-    """Whether bytes begin as PyTorch's files do."""
+def is_pytorch_file(content: bytes) -> bool:
+    """Whether a file's content begins like a PyTorch file."""
     return content.startswith(_ARCHIVE) or (
         content.startswith(_PICKLE) and content[1:2] in b"\x02\x03\x04\x05"
     )
 
 
 def parse(content: bytes, name: str) -> Any:
-    """What `torch.save` wrote: tensors, mostly in dictionaries.
+    """Return what `torch.save` wrote: tensors, usually in dictionaries.
 
-    The arguments of training scripts that lie beside (`argparse.Namespace`, paths, numpy's numbers)
-    are read as well, and everything that could run code is refused.
+    Arguments of training scripts beside the tensors (`argparse.Namespace`, paths, NumPy scalars)
+    are read as well. Everything that could run code is refused.
 
     Args:
         content: of the file.
-        name: of the file.
+        name: of the file, for messages.
 
     Raises:
-        InputError: the file is damaged, or would run code.
+        InputError: the file is damaged, or loading it could run code.
     """
-    # Imported here: an optional extra.
+    # Imported here because it is optional.
     import torch  # noqa: PLC0415
 
     with boundary(name, "is not a whole PyTorch file"):
-        inert = _inert()
-        _check_globals(_pickles(content, name), inert, name)
-        allowed = [(what, called) for called, what in inert.items()]
+        inert_globals = _inert_globals()
+        _check_globals(_pickles(content, name), inert_globals, name)
+        allowed: list[Any] = [(target, pickled) for pickled, target in inert_globals.items()]
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             except RuntimeError as error:
-                claimed = re.search(r"tried to allocate (\d+) bytes", str(error))
-                if claimed and int(claimed[1]) > len(content):
+                allocation = re.search(r"tried to allocate (\d+) bytes", str(error))
+                if allocation and int(allocation[1]) > len(content):
                     raise InputError(
-                        f"{name} is damaged: it claims a tensor of {int(claimed[1]):,} bytes in a "
-                        f"file of {len(content):,}"
+                        f"{name} is damaged: it claims a tensor of {int(allocation[1]):,} bytes "
+                        f"in a file of {len(content):,}"
                     ) from error
                 raise
 
 
 def as_numpy(tensor: Any) -> np.ndarray:
-    """A tensor of PyTorch's in numpy, as it lies in memory; types that numpy lacks as float32.
+    """Return a PyTorch tensor as a NumPy array; floating-point types that NumPy lacks as float32.
 
     Raises:
-        ValueError: it is sparse, quantised or without values.
+        ValueError: it is sparse, quantised or has no values.
     """
     import torch  # noqa: PLC0415  (an optional extra)
 
@@ -90,10 +90,10 @@ def as_numpy(tensor: Any) -> np.ndarray:
     return tensor.resolve_conj().resolve_neg().numpy()
 
 
-def _inert() -> dict[str, Any]:
-    """Classes, by what pickles call them, of what training scripts save beside tensors.
+def _inert_globals() -> dict[str, Any]:
+    """Return, by their names in pickles, the classes of other values in training checkpoints.
 
-    None of them does anything when it is made; of some a plainer one takes the place.
+    Creating their instances has no side effects; some are replaced by simpler classes.
     """
     classes: dict[str, Any] = {
         "argparse.Namespace": argparse.Namespace,
@@ -106,18 +106,18 @@ def _inert() -> dict[str, Any]:
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         classes[f"{module}.scalar"] = _scalar
         classes[f"{module}._reconstruct"] = _Array
-    # The type of each numpy.dtype, by which PyTorch knows what it may fill.
-    for kind in filter(lambda name: name.endswith("DType"), dir(np.dtypes)):
-        classes[f"numpy.dtypes.{kind}"] = getattr(np.dtypes, kind)
-    # What a defaultdict makes where a key is missing.
-    classes |= {f"builtins.{kind.__name__}": kind for kind in (dict, float, frozenset, int, list)}
-    for kind in ("date", "datetime", "time", "timedelta", "timezone"):
-        classes[f"datetime.{kind}"] = getattr(datetime, kind)
+    # The types of each numpy.dtype, which PyTorch requires in order to set its state.
+    for class_name in filter(lambda name: name.endswith("DType"), dir(np.dtypes)):
+        classes[f"numpy.dtypes.{class_name}"] = getattr(np.dtypes, class_name)
+    # The factories of defaultdicts.
+    classes |= {f"builtins.{cls.__name__}": cls for cls in (dict, float, frozenset, int, list)}
+    for class_name in ("date", "datetime", "time", "timedelta", "timezone"):
+        classes[f"datetime.{class_name}"] = getattr(datetime, class_name)
     for module in ("pathlib", "pathlib._local"):
-        for kind in ("Path", "PosixPath", "PurePath", "PurePosixPath"):
-            classes[f"{module}.{kind}"] = pathlib.PurePosixPath
-        for kind in ("WindowsPath", "PureWindowsPath"):
-            classes[f"{module}.{kind}"] = pathlib.PureWindowsPath
+        for class_name in ("Path", "PosixPath", "PurePath", "PurePosixPath"):
+            classes[f"{module}.{class_name}"] = pathlib.PurePosixPath
+        for class_name in ("WindowsPath", "PureWindowsPath"):
+            classes[f"{module}.{class_name}"] = pathlib.PureWindowsPath
     for module in (
         "pytorch_lightning.utilities.parsing",
         "lightning.pytorch.utilities.parsing",
@@ -129,38 +129,38 @@ def _inert() -> dict[str, Any]:
 
 
 class _Array(np.ndarray):
-    """Stands for an array of numpy's, and for what makes one.
+    """Replaces numpy.ndarray and numpy's `_reconstruct`, which could allocate an array of any size.
 
-    It has no elements until its state is set. Pickled arrays begin so too; but a pickle could ask
-    for one of any size.
+    It has no elements until its state is set, like pickled arrays.
     """
 
     def __new__(cls, *_: Any) -> "_Array":
         return super().__new__(cls, (0,))
 
 
-def _scalar(kind: np.dtype, value: bytes) -> Any:
-    """Stands for numpy's `scalar`, which without a value makes one of any size."""
-    return np._core.multiarray.scalar(kind, value)
+def _scalar(dtype: np.dtype, value: bytes) -> Any:
+    """Replaces numpy's `scalar`, which without a value allocates a scalar of any size."""
+    return np.frombuffer(value, dtype)[0]
 
 
 class _PlainDictionary:
-    """Stands for a subclass of dict: a dict is made in its place."""
+    """Replaces a subclass of dict: a dict is created instead."""
 
     def __new__(cls, *arguments: Any) -> dict[Any, Any]:  # type: ignore[misc]
         return dict(*arguments)
 
 
 def _plain_dictionary(*arguments: Any) -> dict[Any, Any]:
-    """Stands for `defaultdict(factory, …)`: the factory is of no use here."""
+    """Replaces `defaultdict(factory, …)`; the factory is unused."""
     return dict(*arguments[1:])
 
 
 def _pickles(content: bytes, name: str) -> Iterator[io.BytesIO]:
-    """The pickles of a file that are about to be loaded.
+    """Yield the pickles of a file.
 
     Raises:
-        InputError: its archive is none of PyTorch's, or compressed: a small file could hold much.
+        InputError: its archive is not PyTorch's, or compressed (a small file could expand to any
+            size).
     """
     if not content.startswith(_ARCHIVE):
         stream = io.BytesIO(content)
@@ -176,45 +176,49 @@ def _pickles(content: bytes, name: str) -> Iterator[io.BytesIO]:
             )
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         if not stored or sum(entry.file_size for entry in entries) > len(content):
-            raise InputError(
-                f"{name} was not read: its archive is compressed, which PyTorch's never are"
-            )
-        pickled = [entry for entry in names if entry.endswith("data.pkl")]
-        if len(pickled) != 1:
-            raise InputError(f"{name} was not read: it is an archive, but none of PyTorch's")
-        yield io.BytesIO(archive.read(pickled[0]))
+            raise InputError(f"{name} was not read: its archive is compressed, unlike PyTorch's")
+        pickle_names = [entry for entry in names if entry.endswith("data.pkl")]
+        if len(pickle_names) != 1:
+            raise InputError(f"{name} was not read: it is an archive, but not PyTorch's")
+        yield io.BytesIO(archive.read(pickle_names[0]))
 
 
-def _check_globals(pickles: Iterator[io.BytesIO], inert: Mapping[str, Any], name: str) -> None:
-    """Refuses what pickles name besides tensors and what is inert."""
-    for pickled in pickles:
-        named = set(_globals(pickled, name))
-        refused = sorted(n for n in named if n not in inert and not _OF_TENSORS.fullmatch(n))
+def _check_globals(
+    pickles: Iterator[io.BytesIO], inert_globals: Mapping[str, Any], name: str
+) -> None:
+    """Check that pickles name only globals that create tensors or are inert.
+
+    Raises:
+        InputError: they name others.
+    """
+    for stream in pickles:
+        others = set(_globals(stream, name)) - set(inert_globals)
+        refused = sorted(other for other in others if not _TENSOR_GLOBALS.fullmatch(other))
         if refused:
             raise InputError(_refusal(refused, name))
 
 
-def _globals(pickled: io.BytesIO, name: str) -> Iterator[str]:
-    """What a pickle names: `module.name` of classes and functions."""
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name == "PROTO" and argument > 3:
+def _globals(stream: io.BytesIO, name: str) -> Iterator[str]:
+    """Yield the classes and functions that a pickle names, as `module.name`."""
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name == "PROTO" and int(argument or 0) > 3:
             raise InputError(
                 f"{name} was not read: it was saved with pickle protocol {argument}, expected 2, "
-                "as torch.save(model.state_dict(), path) has it"
+                "as written by torch.save(model.state_dict(), path)"
             )
         if opcode.name == "GLOBAL":
-            module, _, what = argument.partition(" ")
-            yield f"{'builtins' if module == '__builtin__' else module}.{what}"
+            module, _, global_name = str(argument).partition(" ")
+            yield f"{'builtins' if module == '__builtin__' else module}.{global_name}"
 
 
 def _refusal(refused: list[str], name: str) -> str:
-    named = some(refused, 3)
-    if any(what.startswith("torch.nn.modules.") for what in refused):
+    names = some(refused, 3)
+    if any(global_name.startswith("torch.nn.modules.") for global_name in refused):
         return (
-            f"{name} was not read: it holds a whole model ({named}), and loading that would run "
+            f"{name} was not read: it holds a whole model ({names}), and loading that would run "
             "code; save its tensors: torch.save(model.state_dict(), path)"
         )
     return (
-        f"{name} was not read: it holds {named}, and loading that could run code; save the tensors "
-        "alone: torch.save(model.state_dict(), path)"
+        f"{name} was not read: it holds {names}, and loading that could run code; save only the "
+        "tensors: torch.save(model.state_dict(), path)"
     )

@@ -1,6 +1,6 @@
-"""The map between our parameters and the tensors of the released PyTorch models, both ways.
+"""Conversion between this package's parameters and the tensors of the released PyTorch models.
 
-One table says, for a parameter of ours, what its tensor is called there and how it is laid out.
+A table maps each parameter name to the name of the PyTorch tensor and to its layout.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from convit_jax.models import Architecture, VisionTransformer
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How a tensor lies there: two inverse functions of (array, architecture)."""
+    """The layout of a PyTorch tensor: two inverse functions of (array, architecture)."""
 
     to_torch: Callable[[np.ndarray, Architecture], np.ndarray]
     from_torch: Callable[[np.ndarray, Architecture], np.ndarray]
@@ -40,7 +40,7 @@ _SAME = _Layout(lambda array, _: array, lambda array, _: array)
 _TRANSPOSED = _Layout(lambda array, _: array.T, lambda array, _: array.T)
 _PATCHES = _Layout(_patches_to_torch, _patches_from_torch)
 
-# (our name, their name, layout), tried in order; our names are matched whole.
+# (pattern of our name, PyTorch name, layout); the first pattern that matches the full name applies.
 _TABLE = (
     (r"patch_embed\.kernel", r"patch_embed.proj.weight", _PATCHES),
     (r"patch_embed\.bias", r"patch_embed.proj.bias", _SAME),
@@ -53,7 +53,7 @@ _TABLE = (
     (r"(.*\.bias)", r"\1", _SAME),
 )
 
-# Every tensor of the released models, whatever their depth.
+# The names of all tensors of the released models, of any depth.
 _PARAMETER = re.compile(
     r"cls_token|pos_embed|blocks\.\d+\.attn\.gating_param|"
     r"(patch_embed\.proj|norm|head|blocks\.\d+\.(norm[12]|mlp\.fc[12]|attn\.(qkv|qk|v|proj|pos_proj)))"
@@ -62,31 +62,31 @@ _PARAMETER = re.compile(
 
 
 def is_parameter(name: str) -> bool:
-    """Whether the released models have tensors of that name."""
+    """Whether it is the name of a tensor of the released models."""
     return _PARAMETER.fullmatch(name) is not None
 
 
 def _lookup(name: str) -> tuple[str, _Layout]:
-    """What a parameter of ours is called there, and how it lies."""
-    for ours, theirs, layout in _TABLE:
-        match = re.fullmatch(ours, name)
+    """Return the PyTorch name and layout of a parameter."""
+    for jax_name, torch_name, layout in _TABLE:
+        match = re.fullmatch(jax_name, name)
         if match:
-            return match.expand(theirs), layout
+            return match.expand(torch_name), layout
     raise KeyError(f"no rule for the parameter '{name}'")
 
 
 def to_torch(params: Mapping[str, np.ndarray], architecture: Architecture) -> dict[str, np.ndarray]:
-    """Our parameters, by dotted name, as the released model's tensors."""
+    """Convert parameters, by dotted name, to the released model's tensors."""
     tensors = {}
     for name, array in params.items():
-        theirs, layout = _lookup(name)
-        tensors[theirs] = np.ascontiguousarray(layout.to_torch(np.asarray(array), architecture))
+        torch_name, layout = _lookup(name)
+        tensors[torch_name] = np.ascontiguousarray(layout.to_torch(np.asarray(array), architecture))
     return tensors
 
 
 @functools.cache
 def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter of ours, by dotted name."""
+    """Return the shape of each parameter, by dotted name."""
     model = nnx.eval_shape(lambda: models.build(architecture))
     variables = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {".".join(map(str, path)): variable.shape for path, variable in variables}
@@ -95,36 +95,36 @@ def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 def from_torch(
     tensors: Mapping[str, np.ndarray], architecture: Architecture
 ) -> dict[str, np.ndarray]:
-    """The released model's tensors as our parameters.
+    """Convert the released model's tensors to parameters.
 
     Args:
-        tensors: theirs, by name.
+        tensors: the released model's tensors, by name.
         architecture: of the model.
 
     Returns:
-        Our parameters by dotted name.
+        Parameters by dotted name.
 
     Raises:
-        InputError: some tensor is missing, left over or of the wrong shape; all are listed.
+        InputError: tensors are missing, unexpected or of the wrong shape; all are listed.
     """
     missing, misshapen, params = [], [], {}
-    left_over = set(tensors)
+    unexpected = set(tensors)
     for name, shape in parameter_shapes(architecture).items():
-        theirs, layout = _lookup(name)
-        if theirs not in tensors:
-            missing.append(theirs)
+        torch_name, layout = _lookup(name)
+        if torch_name not in tensors:
+            missing.append(torch_name)
             continue
-        left_over.discard(theirs)
-        expected = _shape_there(layout, shape, architecture)
-        if tensors[theirs].shape != expected:
-            misshapen.append(f"{theirs} is {tensors[theirs].shape}, expected {expected}")
+        unexpected.discard(torch_name)
+        expected = _torch_shape(layout, shape, architecture)
+        if tensors[torch_name].shape != expected:
+            misshapen.append(f"{torch_name} is {tensors[torch_name].shape}, expected {expected}")
             continue
-        params[name] = layout.from_torch(tensors[theirs], architecture)
+        params[name] = layout.from_torch(tensors[torch_name], architecture)
     problems = [
-        f"{what}: {', '.join(names)}"
-        for what, names in (
+        f"{problem}: {', '.join(names)}"
+        for problem, names in (
             ("missing", missing),
-            ("unexpected", sorted(left_over)),
+            ("unexpected", sorted(unexpected)),
             ("wrong shape", misshapen),
         )
         if names
@@ -134,27 +134,27 @@ def from_torch(
     return params
 
 
-def _shape_there(
+def _torch_shape(
     layout: _Layout, shape: tuple[int, ...], architecture: Architecture
 ) -> tuple[int, ...]:
-    """The shape of a parameter in the released model.
+    """Return the shape of a parameter in the released model.
 
-    Nothing is allocated: a garbled card can ask for more than there is.
+    Nothing is allocated, because a damaged card can have shapes that exceed the memory.
     """
-    ours = jax.ShapeDtypeStruct(shape, np.bool_)
-    return jax.eval_shape(lambda array: layout.to_torch(array, architecture), ours).shape
+    abstract = jax.ShapeDtypeStruct(shape, np.bool_)
+    return jax.eval_shape(lambda array: layout.to_torch(array, architecture), abstract).shape
 
 
 def load_tensors(model: VisionTransformer, tensors: Mapping[str, np.ndarray]) -> None:
-    """Sets a model's parameters from the released model's tensors, in place.
+    """Set a model's parameters from the released model's tensors, in place.
 
     Raises:
-        InputError: they do not fit; the model is left as it was.
+        InputError: the tensors do not fit the model, which then remains unchanged.
     """
-    loaded = from_torch(tensors, model.architecture)
+    params = from_torch(tensors, model.architecture)
     variables = nnx.to_flat_state(nnx.state(model, nnx.Param))
     arrays = [
         (path, variable.replace(jnp.asarray(array, variable.dtype)))
-        for (path, variable), array in zip(variables, loaded.values(), strict=True)
+        for (path, variable), array in zip(variables, params.values(), strict=True)
     ]
     nnx.update(model, nnx.from_flat_state(arrays))

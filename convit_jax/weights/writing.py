@@ -1,4 +1,4 @@
-"""Weights → files of other programs, and our own checkpoints."""
+"""Writing weights as .safetensors and PyTorch files, and as checkpoints."""
 
 import dataclasses
 import importlib.util
@@ -12,44 +12,46 @@ from etils import epath
 
 from convit_jax.errors import InputError, boundary, nearest
 from convit_jax.models import Architecture
-from convit_jax.paths import path_to_write
+from convit_jax.system.paths import path_to_write
+from convit_jax.system.whole_file import write_whole
 from convit_jax.weights.files import TORCH_SUFFIXES
 from convit_jax.weights.loading import METADATA_KEY, Weights
 from convit_jax.weights.model_checkpoints import write_checkpoint
 from convit_jax.weights.torch_names import from_torch
-from convit_jax.whole_file import write_whole
 
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 
 def write_weights(weights: Weights, path: epath.Path, architecture: Architecture) -> None:
-    """Writes weights as the path's suffix says; without one, as a checkpoint directory.
+    """Write weights in the format of the path's suffix; without one, as a checkpoint directory.
 
-    `.safetensors` and PyTorch's suffixes get the released names and layout, which timm's models
-    load strictly; .safetensors and checkpoints also the card.
+    .safetensors and PyTorch files have the names and layout of the released weights, so timm's
+    models load them with strict=True. .safetensors files and checkpoints include the card.
 
     Args:
-        weights: what to write.
+        weights: to write.
         path: from `new_path`.
-        architecture: the weights', or of another image size, to whose grid absolute positions are
-            resampled.
+        architecture: of the weights, or with another image size, to whose grid the absolute
+            positions are resampled.
 
     Raises:
         InputError: the weights do not fit the architecture, the path cannot be written to, or
             PyTorch is needed and not installed.
     """
     tensors = {
-        # As files have it: one number after the other, little-endian. The libraries that write
-        # take an array's memory as it lies.
+        # The libraries write an array's memory unchanged, so it must be contiguous and
+        # little-endian, as in the files.
         name: np.asarray(array, "<f4", order="C")
         for name, array in weights.tensors_for(architecture).items()
     }
-    with weights.named():
-        params = from_torch(tensors, architecture)  # what does not fit a model is not written
+    with weights.naming_errors():
+        params = from_torch(tensors, architecture)  # raises if they do not fit the model
     card = dataclasses.replace(weights.card, architecture=architecture)
     if path.suffix == ".safetensors":
-        said = json.dumps(card.as_json())
-        content = safetensors.numpy.save(tensors, metadata={"format": "pt", METADATA_KEY: said})
+        card_json = json.dumps(card.as_json())
+        content = safetensors.numpy.save(
+            tensors, metadata={"format": "pt", METADATA_KEY: card_json}
+        )
         write_whole(path, lambda file: file.write_bytes(content))
     elif path.suffix in TORCH_SUFFIXES:
         _write_torch(path, tensors)
@@ -58,39 +60,39 @@ def write_weights(weights: Weights, path: epath.Path, architecture: Architecture
 
 
 def new_path(destination: str) -> epath.Path:
-    """The path to write to, with a suffix that is known, or none.
+    """Return the path to write to, with a supported suffix or none.
 
     Raises:
-        InputError: the suffix is unknown or the path is taken.
+        InputError: the suffix is not supported, or the path exists.
     """
     path = path_to_write(destination)
     if "://" not in destination:
         path = path.resolve()
-    known = (*SUFFIXES, ".stablehlo")
-    if path.suffix and path.suffix not in known and not destination.endswith("/"):
+    suffixes = (*SUFFIXES, ".stablehlo")
+    if path.suffix and path.suffix not in suffixes and not destination.endswith("/"):
         raise InputError(
-            f"{destination}: nothing is written as '{path.suffix}', {nearest(path.suffix, known)}. "
-            "Without a suffix it is a checkpoint directory"
+            f"{destination}: cannot write '{path.suffix}' files, {nearest(path.suffix, suffixes)}. "
+            "Without a suffix, a checkpoint directory is written"
         )
     with boundary(destination):
-        is_there = path.exists()
-    if is_there:
-        raise InputError(f"{destination} is there already: name another, or remove it first")
+        exists = path.exists()
+    if exists:
+        raise InputError(f"{destination} already exists: choose another name, or remove it first")
     return path
 
 
 def _write_torch(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
     if importlib.util.find_spec("torch") is None:
         raise InputError(
-            f"{path} takes PyTorch to write: pip install torch, or write .safetensors, which "
-            "PyTorch reads as well"
+            f"{path} needs PyTorch: pip install torch, or write .safetensors, which PyTorch reads "
+            "as well"
         )
-    # Imported here: an optional extra.
+    # Imported here because it is optional.
     import torch  # noqa: PLC0415
 
     content = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-    # By way of memory: an archive's entries are named after the file that PyTorch writes, which is
-    # a draft with this machine's name.
+    # Written through memory: PyTorch names an archive's entries after the file, which here is a
+    # temporary file whose name contains the machine's name.
     archive = io.BytesIO()
     torch.save(content, archive)
     write_whole(path, lambda file: file.write_bytes(archive.getbuffer()))

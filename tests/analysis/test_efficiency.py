@@ -1,4 +1,4 @@
-"""The figures of a study hold its numbers."""
+"""The figures of a study show its results."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ CURVES = {
 }
 
 
-def test_a_line_for_each_model_its_spread_shaded_and_the_paper_beside():
+def test_line_for_each_model_with_shaded_spread_and_published_values():
     paper = {"DeiT": np.array([[0.05, 0.348], [1.0, 0.799]])}
     (axes,) = figures.sample_efficiency(CURVES, paper).axes
     lines = {line.get_label(): line for line in axes.get_lines()}
@@ -27,7 +27,7 @@ def test_a_line_for_each_model_its_spread_shaded_and_the_paper_beside():
     assert ticks == ["5", "10", "100"]
 
 
-def test_a_field_for_each_point_with_its_number():
+def test_grid_cell_for_each_point_with_its_value():
     values = np.array([[0.2, 0.2], [0.5, np.nan]])
     figure = figures.locality_grid(values, [0.1, 1.0], [0, 3], "ConViT")
     axes = figure.axes[0]

@@ -12,37 +12,42 @@ def write(directory, *records):
     (directory / "metrics.jsonl").write_text(lines)
 
 
-def test_what_evaluations_told_is_read_in_order(tmp_path):
-    def told(epoch, shift):
+def test_evaluations_are_read_in_order(tmp_path):
+    def make_record(epoch, shift):
         gates = {f"gate/layer_{g:02d}/head_{h:02d}": g / 10 + h / 100 + shift
                  for g in (1, 2) for h in range(1, 11)}  # fmt: skip
         layers = {f"nonlocality/layer_{layer:02d}": layer + shift for layer in (1, 2, 3)}
         return {"step": 1, "epoch": epoch} | gates | layers
 
-    write(tmp_path, {"step": 1, "epoch": 0.5, "train/loss": 1.0}, told(1, 0), told(2, 0.5))
-    found = read_history(tmp_path)
-    assert np.array_equal(found.epochs, [1, 2])
-    assert np.allclose(found.nonlocality, [[1, 2, 3], [1.5, 2.5, 3.5]])
-    assert found.gates.shape == (2, 2, 10)
-    assert found.gates[1, 1, 9] == pytest.approx(0.2 + 0.1 + 0.5)
+    write(
+        tmp_path,
+        {"step": 1, "epoch": 0.5, "train/loss": 1.0},
+        make_record(1, 0),
+        make_record(2, 0.5),
+    )
+    history = read_history(tmp_path)
+    assert np.array_equal(history.epochs, [1, 2])
+    assert np.allclose(history.nonlocality, [[1, 2, 3], [1.5, 2.5, 3.5]])
+    assert history.gates.shape == (2, 2, 10)
+    assert history.gates[1, 1, 9] == pytest.approx(0.2 + 0.1 + 0.5)
 
 
-def test_a_run_without_gates_has_none(tmp_path):
+def test_run_without_gates(tmp_path):
     write(
         tmp_path, {"step": 1, "epoch": 1, "nonlocality/layer_01": 1, "nonlocality/layer_02": None}
     )
-    found = read_history(tmp_path)
-    assert found.gates.shape == (1, 0, 0)
-    assert np.isnan(found.nonlocality[0, 1])
+    history = read_history(tmp_path)
+    assert history.gates.shape == (1, 0, 0)
+    assert np.isnan(history.nonlocality[0, 1])
 
 
-def test_where_nothing_was_told_there_is_no_history(tmp_path):
+def test_no_history_without_attention_metrics(tmp_path):
     assert read_history(tmp_path) is None
     write(tmp_path, {"step": 1, "epoch": 1, "train/loss": 1.0})
     assert read_history(tmp_path) is None
 
 
-def test_a_damaged_line_is_named(tmp_path):
+def test_damaged_line_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1}\n{"step": 2, "ep\n')
     with pytest.raises(InputError, match=r"metrics.jsonl, line 2 is not JSON"):
         read_history(tmp_path)

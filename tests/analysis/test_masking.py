@@ -26,17 +26,17 @@ def images():
     return jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
 
 
-def test_without_content_attention_is_the_positional_map(model, images):
+def test_masked_content_leaves_positional_attention(model, images):
     mask_content(model, 1)
     first, second, _ = model.attention_maps(images)
     positional = model.blocks[0].attention.positional_attention((4, 4))
     assert np.abs(first - positional).max() < 1e-6
-    assert np.array_equal(first[0], first[1])  # the images play no part
+    assert np.array_equal(first[0], first[1])  # independent of the image
     assert not np.array_equal(second[0], second[1])
     assert np.array_equal(model.blocks[0].attention.gate(), np.ones(4))
 
 
-def test_without_position_attention_is_the_contents_softmax(model, images):
+def test_masked_position_leaves_content_attention(model, images):
     block = model.blocks[0]
     x = block.norm1(model.embed(images))
     q, k = block.attention._queries_keys(x)
@@ -48,8 +48,8 @@ def test_without_position_attention_is_the_contents_softmax(model, images):
 
 
 @pytest.mark.parametrize("mask", [mask_content, mask_position])
-def test_a_masked_model_still_classifies_and_the_map_is_what_it_uses(mask, model, images):
-    """The layer's output and its map go different ways: they must agree at σ(λ) = 0 and 1."""
+def test_output_of_a_masked_layer_agrees_with_its_attention_map(mask, model, images):
+    """Output and map are computed by different code, which must agree at σ(λ) = 0 and 1."""
     mask(model, 2)
     attention = model.blocks[0].attention
     x = model.blocks[0].norm1(model.embed(images))
@@ -60,29 +60,30 @@ def test_a_masked_model_still_classifies_and_the_map_is_what_it_uses(mask, model
     assert np.isfinite(model(images)).all()
 
 
-def test_without_absolute_positions_patches_are_told_apart_by_content_alone(model, images):
+def test_without_absolute_positions_equal_patches_give_equal_tokens(model, images):
     mask_pos_embed(model)
     tokens = model.embed(jnp.ones_like(images))
     assert np.abs(tokens - tokens[:, :1]).max() < 1e-6
 
 
-def test_ungated_models_are_masked_too(images):
+def test_ungated_models_can_be_masked(images):
     model = create_model(
         "convit_tiny", image_size=32, patch_size=8, depth=2, gpsa_layers=1, use_gating=False
     )
     mask_content(model, 1)
     assert np.array_equal(model.blocks[0].attention.gate(), np.ones(4))
-    nnx.split(model, nnx.Param)  # the gate is a parameter like any other
+    nnx.split(model, nnx.Param)  # does not fail: the gate is an ordinary parameter
 
 
 @pytest.mark.parametrize(
-    ("layers", "told"), [(0, "cannot mask 0 GPSA layers"), (3, "its GPSA layers are the first 2")]
+    ("layers", "message"),
+    [(0, "cannot mask 0 GPSA layers"), (3, "its GPSA layers are the first 2")],
 )
-def test_layers_that_are_not_there_are_told_in_a_sentence(layers, told, model):
-    with pytest.raises(InputError, match=told):
+def test_nonexistent_gpsa_layers(layers, message, model):
+    with pytest.raises(InputError, match=message):
         mask_content(model, layers)
 
 
-def test_a_deit_has_no_gates_to_mask():
+def test_deit_has_no_gates_to_mask():
     with pytest.raises(InputError, match="it has none"):
         mask_position(create_model("deit_tiny", image_size=32, depth=1), 1)

@@ -1,12 +1,12 @@
 import pytest
 
 from convit_jax.analysis import known_dataset, published
-from convit_jax.data import imagenet
+from convit_jax.data.sources import imagenet
 from convit_jax.models import list_models
 
 
 class Folder:
-    """A source, as far as the name of a dataset is concerned."""
+    """A source with only class names and length."""
 
     def __init__(self, class_names, length):
         self.class_names, self._length = class_names, length
@@ -15,7 +15,7 @@ class Folder:
         return self._length
 
 
-ALL = Folder(imagenet.class_ids(), 50_000)
+IMAGENET = Folder(imagenet.class_ids(), 50_000)
 
 
 @pytest.mark.parametrize(
@@ -33,21 +33,21 @@ ALL = Folder(imagenet.class_ids(), 50_000)
         ("digits:test", None, ""),
     ],
 )
-def test_data_are_known_by_their_names(name, classes_of, known):
-    assert known_dataset(name, ALL, classes_of) == known
+def test_known_dataset(name, classes_of, known):
+    assert known_dataset(name, IMAGENET, classes_of) == known
 
 
-def test_a_folder_of_part_of_imagenet_is_not_imagenet():
+def test_folder_with_part_of_imagenet_is_not_imagenet():
     assert known_dataset("folder:/x", Folder(imagenet.class_ids(), 49_999), None) == ""
     assert known_dataset("folder:/x", Folder(("a", "b"), 50_000), None) == ""
 
 
-def test_every_model_has_a_published_result_on_imagenet():
+def test_all_models_have_a_published_result_on_imagenet():
     for name in list_models():
         assert 70 < published(name, "imagenet2012").top1 < 84
 
 
-def test_numbers_of_the_papers_tables():
+def test_values_of_the_published_tables():
     tiny = published("convit_tiny", "imagenet2012")
     assert (tiny.top1, tiny.top5, tiny.loss) == (73.116, 91.710, 1.172)
     assert published("convit_tiny", "imagenet2012", ("position", 5)).top1 == 53.1

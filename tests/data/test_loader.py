@@ -12,18 +12,18 @@ import pytest
 from convit_jax.data import (
     EpochOrder,
     EvalTransform,
-    Reading,
+    LoaderOptions,
     TrainTransform,
     eval_batches,
     train_batches,
 )
-from convit_jax.data.decoding import decode
+from convit_jax.data.images.decoding import decode
 from convit_jax.errors import RunError
 
 TRANSFORM = TrainTransform((8, 8), 1, rotate=10.0, translate=0.1)
 EVAL_TRANSFORM = EvalTransform((8, 8), 1)
 STEPS = 60
-ONE_AHEAD = Reading(prefetch_batches=1)
+PREFETCH_ONE = LoaderOptions(prefetch_batches=1)
 
 
 def load(digits, *, start=0, stop=STEPS, seed=0, **options):
@@ -33,15 +33,15 @@ def load(digits, *, start=0, stop=STEPS, seed=0, **options):
 
 @pytest.fixture(scope="module")
 def batches(digits):
-    """The whole run's batches: an epoch and a bit."""
+    """All batches of a run of a little more than an epoch."""
     return list(load(digits))
 
 
-def assert_same(ours, theirs):
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.keys() == other.keys()
-        assert all(np.array_equal(one[name], other[name]) for name in one)
+def assert_same_batches(actual, expected):
+    assert len(actual) == len(expected)
+    for batch, expected_batch in zip(actual, expected, strict=True):
+        assert batch.keys() == expected_batch.keys()
+        assert all(np.array_equal(batch[name], expected_batch[name]) for name in batch)
 
 
 def test_batches_are_uint8_images_and_int32_labels(batches):
@@ -54,11 +54,11 @@ def test_batches_are_uint8_images_and_int32_labels(batches):
 
 
 @pytest.mark.parametrize("start", [1, 43, 59])
-def test_batches_from_step_k_on_are_the_same_whether_begun_at_0_or_at_k(digits, batches, start):
-    assert_same(list(load(digits, start=start)), batches[start:])
+def test_batches_do_not_depend_on_the_start_step(digits, batches, start):
+    assert_same_batches(list(load(digits, start=start)), batches[start:])
 
 
-def test_a_step_far_ahead_is_reached_without_those_before(digits):
+def test_a_distant_step_is_reached_without_reading_earlier_ones(digits):
     reads = []
 
     class Counting:
@@ -72,82 +72,78 @@ def test_a_step_far_ahead_is_reached_without_those_before(digits):
             return digits[index]
 
     order = EpochOrder(len(digits), 32, 0)
-    far = train_batches(
-        Counting(),
-        order,
-        TRANSFORM,
-        start_step=10**7,
-        num_steps=10**7 + 1,
-        reading=ONE_AHEAD,
+    batches = train_batches(
+        Counting(), order, TRANSFORM, start_step=10**7, num_steps=10**7 + 1, options=PREFETCH_ONE
     )
-    next(far)
+    next(batches)
     assert len(reads) == 32
 
 
 def test_processes_share_the_global_batch(digits, batches):
-    for count in (2, 4):
-        size = 32 // count
+    for num_processes in (2, 4):
         shards = [
-            list(load(digits, stop=3, rows=range(i * size, (i + 1) * size))) for i in range(count)
+            list(load(digits, stop=3, rows=rows)) for rows in np.split(np.arange(32), num_processes)
         ]
         for step, parts in enumerate(zip(*shards, strict=True)):
-            together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            assert_same([together], [batches[step]])
+            batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            assert_same_batches([batch], [batches[step]])
 
 
-def test_threads_and_worker_processes_change_nothing(digits, batches):
-    assert_same(list(load(digits, stop=4, reading=ONE_AHEAD)), batches[:4])
-    with_workers = Reading(num_workers=2, prefetch_batches=3)
-    assert_same(list(load(digits, stop=4, reading=with_workers)), batches[:4])
+def test_batches_do_not_depend_on_threads_and_worker_processes(digits, batches):
+    assert_same_batches(list(load(digits, stop=4, options=PREFETCH_ONE)), batches[:4])
+    with_workers = LoaderOptions(num_workers=2, prefetch_batches=3)
+    assert_same_batches(list(load(digits, stop=4, options=with_workers)), batches[:4])
 
 
-def test_each_epoch_is_augmented_anew(digits):
+def test_each_epoch_has_different_augmentation(digits):
     order = EpochOrder(len(digits), 32, 0)
-    seen = {}
+    views_by_example = {}
     for step, batch in enumerate(load(digits, stop=2 * order.steps_per_epoch)):
         for row, image in enumerate(batch["image"]):
-            index, epoch, _ = order.locate(step, row)
-            seen.setdefault(index, {})[epoch] = image
-    twice = [views for views in seen.values() if len(views) == 2]
-    assert len(twice) > 1300
-    changed = sum(not np.array_equal(views[0], views[1]) for views in twice)
-    assert changed > 0.99 * len(twice)
+            example, epoch, _ = order.locate(step, row)
+            views_by_example.setdefault(example, {})[epoch] = image
+    pairs = [views for views in views_by_example.values() if len(views) == 2]
+    assert len(pairs) > 1300
+    num_different = sum(not np.array_equal(views[0], views[1]) for views in pairs)
+    assert num_different > 0.99 * len(pairs)
 
 
-def test_another_seed_is_another_run(digits, batches):
+def test_batches_depend_on_the_seed(digits, batches):
     other = next(load(digits, seed=1))
     assert not np.array_equal(other["label"], batches[0]["label"])
 
 
-@pytest.mark.parametrize(("batch_size", "count"), [(32, 1), (100, 4), (1400, 1), (2000, 2)])
-def test_evaluation_visits_every_example_once(digits, batch_size, count):
-    rows = np.split(np.arange(batch_size), count)
-    shards = [list(eval_batches(digits, batch_size, EVAL_TRANSFORM, rows=mine)) for mine in rows]
-    seen = []
+@pytest.mark.parametrize(("batch_size", "num_processes"), [(32, 1), (100, 4), (1400, 1), (2000, 2)])
+def test_evaluation_visits_every_example_once(digits, batch_size, num_processes):
+    shards = [
+        list(eval_batches(digits, batch_size, EVAL_TRANSFORM, rows=local_rows))
+        for local_rows in np.split(np.arange(batch_size), num_processes)
+    ]
+    visited = []
     for batch in itertools.chain(*shards):
-        assert len(batch["label"]) == batch_size // count
-        real = batch["mask"] == 1
-        assert not batch["image"][~real].any()
-        seen += [
+        assert len(batch["label"]) == batch_size // num_processes
+        valid = batch["mask"] == 1
+        assert not batch["image"][~valid].any()
+        visited += [
             (int(label), image.tobytes())
-            for label, image in zip(batch["label"][real], batch["image"][real], strict=True)
+            for label, image in zip(batch["label"][valid], batch["image"][valid], strict=True)
         ]
     expected = [
         (label, EVAL_TRANSFORM(decode(encoded, 1)).tobytes())
         for encoded, label in (digits[i] for i in range(len(digits)))
     ]
-    assert sorted(seen) == sorted(expected)
+    assert sorted(visited) == sorted(expected)
 
 
-def test_a_process_may_hold_any_rows(digits, batches):
-    """Devices of one host need not be neighbours in the mesh."""
+def test_a_process_may_read_any_rows(digits, batches):
+    """The devices of one host may be non-adjacent in the mesh."""
     rows = [0, 1, 6, 7, 30]
     for step, batch in enumerate(load(digits, stop=3, rows=rows)):
-        assert_same([batch], [{name: batches[step][name][rows] for name in batch}])
+        assert_same_batches([batch], [{name: batches[step][name][rows] for name in batch}])
 
 
-class Spoilt:
-    """The digits, of which some cannot be read."""
+class PartlyBroken:
+    """The digits, some of which cannot be read."""
 
     def __init__(self, digits, broken):
         self.digits, self.broken = digits, set(broken)
@@ -166,54 +162,53 @@ class Spoilt:
         return f"digit {index}"
 
 
-def test_broken_images_are_told_once_and_replaced_by_their_neighbours(digits, batches, caplog):
+def test_broken_images_are_logged_once_and_replaced_by_their_neighbours(digits, batches, caplog):
     order = EpochOrder(len(digits), 32, 0)
-    first, second = order.locate(0, 5).index, order.locate(1, 0).index
-    spoilt = Spoilt(digits, {first, second})
-    options = {"reading": Reading(max_broken=0.01)}
-    again = list(train_batches(spoilt, order, TRANSFORM, start_step=0, num_steps=60, **options))
-    assert again[0]["label"][5] == digits[first + 1][1]
-    whole = np.arange(32) != 5
-    assert np.array_equal(again[0]["image"][whole], batches[0]["image"][whole])
-    # Each is met twice in a run of more than an epoch.
+    first, second = order.locate(0, 5).example, order.locate(1, 0).example
+    images = PartlyBroken(digits, {first, second})
+    actual = list(load(images, options=LoaderOptions(max_broken=0.01)))
+    assert actual[0]["label"][5] == digits[first + 1][1]
+    readable = np.arange(32) != 5
+    assert np.array_equal(actual[0]["image"][readable], batches[0]["image"][readable])
+    # Each is encountered twice in a run of more than an epoch.
     assert [r.message for r in caplog.records if "digit" in r.message] == [
-        f"cannot read digit {first}: no image of a known kind (1 of at most 14)",
-        f"cannot read digit {second}: no image of a known kind (2 of at most 14)",
+        f"cannot read digit {first}: not an image of a known format (1 of at most 14)",
+        f"cannot read digit {second}: not an image of a known format (2 of at most 14)",
     ]
 
 
 def test_too_many_broken_images_stop_the_run(digits):
-    spoilt = Spoilt(digits, range(100))
+    images = PartlyBroken(digits, range(100))
     with pytest.raises(RunError, match=r"cannot read digit \d+: .*number 15 of 1400.*allows 14"):
-        list(load(spoilt, reading=Reading(max_broken=0.01)))
+        list(load(images, options=LoaderOptions(max_broken=0.01)))
 
 
-def test_a_broken_image_is_left_out_of_an_evaluation(digits):
-    options = {"reading": Reading(max_broken=0.01)}
-    batches = list(eval_batches(Spoilt(digits, {3}), 700, EVAL_TRANSFORM, **options))
+def test_a_broken_image_is_excluded_from_an_evaluation(digits):
+    options = LoaderOptions(max_broken=0.01)
+    batches = list(eval_batches(PartlyBroken(digits, {3}), 700, EVAL_TRANSFORM, options=options))
     masks = np.concatenate([batch["mask"] for batch in batches])
     assert masks.sum() == 1399
     assert masks[3] == 0
 
 
-def test_views_of_an_image_are_near_and_share_one_decoding(digits, monkeypatch):
-    from convit_jax.data import reading as module
+def test_views_of_an_image_share_one_decoding(digits, monkeypatch):
+    from convit_jax.data import reading
 
     decoded = []
-    monkeypatch.setattr(module, "decode", lambda *a: decoded.append(a) or decode(*a))
+    monkeypatch.setattr(reading, "decode", lambda *a: decoded.append(a) or decode(*a))
     order = EpochOrder(len(digits), 48, 0, repeats=3)
     batch = next(
-        train_batches(digits, order, TRANSFORM, start_step=0, num_steps=1, reading=ONE_AHEAD)
+        train_batches(digits, order, TRANSFORM, start_step=0, num_steps=1, options=PREFETCH_ONE)
     )
     assert len(decoded) == 16
-    located = [order.locate(0, row) for row in range(48)]
-    for index in {row.index for row in located}:
-        views = [batch["image"][i] for i, row in enumerate(located) if row.index == index]
+    rows = [order.locate(0, row) for row in range(48)]
+    for example in {row.example for row in rows}:
+        views = [batch["image"][i] for i, row in enumerate(rows) if row.example == example]
         assert len({view.tobytes() for view in views}) == 3
 
 
-class Deadly:
-    """Images of which reading one kills the process."""
+class KillingReader:
+    """A dataset that kills the process that reads from it."""
 
     def __len__(self):
         return 100
@@ -227,17 +222,19 @@ class Deadly:
         return ""
 
 
-def test_a_worker_that_dies_ends_the_run_with_a_sentence():
-    batches = eval_batches(Deadly(), 50, EVAL_TRANSFORM, reading=Reading(num_workers=1))
+def test_a_killed_worker_is_reported():
+    batches = eval_batches(
+        KillingReader(), 50, EVAL_TRANSFORM, options=LoaderOptions(num_workers=1)
+    )
     with pytest.raises(RunError, match=r"a process that reads data was killed.*num_workers"):
         next(batches)
 
 
 def run_until_killed(program, repository, tmp_path):
-    """Runs a program, with IMAGES beside it, that kills itself."""
+    """Run a program that kills itself, with IMAGES as the module `images`."""
     (tmp_path / "program.py").write_text(program)
     (tmp_path / "images.py").write_text(IMAGES)
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "program.py", str(tmp_path)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(repository)},
@@ -245,12 +242,12 @@ def run_until_killed(program, repository, tmp_path):
         text=True,
         timeout=60,
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert completed.returncode == -signal.SIGKILL, completed.stderr
 
 
 def test_workers_import_neither_jax_nor_tensorflow_and_end_with_their_parent(repository, tmp_path):
-    """A parent is killed while its workers wait; the workers tell what they had imported."""
-    run_until_killed(PARENT, repository, tmp_path)
+    """A parent is killed while its worker waits; the worker wrote down what it imported."""
+    run_until_killed(KILLED_PARENT, repository, tmp_path)
     (worker,) = tmp_path.glob("worker-*")
     assert worker.read_text() == ""
     pid = int(worker.name.removeprefix("worker-"))
@@ -270,15 +267,15 @@ class Images:
     def __len__(self):
         return 1
     def __getitem__(self, index):
-        heavy = [m for m in ("jax", "tensorflow", "grain", "flax") if m in sys.modules]
-        pathlib.Path(sys.argv[1], f"worker-{os.getpid()}").write_text(" ".join(heavy))
+        unwanted = [m for m in ("jax", "tensorflow", "grain", "flax") if m in sys.modules]
+        pathlib.Path(sys.argv[1], f"worker-{os.getpid()}").write_text(" ".join(unwanted))
         return b"", 0
     def describe(self, index):
         return ""
 """
 
-# Without a guard: workers do not import the program that starts them again.
-PARENT = """
+# Without `if __name__ == "__main__"`: workers do not import the main module.
+KILLED_PARENT = """
 import os, signal
 import jax
 from convit_jax.data.reading import Row, RowReader
@@ -291,8 +288,8 @@ with WorkerPool(RowReader(Images(), None, (1, 1, 1), None), 1) as pool:
 """
 
 
-# It is killed where Python itself tells of a segment that it has just made.
-KILLED = """
+# The process is killed where Python registers a segment that it has just created.
+KILLED_CREATING_MEMORY = """
 import os, pathlib, signal, sys
 from multiprocessing import resource_tracker
 from convit_jax.data.reading import Row, RowReader
@@ -302,54 +299,54 @@ from images import Images
 register = resource_tracker.register
 before = set(os.listdir("/dev/shm"))
 
-def killed(name, kind):
+def kill_after_creation(name, kind):
     if kind == "shared_memory" and name[1:] in set(os.listdir("/dev/shm")) - before:
         pathlib.Path(sys.argv[1], "segment").write_text(name)
         os.kill(os.getpid(), signal.SIGKILL)
     register(name, kind)
 
-resource_tracker.register = killed
+resource_tracker.register = kill_after_creation
 with WorkerPool(RowReader(Images(), None, (1, 1, 1), None), 1) as pool:
     pool.read([Row(0)])
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="segments are seen in Linux's /dev/shm alone")
-def test_who_is_killed_as_it_makes_shared_memory_leaves_none(repository, tmp_path):
-    run_until_killed(KILLED, repository, tmp_path)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists segments, in /dev/shm")
+def test_a_process_killed_while_creating_shared_memory_leaves_none(repository, tmp_path):
+    run_until_killed(KILLED_CREATING_MEMORY, repository, tmp_path)
     segment = pathlib.Path("/dev/shm" + (tmp_path / "segment").read_text())
     for _ in range(100):
         if not segment.exists():
             return
         time.sleep(0.1)
     segment.unlink()
-    pytest.fail(f"{segment} is left")
+    pytest.fail(f"{segment} was not removed")
 
 
-# There is no room: for the segment's name, then for its content.
-NO_ROOM = """
+# There is no space: for the segment's name, then for its content.
+NO_SPACE = """
 import errno, os
 from multiprocessing import shared_memory
 from convit_jax.data import workers
 
-def none_left(*arguments, **options):
+def fail(*arguments, **options):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-for place, name in (shared_memory._posixshmem, "shm_open"), (shared_memory.os, "ftruncate"):
-    whole = getattr(place, name)
-    setattr(place, name, none_left)
+for module, name in (shared_memory._posixshmem, "shm_open"), (shared_memory.os, "ftruncate"):
+    original = getattr(module, name)
+    setattr(module, name, fail)
     try:
-        workers._new_memory(100)
+        workers._create_shared_memory(100)
     except OSError as error:
         print(error.strerror)
-    setattr(place, name, whole)
+    setattr(module, name, original)
 """
 
 
-def test_no_room_for_shared_memory_is_told_and_nothing_besides(repository):
-    """Python's process that keeps count of it complains of what it was not told, or for long."""
-    done = subprocess.run(
-        [sys.executable, "-c", NO_ROOM], cwd=repository, capture_output=True, text=True, check=True
+def test_a_full_shared_memory_raises_and_prints_nothing(repository):
+    """Python's resource tracker prints warnings about unknown names and leaked segments."""
+    completed = subprocess.run(
+        [sys.executable, "-c", NO_SPACE], cwd=repository, capture_output=True, text=True, check=True
     )
-    assert done.stdout == 2 * "No space left on device\n"
-    assert done.stderr == ""
+    assert completed.stdout == 2 * "No space left on device\n"
+    assert completed.stderr == ""

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from convit_jax.config import template
-from convit_jax.data.mixing import (
-    Erasing,
-    Mixing,
-    _cutmix_box,
-    erase,
-    mix,
-    normalise,
-    soft_labels,
-)
+from convit_jax.data.mixing import Erasing, Mixing, _cutmix_box, erase, mix, normalise, soft_labels
 
 DRAWS = 2000
 
@@ -35,9 +27,11 @@ def test_soft_labels_conserve_mass():
 
 
 def mixed_pair(mixing, height=24, width=32):
-    """Shares of a black image's pixels and of its label, over many draws, and the pictures.
+    """Mix a black image of class 0 with a white one of class 1, `DRAWS` times.
 
-    The black image, of class 0, is mixed with a white one, of class 1.
+    Returns:
+        The images in the black image's row [DRAWS, height, width], and the labels of both rows
+        [DRAWS, 2, 2].
     """
     images = jnp.stack([jnp.zeros((height, width, 1)), jnp.ones((height, width, 1))])
     labels = jnp.eye(2)
@@ -46,52 +40,51 @@ def mixed_pair(mixing, height=24, width=32):
     def draw(key):
         return mix(images, labels, mixing, key)
 
-    pictures, mixed = jax.lax.map(draw, jax.random.split(jax.random.key(0), DRAWS))
-    return np.asarray(pictures)[:, 0, ..., 0], np.asarray(mixed)
+    mixed_images, mixed_labels = jax.lax.map(draw, jax.random.split(jax.random.key(0), DRAWS))
+    return np.asarray(mixed_images)[:, 0, ..., 0], np.asarray(mixed_labels)
 
 
 @pytest.mark.parametrize(
-    "mixing",
-    [Mixing(mixup=0.8), Mixing(cutmix=1.0), Mixing(mixup=0.8, cutmix=1.0, prob=0.7)],
+    "mixing", [Mixing(mixup=0.8), Mixing(cutmix=1.0), Mixing(mixup=0.8, cutmix=1.0, prob=0.7)]
 )
-def test_a_labels_share_is_that_of_its_pixels_and_mass_is_conserved(mixing):
-    pictures, labels = mixed_pair(mixing)
+def test_a_labels_share_equals_its_pixels_share_and_mass_is_conserved(mixing):
+    images, labels = mixed_pair(mixing)
     np.testing.assert_allclose(labels.sum(-1), 1.0, atol=1e-6)
-    np.testing.assert_allclose(labels[:, 0, 1], pictures.mean((1, 2)), atol=1e-5)
+    np.testing.assert_allclose(labels[:, 0, 1], images.mean((1, 2)), atol=1e-5)
     np.testing.assert_allclose(labels[:, 1], labels[:, 0, ::-1], atol=1e-6)
 
 
 def test_mixup_draws_beta_and_cutmix_a_box():
-    pictures, labels = mixed_pair(Mixing(mixup=0.8))
-    assert np.ptp(pictures, axis=(1, 2)).max() == 0
+    images, labels = mixed_pair(Mixing(mixup=0.8))
+    assert np.ptp(images, axis=(1, 2)).max() == 0
     # Beta(α, α) has mean ½ and variance 1 / (4 (2α + 1)).
     assert abs(labels[:, 0, 0].mean() - 0.5) < 0.03
     assert abs(labels[:, 0, 0].var() - 1 / (4 * 2.6)) < 0.01
 
-    pictures, labels = mixed_pair(Mixing(cutmix=1.0))
-    assert set(np.unique(pictures)) <= {0.0, 1.0}
-    for picture in pictures[:200]:
-        rows, columns = np.flatnonzero(picture.any(1)), np.flatnonzero(picture.any(0))
-        box = picture[np.ix_(rows, columns)]
+    images, labels = mixed_pair(Mixing(cutmix=1.0))
+    assert set(np.unique(images)) <= {0.0, 1.0}
+    for image in images[:200]:
+        rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
+        box = image[np.ix_(rows, columns)]
         assert box.all()
-        assert picture.sum() == box.size
+        assert image.sum() == box.size
         if len(rows):
             assert len(rows) == rows[-1] - rows[0] + 1
-    # The share is uniform before boxes are cut off at the edge: half of them lose something.
-    assert 0.25 < pictures.mean() < 0.5
-    centre, corner = pictures[:, 12, 16].mean(), pictures[:, 0, 0].mean()
+    # The share is uniform before boxes are clipped at the edge, as half of them are.
+    assert 0.25 < images.mean() < 0.5
+    centre, corner = images[:, 12, 16].mean(), images[:, 0, 0].mean()
     assert centre > 1.5 * corner
 
 
-def test_the_chances_of_mixing_and_of_switching():
-    pictures, _ = mixed_pair(Mixing(mixup=0.8, cutmix=1.0, prob=0.6, switch_prob=0.25))
-    untouched = (pictures == 0).all((1, 2))
-    grey = ((pictures > 0) & (pictures < 1)).all((1, 2))
+def test_the_probabilities_of_mixing_and_of_switching():
+    images, _ = mixed_pair(Mixing(mixup=0.8, cutmix=1.0, prob=0.6, switch_prob=0.25))
+    untouched = (images == 0).all((1, 2))
+    grey = ((images > 0) & (images < 1)).all((1, 2))
     assert abs(grey.mean() - 0.6 * 0.75) < 0.04
-    assert 0.35 < untouched.mean() < 0.48  # 0.4, and boxes of no pixel
+    assert 0.35 < untouched.mean() < 0.48  # 0.4, and empty boxes
 
 
-def test_neighbours_are_mixed_and_no_others():
+def test_only_neighbours_are_mixed():
     images = jnp.arange(6.0)[:, None, None, None] * jnp.ones((6, 4, 4, 1))
     out, labels = mix(images, jnp.eye(6), Mixing(mixup=0.8), jax.random.key(3))
     share = float(labels[0, 0])
@@ -100,7 +93,7 @@ def test_neighbours_are_mixed_and_no_others():
     np.testing.assert_allclose(out[:, 0, 0, 0], expected, rtol=1e-5)
 
 
-def test_erasing_fills_boxes_of_the_sizes_asked_for_with_noise():
+def test_erasing_fills_boxes_of_the_configured_sizes_with_noise():
     images = jnp.full((DRAWS, 32, 48, 2), 9.0)
     erasing = Erasing(prob=0.25)
     out = np.asarray(jax.jit(lambda x, key: erase(x, erasing, key))(images, jax.random.key(0)))
@@ -118,7 +111,7 @@ def test_erasing_fills_boxes_of_the_sizes_asked_for_with_noise():
     assert 0.25 < max(areas) < 0.36
     assert 0.25 < min(ratios) < 0.5
     assert 2.0 < max(ratios) < 4
-    # The area is uniform, the ratio's logarithm too, but for the long ones, which fit less often.
+    # Area and log ratio are uniform, except that long boxes fit less often.
     assert abs(np.mean(areas) - (0.02 + 1 / 3) / 2) < 5 * 0.0905 / len(areas) ** 0.5
     assert abs(np.std(np.log(ratios)) - 2 * math.log(1 / 0.3) / 12**0.5) < 0.06
     assert abs(np.mean(np.log(ratios))) < 0.15
@@ -128,30 +121,30 @@ def test_erasing_fills_boxes_of_the_sizes_asked_for_with_noise():
     assert np.abs(np.corrcoef(noise.T)[0, 1]) < 0.05
 
 
-def test_an_erased_box_may_lie_anywhere():
-    """Where in its range a box begins is uniform, along either side, the ends included."""
+def test_the_position_of_an_erased_box_is_uniform():
+    """Along either side, including both ends of the range."""
     images = jnp.full((DRAWS, 24, 36, 1), 9.0)
     erasing = Erasing(prob=1.0, area=(0.1, 0.1), ratio=(1.0, 1.0))  # 9 x 9 pixels
     out = np.asarray(jax.jit(lambda x, key: erase(x, erasing, key))(images, jax.random.key(0)))
     changed = out[..., 0] != 9.0
     assert set(changed.sum((1, 2))) == {81}
     tops, lefts = changed.any(2).argmax(1), changed.any(1).argmax(1)
-    for begins, places in ((tops, 24 - 9 + 1), (lefts, 36 - 9 + 1)):
-        counts = np.bincount(begins, minlength=places)
-        assert len(counts) == places
-        expected = DRAWS / places
+    for positions, num_positions in ((tops, 24 - 9 + 1), (lefts, 36 - 9 + 1)):
+        counts = np.bincount(positions, minlength=num_positions)
+        assert len(counts) == num_positions
+        expected = DRAWS / num_positions
         assert np.abs(counts - expected).max() < 5 * expected**0.5
     assert abs(np.corrcoef(tops, lefts)[0, 1]) < 0.1
 
 
-def test_a_box_that_does_not_fit_is_drawn_anew_and_where_none_does_the_image_is_left():
+def test_boxes_that_do_not_fit_are_redrawn_and_if_none_fits_the_image_is_unchanged():
     images = jnp.full((600, 20, 20, 1), 9.0)
 
     def erased(**options):
         out = erase(images, Erasing(prob=1.0, **options), jax.random.key(0))
         return np.asarray(out)[..., 0] != 9.0
 
-    # Half of the area, 2 to 8 times as high as wide or the reverse: most draws are too long.
+    # Half of the area, 2 to 8 times as high as wide or vice versa: most draws are too long.
     for ratio in ((2.0, 8.0), (1 / 8, 1 / 2)):
         changed = erased(area=(0.4, 0.5), ratio=ratio)
         hit = changed.any((1, 2))
@@ -159,8 +152,8 @@ def test_a_box_that_does_not_fit_is_drawn_anew_and_where_none_does_the_image_is_
         boxes = changed[hit]
         assert boxes.mean((1, 2)).min() > 0.35
         sides = boxes.any(2).sum(1), boxes.any(1).sum(1)
-        assert max(sides[0].max(), sides[1].max()) == 19  # never a whole side
-    # How many stay whole tells how many draws there are: 1 - P(none of ten fits).
+        assert max(sides[0].max(), sides[1].max()) == 19  # never the full side
+    # The share of changed images reveals the number of draws: 1 - P(none of ten fits).
     images = jnp.full((4000, 20, 20, 1), 9.0)
     hit = erased(area=(0.4, 0.5), ratio=(1 / 8, 1 / 2)).any((1, 2))
     rng = np.random.default_rng(0)
@@ -171,33 +164,33 @@ def test_a_box_that_does_not_fit_is_drawn_anew_and_where_none_does_the_image_is_
     assert not erased(area=(1.0, 1.0), ratio=(1.0, 1.0)).any()
 
 
-@pytest.mark.parametrize(("side", "taken"), [(0, 0), (1, 0), (2, 2), (3, 2), (5, 4), (8, 8)])
-def test_cutmixs_box_has_an_even_side_about_any_pixel_and_is_cut_off_at_the_edge(side, taken):
-    """Every centre of an image of 8 x 12, as the released recipe's: from centre - side // 2 on."""
+@pytest.mark.parametrize(("side", "even_side"), [(0, 0), (1, 0), (2, 2), (3, 2), (5, 4), (8, 8)])
+def test_cutmixs_box_has_even_sides_around_any_pixel_and_is_clipped_at_the_edge(side, even_side):
+    """For every centre in an image of 8 x 12: it begins at centre - side // 2, as in the recipe."""
     height, width = 8, 12
     share = jnp.float32(1 - (side / 8) ** 2 - (1e-4 if side else 0))
     keys = jax.random.split(jax.random.key(0), 3000)
     boxes = np.asarray(jax.lax.map(lambda key: _cutmix_box(key, share, height, width), keys))
-    taken_in_width = int(12 * side / 8 + 1e-3) // 2 * 2
+    even_width = int(12 * side / 8 + 1e-3) // 2 * 2
 
-    def line(length, centre, taken):
-        places = np.arange(length)
-        return (places >= centre - taken // 2) & (places < centre + taken // 2)
+    def interval(length, centre, box_side):
+        positions = np.arange(length)
+        return (positions >= centre - box_side // 2) & (positions < centre + box_side // 2)
 
     expected = collections.Counter(
-        np.outer(line(height, y, taken), line(width, x, taken_in_width)).tobytes()
+        np.outer(interval(height, y, even_side), interval(width, x, even_width)).tobytes()
         for y in range(height)
         for x in range(width)
     )
-    drawn = collections.Counter((box == 1).tobytes() for box in boxes)
+    counts = collections.Counter((box == 1).tobytes() for box in boxes)
     assert set(np.unique(boxes)) <= {0.0, 1.0}
-    assert drawn.keys() == expected.keys()
-    for box, count in drawn.items():
+    assert counts.keys() == expected.keys()
+    for box, count in counts.items():
         mean = 3000 * expected[box] / (height * width)
         assert abs(count - mean) < 5 * mean**0.5
 
 
-def test_what_is_mixed_keeps_its_type():
+def test_mixing_preserves_the_dtype():
     images = jnp.ones((4, 6, 6, 3), jnp.bfloat16)
     out, labels = mix(images, jnp.eye(4), Mixing(mixup=0.8, cutmix=1.0), jax.random.key(0))
     assert (out.dtype, labels.dtype) == (jnp.bfloat16, jnp.float32)
@@ -205,7 +198,7 @@ def test_what_is_mixed_keeps_its_type():
     assert erased.dtype == jnp.bfloat16
 
 
-def test_defaults_are_those_of_the_configuration_and_do_nothing():
+def test_defaults_equal_the_configurations_and_change_nothing():
     augment = template().augment
     assert dataclasses.astuple(Mixing()) == (
         augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob,
@@ -216,16 +209,17 @@ def test_defaults_are_those_of_the_configuration_and_do_nothing():
     assert dataclasses.astuple(Mixing()) == (0.0, 0.0, 1.0, 0.5)
     assert Erasing().area == pytest.approx((0.02, 0.3333333))
     assert Erasing().ratio == pytest.approx((0.3, 3.3333333))
-    assert [
-        Mixing().on, Mixing(mixup=0.8).on, Mixing(cutmix=1.0).on, Mixing(mixup=0.8, prob=0.0).on,
-    ] == [False, True, True, False]  # fmt: skip
-    assert type(Mixing(mixup=0.8).on) is bool
+    assert Mixing(mixup=0.8).enabled
+    assert Mixing(cutmix=1.0).enabled
+    assert not Mixing().enabled
+    assert not Mixing(mixup=0.8, prob=0.0).enabled
+    assert type(Mixing(mixup=0.8).enabled) is bool
 
 
-def test_the_same_key_does_the_same():
+def test_the_same_key_gives_the_same_result():
     images = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
-    one, again, other = (
+    first, second, other = (
         erase(images, Erasing(prob=1.0), jax.random.key(seed)) for seed in (2, 2, 3)
     )
-    assert np.array_equal(one, again)
-    assert not np.array_equal(one, other)
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)

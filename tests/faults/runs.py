@@ -1,4 +1,4 @@
-"""Starts of a run, watched from outside: what it is doing, and what is left when it is gone."""
+"""Starting runs and observing from outside what they do and what they leave behind."""
 
 import contextlib
 import dataclasses
@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 START_UP, COMPILATION, STEPS = "start-up", "compilation", "steps"
-EVALUATION, SAVING, THE_END = "evaluation", "saving", "the end"
-PHASES = (START_UP, COMPILATION, STEPS, EVALUATION, SAVING, THE_END)
+EVALUATION, SAVING, END = "evaluation", "saving", "the end"
+PHASES = (START_UP, COMPILATION, STEPS, EVALUATION, SAVING, END)
 
 LAST_STEP, EVAL_EVERY = 40, 10
 CONFIG = {
@@ -39,7 +39,7 @@ CONFIG = {
     "optimizer.learning_rate": 1e-2,
     "optimizer.warmup": "4 steps",
 }
-# Another data set than the digits: photographs in colour, cut and flipped.
+# Instead of the digits: colour photographs, cropped and flipped.
 PICTURES = {
     "data.mean": (0.5, 0.5, 0.5),
     "data.std": (0.25, 0.25, 0.25),
@@ -48,10 +48,10 @@ PICTURES = {
     "augment.flip": 0.5,
 }
 
-# train.py, but for its patience with other processes of the run.
-_IMPATIENT = """
+# train.py with shorter timeouts for the other processes of the run.
+_SHORT_TIMEOUTS = """
 import functools, runpy, sys
-from convit_jax.training import processes
+from convit_jax.distributed import processes
 processes.join_processes = functools.partial(
     processes.join_processes, heartbeat_seconds=10, timeout_seconds=40
 )
@@ -59,25 +59,25 @@ sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
 """
 
-_BEGINS = "the first step compiles"
+_TRAINING_MESSAGE = "the first step compiles"
 _TRAINED = re.compile(r"step (\d+)/\d+  epoch \S+  loss ")
 _EVALUATED = re.compile(r"step (\d+)/\d+  epoch \S+  eval loss ")
-_LOOK_EVERY = 0.001  # seconds
-_PATIENCE = 300.0  # seconds: a run of a few that takes longer hangs
+_POLL_SECONDS = 0.001
+_TIMEOUT = 300.0  # seconds: a run takes a few unless it hangs
 
 
 class StuckError(Exception):
-    """A run does not go on, or does not end."""
+    """A run hangs: it makes no progress, or does not end."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
-    """A run seen from outside.
+class Observation:
+    """A run observed from outside.
 
     Attributes:
-        log: what its first process has said.
+        log: log of the first process.
         drafts: names of checkpoints that are being written.
-        saved: steps of those that are whole.
+        saved: steps of complete checkpoints.
     """
 
     log: str
@@ -86,37 +86,37 @@ class Seen:
 
     @property
     def trained(self) -> list[int]:
-        """Steps of which it has told the loss."""
+        """Steps whose loss was logged."""
         return [int(step) for step in _TRAINED.findall(self.log)]
 
     @property
     def evaluated(self) -> list[int]:
-        """Steps of which it has told an evaluation."""
+        """Steps whose evaluation was logged."""
         return [int(step) for step in _EVALUATED.findall(self.log)]
 
     @property
-    def begins(self) -> bool:
-        """Whether it has read its data and its checkpoint."""
-        return _BEGINS in self.log
+    def has_started(self) -> bool:
+        """Whether the run has read its data and its checkpoint."""
+        return _TRAINING_MESSAGE in self.log
 
     @property
     def phase(self) -> str:
-        """What it is doing, one of PHASES."""
+        """The phase of the run, one of PHASES."""
         trained, evaluated = self.trained, self.evaluated
-        if not self.begins:
+        if not self.has_started:
             return START_UP
         if LAST_STEP in evaluated or f"steps {LAST_STEP + 1} to" in self.log:
-            return THE_END
+            return END
         if not trained:
             return COMPILATION
         if self.drafts:
             return SAVING
-        evaluates = trained[-1] % EVAL_EVERY == 0 and trained[-1] not in evaluated
-        return EVALUATION if evaluates else STEPS
+        is_evaluating = trained[-1] % EVAL_EVERY == 0 and trained[-1] not in evaluated
+        return EVALUATION if is_evaluating else STEPS
 
 
 class Start:
-    """One start of a run: a process, or several that train together."""
+    """One start of a run, with one process or several."""
 
     def __init__(
         self,
@@ -124,79 +124,79 @@ class Start:
         logs: Sequence[pathlib.Path],
         config: Mapping[str, object],
         environment: Mapping[str, str],
-        places: Sequence[pathlib.Path] = (),
+        directories: Sequence[pathlib.Path] = (),
     ) -> None:
-        """Starts it, as a user does.
+        """Start the run as a user does.
 
         Args:
-            workdir: of the run.
-            logs: what each process says goes there; as many processes as there are logs.
-            config: configuration keys that are not configs/digits.py's.
-            environment: variables, besides this process's.
-            places: where each process runs; empty for the checkout.
+            workdir: the workdir.
+            logs: the log file of each process; there are as many processes as logs.
+            config: configuration keys that differ from configs/digits.py.
+            environment: variables added to this process's.
+            directories: working directory of each process; empty for the checkout.
         """
         self.workdir, self.logs = workdir, list(logs)
         self.processes: list[subprocess.Popen[bytes]] = []
         flags = [f"--config={ROOT}/configs/digits.py", f"--workdir={workdir}"]
         flags += [f"--config.{key}={value}" for key, value in config.items()]
-        together = len(self.logs) > 1
-        port = _free_port() if together else 0
+        several_processes = len(self.logs) > 1
+        port = _free_port() if several_processes else 0
         for index, log in enumerate(self.logs):
-            told = {"PYTHONPATH": str(ROOT)}
+            variables = {"PYTHONPATH": str(ROOT)}
             command = [sys.executable, f"{ROOT}/train.py"]
-            if together:
-                told |= {
+            if several_processes:
+                variables |= {
                     "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
                     "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                     "JAX_NUM_PROCESSES": str(len(self.logs)),
                     "JAX_PROCESS_ID": str(index),
                 }
-                program = _IMPATIENT.replace('"train.py"', repr(f"{ROOT}/train.py"))
+                program = _SHORT_TIMEOUTS.replace('"train.py"', repr(f"{ROOT}/train.py"))
                 command = [sys.executable, "-c", program]
             with log.open("w") as file:
                 process = subprocess.Popen(
                     [*command, *flags],
-                    cwd=places[index] if places else ROOT,
-                    env=os.environ | dict(environment) | told,
+                    cwd=directories[index] if directories else ROOT,
+                    env=os.environ | dict(environment) | variables,
                     stdout=file,
                     stderr=file,
                     start_new_session=True,
                 )
             self.processes.append(process)
 
-    def seen(self) -> Seen:
-        """What it looks like now."""
-        with contextlib.suppress(FileNotFoundError):  # it may not have come so far
-            names = sorted(os.listdir(self.workdir / "checkpoints"))  # noqa: PTH208  (many times)
-            drafts = tuple(name for name in names if "orbax-checkpoint-tmp" in name)
-            saved = tuple(sorted(int(name) for name in names if name.isdigit()))
-            return Seen(self.logs[0].read_text(errors="replace"), drafts, saved)
-        return Seen(self.logs[0].read_text(errors="replace"), (), ())
+    def observe(self) -> Observation:
+        """Return the current state of the run."""
+        names: list[str] = []
+        with contextlib.suppress(FileNotFoundError):  # not created yet
+            names = sorted(os.listdir(self.workdir / "checkpoints"))  # noqa: PTH208  (for speed)
+        drafts = tuple(name for name in names if "orbax-checkpoint-tmp" in name)
+        saved = tuple(sorted(int(name) for name in names if name.isdigit()))
+        return Observation(self.logs[0].read_text(errors="replace"), drafts, saved)
 
-    def ended(self) -> bool:
-        """Whether some process has ended."""
+    def has_ended(self) -> bool:
+        """Return whether some process has ended."""
         return any(process.poll() is not None for process in self.processes)
 
-    def watch(self, until: Callable[[Seen], bool]) -> bool:
-        """Waits until something is seen; whether it was, before some process ended.
+    def wait_until(self, condition: Callable[[Observation], bool]) -> bool:
+        """Wait for a condition and return whether it held before some process ended.
 
         Raises:
-            StuckError: it is not, in a time in which a run is over.
+            StuckError: it does not hold within the time of a whole run.
         """
-        deadline = time.monotonic() + _PATIENCE
-        while not until(self.seen()):
-            if self.ended():
-                return until(self.seen())
+        deadline = time.monotonic() + _TIMEOUT
+        while not condition(self.observe()):
+            if self.has_ended():
+                return condition(self.observe())
             if time.monotonic() > deadline:
-                raise StuckError(f"nothing goes on for {_PATIENCE:g} s")
-            time.sleep(_LOOK_EVERY)
+                raise StuckError(f"no progress for {_TIMEOUT:g} s")
+            time.sleep(_POLL_SECONDS)
         return True
 
-    def codes(self, seconds: float = _PATIENCE) -> list[int]:
-        """Waits for the end of all processes: their exit codes, negative for signals.
+    def wait(self, seconds: float = _TIMEOUT) -> list[int]:
+        """Wait for all processes and return their exit codes, negative for signals.
 
         Raises:
-            StuckError: some does not end.
+            StuckError: a process does not end.
         """
         deadline = time.monotonic() + seconds
         try:
@@ -205,7 +205,7 @@ class Start:
             raise StuckError(f"a process has not ended after {seconds:g} s") from error
 
     def close(self) -> None:
-        """Ends whatever still runs."""
+        """Kill all remaining processes."""
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
@@ -216,41 +216,41 @@ class Start:
 
 
 def in_session(leader: int) -> list[int]:
-    """Processes of the session that a process began, those that are dead left out."""
-    found = []
-    for pid, stat in _stats():
+    """Return the live processes of the session with this leader."""
+    pids = []
+    for pid, stat in _process_stats():
         state, _, _, session = stat.rpartition(")")[2].split()[:4]
         if int(session) == leader and state != "Z":
-            found.append(pid)
-    return found
+            pids.append(pid)
+    return pids
 
 
 def shared_memory(leader: int) -> set[pathlib.Path]:
-    """Segments of shared memory that the processes of a session have mapped."""
-    found = set()
+    """Return the segments of shared memory mapped by the processes of a session."""
+    segments = set()
     for pid in in_session(leader):
-        # It may end meanwhile.
+        # The process may end meanwhile.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             maps = pathlib.Path(f"/proc/{pid}/maps").read_text()
-            found |= {pathlib.Path(name) for name in re.findall(r"/dev/shm/convit_jax_\w+", maps)}
-    return found
+            names = re.findall(r"/dev/shm/convit_jax_\w+", maps)
+            segments |= {pathlib.Path(name) for name in names}
+    return segments
 
 
 def left_behind(leader: int, segments: set[pathlib.Path], seconds: float = 20.0) -> list[str]:
-    """What a process that is gone leaves after some seconds: its workers, its shared memory."""
+    """Describe the workers and shared memory that remain some seconds after a process ended."""
     deadline = time.monotonic() + seconds
     while True:
-        workers = in_session(leader)
-        left = [f"process {pid} outlives its parent" for pid in workers]
-        left += [f"{path} is left" for path in sorted(segments) if path.exists()]
-        if not left or time.monotonic() > deadline:
-            return left
+        remains = [f"process {pid} outlives its parent" for pid in in_session(leader)]
+        remains += [f"{path} is left" for path in sorted(segments) if path.exists()]
+        if not remains or time.monotonic() > deadline:
+            return remains
         time.sleep(0.05)
 
 
-def _stats() -> Iterator[tuple[int, str]]:
+def _process_stats() -> Iterator[tuple[int, str]]:
     for path in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
             yield int(path.name), (path / "stat").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Comparing runs: whatever differs is seen, and timings are not."""
+"""Comparing runs: every difference is found, and timings are ignored."""
 
 import json
 import shutil
@@ -45,37 +45,37 @@ def test_timings_are_not_compared(workdir, other):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda records: [*records, records[-2]], "metrics.jsonl: more than once: "),
         (lambda records: [r for r in records if "eval/loss" not in r], "metrics.jsonl: missing: "),
-        (lambda records: [r | {"step": 1} for r in records], "metrics.jsonl: only here: "),
+        (lambda records: [r | {"step": 1} for r in records], "metrics.jsonl: unexpected: "),
         (
             lambda records: [r | {"eval/loss": 1.0} if "eval/loss" in r else r for r in records],
             "metrics.jsonl: another value: eval/loss of step 2",
         ),
     ],
 )
-def test_metrics_that_differ_are_told(change, words, workdir, other):
+def test_differing_metrics_are_found(change, message, workdir, other):
     records = [record for record in lines(other) if "checkpoint/stall_seconds" not in record]
     write(other, change([*records, *records[-1:]][: len(records)]))
-    found = differences(workdir, other, 2)
-    assert any(complaint.startswith(words) for complaint in found), found
+    findings = differences(workdir, other, 2)
+    assert any(finding.startswith(message) for finding in findings), findings
 
 
-def test_events_that_differ_are_told(workdir, other):
+def test_differing_events_are_found(workdir, other):
     (path,) = other.glob("events.out.tfevents.*")
     shutil.copy(path, f"{path}.again")
-    assert [words.partition(": t")[0] for words in differences(workdir, other, 2)] == [
+    assert [finding.partition(": t")[0] for finding in differences(workdir, other, 2)] == [
         "events: more than once"
     ]
     (other / f"{path.name}.again").unlink()
     path.write_bytes(path.read_bytes()[:-5])
-    (words,) = differences(workdir, other, 2)
-    assert words.startswith("events: cannot be read: ValueError: an event is cut off")
+    (finding,) = differences(workdir, other, 2)
+    assert finding.startswith("events: cannot be read: ValueError: an event is cut off")
 
 
-def test_a_bit_of_the_state_that_differs_is_told(workdir, other):
+def test_a_differing_bit_of_the_state_is_found(workdir, other):
     import tensorstore as ts
 
     store = {"driver": "ocdbt", "base": f"file://{other}/checkpoints/2/state/"}
@@ -86,11 +86,11 @@ def test_a_bit_of_the_state_that_differs_is_told(workdir, other):
     array.write(content).result()
     assert differences(workdir, other, 2) == ["state: another value: ema_params.cls_token"]
     shutil.rmtree(other / "checkpoints" / "2" / "state")
-    (words,) = differences(workdir, other, 2)
-    assert words.startswith("state: ")
+    (finding,) = differences(workdir, other, 2)
+    assert finding.startswith("state: ")
 
 
-def test_what_is_left_of_a_kill_is_told(workdir, other):
+def test_remains_of_a_kill_are_found(workdir, other):
     (other / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir()
     (other / "checkpoints" / "1.damaged").mkdir()
     assert differences(workdir, other, 2) == [

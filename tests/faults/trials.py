@@ -1,7 +1,7 @@
-"""Runs that are interrupted at random moments and started again until they are done.
+"""Runs that are interrupted at random moments and resumed until they finish.
 
-Each is compared with a run of its kind that was left alone. Which moments are chosen is a function
-of (seed, kind, number); the machine's pace decides what a run does just then.
+Each is compared with an uninterrupted run of its kind. The moments are a function of (seed, kind,
+number); what a run does at that moment depends on the speed of the machine.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import os
 import pathlib
 import random
 import re
-import shutil
 import signal
 import threading
 import time
@@ -23,6 +22,7 @@ from tests.faults.comparison import differences
 from tests.faults.runs import (
     COMPILATION,
     CONFIG,
+    END,
     EVAL_EVERY,
     EVALUATION,
     LAST_STEP,
@@ -31,75 +31,75 @@ from tests.faults.runs import (
     SAVING,
     START_UP,
     STEPS,
-    THE_END,
-    Seen,
+    Observation,
     Start,
     StuckError,
     left_behind,
     shared_memory,
 )
 
-_TO_END = 60.0  # seconds that the other processes of a run have when one is gone
-# A worker may find that its parent was killed before it was told what to do.
-_NEVER_SAID, _NOT_UNLESS_KILLED = "damaged", "Traceback (most recent call last)"
+_PEER_TIMEOUT = 60.0  # seconds for the other processes of a run to end after one has
+# Texts that a log must not contain. Only after SIGKILL may a worker, whose parent is gone before it
+# sent any work, log a traceback.
+_NEVER_LOGGED, _LOGGED_ONLY_IF_KILLED = "damaged", "Traceback (most recent call last)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of run, and what happens to it.
+    """A kind of run and its interruptions.
 
     Attributes:
-        about: in words.
-        runs: how many a whole campaign has.
-        interruptions: what may happen to it, by name: (trial, start) → when it has happened.
-        config: configuration keys beside CONFIG.
-        processes: that train together.
-        pictures: whether on photographs instead of digits.
-        phases: when it happens.
+        description: description for the help text.
+        num_runs: number of runs in a full campaign.
+        interruptions: functions (trial, start) that interrupt a run, by name.
+        config: configuration keys added to CONFIG.
+        num_processes: number of processes that train together.
+        pictures: whether to train on photographs instead of digits.
+        phases: the phases in which to interrupt it.
     """
 
-    about: str
-    runs: int
+    description: str
+    num_runs: int
     interruptions: Mapping[str, Callable[["Trial", Start], None]]
     config: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    processes: int = 1
+    num_processes: int = 1
     pictures: bool = False
     phases: tuple[str, ...] = PHASES
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """The result of an interrupted run.
 
     Attributes:
-        interrupted: (what happened to it, in which phase), in turn.
-        complaints: what is wrong; empty where it came to the same as the run left alone.
-        directory: where its workdir and its logs are.
+        interruptions: (interruption, phase), in order.
+        findings: what is wrong; empty if the result equals that of the uninterrupted run.
+        directory: directory of the workdir and the logs.
     """
 
-    interrupted: tuple[tuple[str, str], ...]
-    complaints: tuple[str, ...]
+    interruptions: tuple[tuple[str, str], ...]
+    findings: tuple[str, ...]
     directory: pathlib.Path
 
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How long the phases of a run that compiles everything take, in seconds."""
+    """Durations of the phases of a run with an empty compilation cache, in seconds."""
 
     start_up: float
     compilation: float
     evaluation: float
-    the_end: float
+    end: float
 
 
 @dataclasses.dataclass(frozen=True)
-class LeftAlone:
-    """A run that nothing happened to.
+class UninterruptedRun:
+    """The run with which the interrupted runs of a kind are compared.
 
     Attributes:
-        workdir: its.
-        pace: its.
-        caches: what it found out and compiled: variables of the environment that say where.
+        workdir: its workdir.
+        pace: the durations of its phases.
+        caches: environment variables with the directories of its caches.
     """
 
     workdir: pathlib.Path
@@ -108,75 +108,80 @@ class LeftAlone:
 
 
 class Campaign:
-    """Makes runs of all kinds in a directory."""
+    """Runs of all kinds in one directory."""
 
     def __init__(self, directory: pathlib.Path, seed: int) -> None:
-        """Takes where to work; the seed decides the moments."""
+        """Create a campaign; the seed determines the moments of the interruptions."""
         self.directory, self.seed = directory, seed
-        self._alone: dict[tuple[str, ...], LeftAlone] = {}
-        self._making = threading.Lock()
+        self._uninterrupted: dict[tuple[str, ...], UninterruptedRun] = {}
+        self._lock = threading.Lock()
 
     def run(self, name: str, number: int) -> Outcome:
-        """Has a run interrupted and compares its end."""
+        """Interrupt a run and compare its result."""
         return Trial(self, name, number).run()
 
-    def left_alone(self, kind: Kind) -> LeftAlone:
-        """A run of a kind that is left alone, made when it is first asked for.
+    def uninterrupted_run(self, kind: Kind) -> UninterruptedRun:
+        """Return the uninterrupted run of a kind, trained on the first call.
 
         Raises:
-            StuckError: it does not end well.
+            StuckError: it hangs or fails.
         """
-        key = (str(kind.config), str(kind.processes), str(kind.pictures))
-        with self._making:
-            if key not in self._alone:
-                directory = self.directory / f"alone-{len(self._alone)}"
+        key = (str(kind.config), str(kind.num_processes), str(kind.pictures))
+        with self._lock:
+            if key not in self._uninterrupted:
+                directory = self.directory / f"uninterrupted-{len(self._uninterrupted)}"
                 directory.mkdir()
-                self._alone[key] = self._leave_alone(kind, directory)
-            return self._alone[key]
+                self._uninterrupted[key] = self._train_uninterrupted(kind, directory)
+            return self._uninterrupted[key]
 
     def start(
         self, kind: Kind, directory: pathlib.Path, name: str, caches: Mapping[str, str]
     ) -> Start:
-        """Starts a run of a kind in a directory; what it says goes to files of some name there."""
+        """Start a run of a kind in a directory, with logs called NAME-PROCESS.log there."""
         config = CONFIG | dict(kind.config)
-        places = []
+        hosts: list[pathlib.Path] = []
         if kind.pictures:
             config |= PICTURES | {
                 "data.train": "folder:images/train",
                 "data.eval": "folder:images/eval",
             }
-            places = [directory / f"host-{index}" for index in range(kind.processes)]
-            for place in places:
-                if not place.exists():
-                    write_pictures(place / "sound")
-                    write_pictures(place / "broken", cut_off=True)
-                    (place / "images").symlink_to("sound")
-        logs = [directory / f"{name}-{index}.log" for index in range(kind.processes)]
-        return Start(directory / "workdir", logs, config, dict(caches), places)
+            hosts = [directory / f"host-{index}" for index in range(kind.num_processes)]
+            for host in hosts:
+                if not host.exists():
+                    write_pictures(host / "sound")
+                    write_pictures(host / "broken", truncated=True)
+                    (host / "images").symlink_to("sound")
+        logs = [directory / f"{name}-{index}.log" for index in range(kind.num_processes)]
+        return Start(directory / "workdir", logs, config, dict(caches), hosts)
 
-    def _leave_alone(self, kind: Kind, directory: pathlib.Path) -> LeftAlone:
+    def _train_uninterrupted(self, kind: Kind, directory: pathlib.Path) -> UninterruptedRun:
         caches = caches_in(directory)
-        began = time.monotonic()
-        with contextlib.closing(self.start(kind, directory, "alone", caches)) as start:
-            at = []
-            for until in (
-                lambda seen: seen.begins,
-                lambda seen: bool(seen.trained),
-                lambda seen: 2 * EVAL_EVERY in seen.trained,  # the first evaluation compiles
-                lambda seen: 2 * EVAL_EVERY in seen.evaluated,
-                lambda seen: LAST_STEP in seen.evaluated,
+        times = [time.monotonic()]
+        with contextlib.closing(self.start(kind, directory, "uninterrupted", caches)) as start:
+            for condition in (
+                lambda now: now.has_started,
+                lambda now: bool(now.trained),
+                lambda now: 2 * EVAL_EVERY in now.trained,  # the first evaluation compiles
+                lambda now: 2 * EVAL_EVERY in now.evaluated,
+                lambda now: LAST_STEP in now.evaluated,
             ):
-                start.watch(until)
-                at.append(time.monotonic())
-            codes = start.codes()
+                start.wait_until(condition)
+                times.append(time.monotonic())
+            codes = start.wait()
             if any(codes):
-                raise StuckError(f"left alone, it ends with {codes}: {start.seen().log[-2000:]}")
-        pace = Pace(at[0] - began, at[1] - at[0], at[3] - at[2], time.monotonic() - at[4])
-        return LeftAlone(start.workdir, pace, caches)
+                log = start.observe().log[-2000:]
+                raise StuckError(f"uninterrupted, it ends with {codes}: {log}")
+        pace = Pace(
+            start_up=times[1] - times[0],
+            compilation=times[2] - times[1],
+            evaluation=times[4] - times[3],
+            end=time.monotonic() - times[5],
+        )
+        return UninterruptedRun(start.workdir, pace, caches)
 
 
 def caches_in(directory: pathlib.Path) -> dict[str, str]:
-    """Variables that have a run keep what it finds out, prepares and compiles in a directory."""
+    """Return environment variables that put all caches of a run in a directory."""
     return {
         "TFDS_DATA_DIR": str(directory / "tfds"),
         "XDG_CACHE_HOME": str(directory / "cache"),
@@ -187,12 +192,12 @@ def caches_in(directory: pathlib.Path) -> dict[str, str]:
     }
 
 
-def write_pictures(directory: pathlib.Path, cut_off: bool = False) -> None:
-    """Small photographs of two classes, 48 to train on and 20 to evaluate on of each.
+def write_pictures(directory: pathlib.Path, truncated: bool = False) -> None:
+    """Write small photographs of two classes, 48 of each for training and 20 for evaluation.
 
     Args:
-        directory: where to.
-        cut_off: whether each file ends in its middle.
+        directory: where to write them.
+        truncated: whether to write only the first half of each file.
     """
     rng = np.random.default_rng(0)
     for part, count in (("train", 48), ("eval", 20)):
@@ -201,229 +206,227 @@ def write_pictures(directory: pathlib.Path, cut_off: bool = False) -> None:
             for index in range(count):
                 pixels = rng.integers(0, 160, (14, 18, 3)) + 90 * number
                 content = cv2.imencode(".jpg", pixels.astype(np.uint8))[1].tobytes()
-                content = content[: len(content) // 2] if cut_off else content
+                content = content[: len(content) // 2] if truncated else content
                 (directory / part / class_name / f"{index}.jpg").write_bytes(content)
 
 
 class Trial:
-    """One run, interrupted."""
+    """One interrupted run."""
 
     def __init__(self, campaign: Campaign, name: str, number: int) -> None:
-        """The run of a number of the kind of a name."""
+        """Create run `number` of the kind `name`."""
         self.kind, self.campaign = KINDS[name], campaign
         self.rng = random.Random(f"{campaign.seed} {name} {number}")
         self.directory = campaign.directory / f"{name}-{number}"
-        self.complaints: list[str] = []
-        self.interrupted: list[tuple[str, str]] = []
+        self.findings: list[str] = []
+        self.interruptions: list[tuple[str, str]] = []
 
     def run(self) -> Outcome:
-        """Interrupts it two or three times, lets it finish, and compares."""
-        alone = self.campaign.left_alone(self.kind)
+        """Interrupt the run two or three times, let it finish, and compare."""
+        expected = self.campaign.uninterrupted_run(self.kind)
         self.directory.mkdir()
-        caches = dict(alone.caches)
+        caches = dict(expected.caches)
         try:
             saved: tuple[int, ...] = ()
-            for number, target in enumerate([*self._plan(), None]):
-                # Who is to be interrupted in these phases has no cache to be quicker by; what it
-                # leaves in its own, half written perhaps, the next starts find.
-                own = caches_in(self.directory)
+            for number, target in enumerate([*self._choose_phases(), None]):
+                # A run to be interrupted in these phases starts with empty caches, or it would be
+                # too fast. The next starts find its caches, which may be half written.
+                new_caches = caches_in(self.directory)
                 if target == COMPILATION:
-                    caches["JAX_COMPILATION_CACHE_DIR"] = own["JAX_COMPILATION_CACHE_DIR"]
+                    caches["JAX_COMPILATION_CACHE_DIR"] = new_caches["JAX_COMPILATION_CACHE_DIR"]
                 elif target == START_UP:
-                    caches |= {name: own[name] for name in ("TFDS_DATA_DIR", "XDG_CACHE_HOME")}
+                    for name in ("TFDS_DATA_DIR", "XDG_CACHE_HOME"):
+                        caches[name] = new_caches[name]
                 start = self.campaign.start(self.kind, self.directory, f"start-{number}", caches)
                 with contextlib.closing(start):
-                    self._go(start, target, alone.pace)
-                    self._check_beginning(start, saved)
-                    saved = start.seen().saved
-            self.complaints += differences(alone.workdir, self.directory / "workdir", LAST_STEP)
+                    self._interrupt_or_finish(start, target, expected.pace)
+                    self._check_resumption(start, saved)
+                    saved = start.observe().saved
+            self.findings += differences(expected.workdir, self.directory / "workdir", LAST_STEP)
         except StuckError as error:
-            self.complaints.append(str(error))
-        return Outcome(tuple(self.interrupted), tuple(self.complaints), self.directory)
+            self.findings.append(str(error))
+        return Outcome(tuple(self.interruptions), tuple(self.findings), self.directory)
 
-    def _plan(self) -> list[str]:
-        """The phases to interrupt it in, in turn."""
-        count = min(self.rng.choice((2, 3)), len(self.kind.phases))
-        return sorted(self.rng.sample(self.kind.phases, count), key=lambda p: p == THE_END)
+    def _choose_phases(self) -> list[str]:
+        """Return the phases in which to interrupt the run, in order."""
+        num_phases = min(self.rng.choice((2, 3)), len(self.kind.phases))
+        return sorted(self.rng.sample(self.kind.phases, num_phases), key=lambda p: p == END)
 
-    def _go(self, start: Start, target: str | None, pace: Pace) -> None:
-        """Waits for a moment in a phase and interrupts it then; lets it finish if there is none."""
+    def _interrupt_or_finish(self, start: Start, target: str | None, pace: Pace) -> None:
+        """Interrupt the run at a random moment of the target phase; without one, let it finish."""
         if target is not None:
             name = self.rng.choice(sorted(self.kind.interruptions))
-            until, delay = self._moment(target, pace)
-            if start.watch(until):
+            condition, delay = self._choose_moment(target, pace)
+            if start.wait_until(condition):
                 time.sleep(delay)
-                if not start.ended():
+                if not start.has_ended():
                     self.kind.interruptions[name](self, start)
-                    self._check_said(start)
+                    self._check_log(start)
                     return
-        codes = start.codes()
+        codes = start.wait()
         if any(codes):
-            self._complain(start, f"let finish, it ends with {codes}")
-        self._check_said(start)
+            self._report(start, f"not interrupted, it ends with {codes}")
+        self._check_log(start)
 
-    def _moment(self, target: str, pace: Pace) -> tuple[Callable[[Seen], bool], float]:
-        """What to wait for, and how many seconds more."""
-        rng, first = self.rng, not self.interrupted
+    def _choose_moment(
+        self, target: str, pace: Pace
+    ) -> tuple[Callable[[Observation], bool], float]:
+        """Return a condition to wait for, and how many seconds to wait after it."""
+        rng, is_first = self.rng, not self.interruptions
         if target == START_UP:
-            return lambda seen: True, rng.uniform(0, pace.start_up)
+            return lambda now: True, rng.uniform(0, pace.start_up)
         if target == COMPILATION:
-            return lambda seen: seen.begins, rng.uniform(0, pace.compilation)
+            return lambda now: now.has_started, rng.uniform(0, pace.compilation)
         if target == STEPS:
-            lines = rng.randint(1, 8 if first else 3)
-            return lambda seen: len(seen.trained) >= lines, rng.uniform(0, 0.1)
+            num_lines = rng.randint(1, 8 if is_first else 3)
+            return lambda now: len(now.trained) >= num_lines, rng.uniform(0, 0.1)
         if target == EVALUATION:
-            which = rng.randint(1, 3 if first else 1)
+            num_evaluations = rng.randint(1, 3 if is_first else 1)
 
-            def evaluates(seen: Seen) -> bool:
-                begun = [step for step in seen.trained if step % EVAL_EVERY == 0]
-                return len(begun) >= which
+            def evaluation_started(now: Observation) -> bool:
+                steps = [step for step in now.trained if step % EVAL_EVERY == 0]
+                return len(steps) >= num_evaluations
 
-            return evaluates, rng.uniform(0, pace.evaluation)
+            return evaluation_started, rng.uniform(0, pace.evaluation)
         if target == SAVING:
-            which, drafts = rng.randint(1, 4 if first else 1), set()
+            num_drafts, drafts = rng.randint(1, 4 if is_first else 1), set()
 
-            def saves(seen: Seen) -> bool:
-                if seen.trained:
-                    drafts.update(seen.drafts)
-                return len(drafts) >= which
+            def saving_started(now: Observation) -> bool:
+                if now.trained:
+                    drafts.update(now.drafts)
+                return len(drafts) >= num_drafts
 
-            return saves, rng.uniform(0, 0.1)
-        return lambda seen: LAST_STEP in seen.evaluated, rng.uniform(0, pace.the_end)
+            return saving_started, rng.uniform(0, 0.1)
+        return lambda now: LAST_STEP in now.evaluated, rng.uniform(0, pace.end)
 
-    def _check_beginning(self, start: Start, saved: tuple[int, ...]) -> None:
-        """It must go on from the newest checkpoint that is whole."""
-        seen = start.seen()
-        if not seen.begins:
+    def _check_resumption(self, start: Start, saved: tuple[int, ...]) -> None:
+        """Check that the run resumed from the newest complete checkpoint."""
+        now = start.observe()
+        if not now.has_started:
             return
-        found = re.search(r"resuming after step (\d+) from", seen.log)
-        went_on = int(found[1]) if found else 0
-        if went_on != max(saved, default=0):
-            self._complain(start, f"it goes on after step {went_on}, with {saved} saved")
+        match = re.search(r"resuming after step (\d+) from", now.log)
+        step = int(match[1]) if match else 0
+        if step != max(saved, default=0):
+            self._report(start, f"it resumes after step {step}, with {saved} saved")
 
-    def _check_said(self, start: Start) -> None:
-        if self.kind.processes > 1:
-            return  # JAX has its say in those that are left
+    def _check_log(self, start: Start) -> None:
+        if self.kind.num_processes > 1:
+            return  # JAX logs errors in the remaining processes
         killed = start.processes[0].returncode == -signal.SIGKILL
-        for words in (_NEVER_SAID,) if killed else (_NEVER_SAID, _NOT_UNLESS_KILLED):
-            if words in start.seen().log:
-                self._complain(start, f"it says: {words}")
+        for text in (_NEVER_LOGGED,) if killed else (_NEVER_LOGGED, _LOGGED_ONLY_IF_KILLED):
+            if text in start.observe().log:
+                self._report(start, f"its log contains: {text}")
 
-    def _complain(self, start: Start, words: str) -> None:
-        self.complaints.append(f"{start.logs[0].name}: {words}")
+    def _report(self, start: Start, finding: str) -> None:
+        self.findings.append(f"{start.logs[0].name}: {finding}")
 
-    # What may happen to a run.
+    # The interruptions.
 
     def kill(self, start: Start) -> None:
-        """SIGKILL, to one of its processes; the others must end by themselves."""
+        """Send SIGKILL to one of the processes; the others must end by themselves."""
         victim = self.rng.choice(start.processes)
         segments = shared_memory(victim.pid)
         victim.kill()
         victim.wait()
-        self.interrupted.append(("SIGKILL", start.seen().phase))
-        self.complaints += left_behind(victim.pid, segments)
-        for process, code in zip(start.processes, start.codes(_TO_END), strict=True):
-            finished = f"finished {LAST_STEP} steps" in start.seen().log
+        self.interruptions.append(("SIGKILL", start.observe().phase))
+        self.findings += left_behind(victim.pid, segments)
+        for process, code in zip(start.processes, start.wait(_PEER_TIMEOUT), strict=True):
+            finished = f"finished {LAST_STEP} steps" in start.observe().log
             if process is not victim and code == 0 and not finished:
-                self._complain(start, "another process ends as if nothing had happened")
+                self._report(start, "another process ends as if nothing had happened")
 
     def terminate(self, start: Start) -> None:
-        """SIGTERM to the process."""
-        self._asked_to_end(start, lambda process: process.terminate(), "SIGTERM")
+        """Send SIGTERM to the process."""
+        self._send_sigterm(start, lambda process: process.terminate(), "SIGTERM")
 
     def terminate_group(self, start: Start) -> None:
-        """SIGTERM to its group, as `timeout`, systemd and scancel send it."""
-        self._asked_to_end(
+        """Send SIGTERM to its process group, as `timeout`, systemd and scancel do."""
+        self._send_sigterm(
             start, lambda process: os.killpg(process.pid, signal.SIGTERM), "SIGTERM to the group"
         )
 
-    def _asked_to_end(self, start: Start, ask: Callable[..., None], name: str) -> None:
-        (process,), before = start.processes, start.seen()
+    def _send_sigterm(self, start: Start, send: Callable[..., None], name: str) -> None:
+        (process,), before = start.processes, start.observe()
         segments = shared_memory(process.pid)
         if process.poll() is not None:
             return
-        ask(process)
-        self.interrupted.append((name, before.phase))
-        (code,), after = start.codes(), start.seen()
+        send(process)
+        self.interruptions.append((name, before.phase))
+        (code,), after = start.wait(), start.observe()
         stopped = re.search(r"stopped by SIGTERM after step (\d+) of", after.log)
         if code == 128 + signal.SIGTERM:
             if not stopped or int(stopped[1]) != max(after.saved, default=0):
-                self._complain(start, f"143, and of {after.saved} the last is not where it stopped")
+                self._report(start, f"143, and of {after.saved} the last is not where it stopped")
         elif code == 0:
-            # It tells of a step one step late, and may take some more before it hears.
-            if before.phase != THE_END and max(before.trained, default=0) < LAST_STEP - 5:
-                self._complain(start, f"it was asked after {before.trained[-1:]} and ends with 0")
-        elif code != -signal.SIGTERM or (before.begins and "finished" not in after.log):
-            # Before it listens, and when it is done, a signal ends it as it ends any program.
-            self._complain(start, f"asked to end in {before.phase} it ends with {code}")
-        self.complaints += left_behind(process.pid, segments)
+            # A step is logged one step late, and the run may take some more until it stops.
+            if before.phase != END and max(before.trained, default=0) < LAST_STEP - 5:
+                self._report(start, f"SIGTERM after step {before.trained[-1:]}, but it ends with 0")
+        elif code != -signal.SIGTERM or (before.has_started and "finished" not in after.log):
+            # Before the handler is installed and after the end, the signal ends it as any program.
+            self._report(start, f"SIGTERM in {before.phase}, and it ends with {code}")
+        self.findings += left_behind(process.pid, segments)
 
     def unwritable_metrics(self, start: Start) -> None:
-        """Metrics that the first process cannot write any more."""
-        path, aside = self.directory / "workdir" / "metrics.jsonl", self.directory / "metrics"
-        aside.write_text("")
-        while not path.is_dir():  # it may write a line between the two
+        """Make the first process unable to write its metrics."""
+        path, backup = self.directory / "workdir" / "metrics.jsonl", self.directory / "metrics"
+        backup.write_text("")
+        while not path.is_dir():  # the run may write a line after the rename
             if path.exists():
-                with aside.open("a") as file:
-                    path.rename(self.directory / "taken")
-                    file.write((self.directory / "taken").read_text())
+                with backup.open("a") as file:
+                    path.rename(self.directory / "part")
+                    file.write((self.directory / "part").read_text())
             with contextlib.suppress(FileExistsError):
                 path.mkdir()
-        self._raises(start, "metrics that cannot be written", failing=0)
+        self._wait_for_failure(start, "metrics that cannot be written", failing=0)
         path.rmdir()
-        aside.rename(path)
+        backup.rename(path)
 
     def broken_pictures(self, start: Start) -> None:
-        """Pictures that the second process cannot read any more, on a host of its own."""
+        """Make the second process, on a separate host, unable to read its pictures."""
         link = self.directory / "host-1" / "images"
-        self._point(link, "broken")
-        self._raises(start, "pictures that cannot be read", failing=1)
-        self._point(link, "sound")
+        self._replace_link(link, "broken")
+        self._wait_for_failure(start, "pictures that cannot be read", failing=1)
+        self._replace_link(link, "sound")
 
-    def _raises(self, start: Start, name: str, failing: int) -> None:
-        self.interrupted.append((name, start.seen().phase))
-        codes = start.codes(_TO_END)
-        if not any(codes) and f"finished {LAST_STEP} steps" in start.seen().log:
+    def _wait_for_failure(self, start: Start, name: str, failing: int) -> None:
+        self.interruptions.append((name, start.observe().phase))
+        codes = start.wait(_PEER_TIMEOUT)
+        if not any(codes) and f"finished {LAST_STEP} steps" in start.observe().log:
             return  # it had nothing more to write, or to read
         for index, (code, log) in enumerate(zip(codes, start.logs, strict=True)):
             if code not in (1, 2):
-                self._complain(start, f"{name}: process {index} ends with {code}")
-            said = re.findall(r"^train: .+", log.read_text(errors="replace"), re.MULTILINE)
-            if index != failing and not said:
-                self._complain(start, f"{name}: process {index} does not say why it ends")
+                self._report(start, f"{name}: process {index} ends with {code}")
+            messages = re.findall(r"^train: .+", log.read_text(errors="replace"), re.MULTILINE)
+            if index != failing and not messages:
+                self._report(start, f"{name}: process {index} does not say why it ends")
 
-    def _point(self, link: pathlib.Path, target: str) -> None:
+    def _replace_link(self, link: pathlib.Path, target: str) -> None:
         draft = link.with_name("draft")
         draft.symlink_to(target)
         draft.replace(link)
 
 
-_EVERY_LINE = {"log_every": "1 steps"}  # a run that stops tells of the steps since the last line
+_EVERY_LINE = {"log_every": "1 steps"}  # a stopped run also reports the steps since the last line
 KINDS = {
     "digits": Kind("digits, SIGKILL", 26, {"SIGKILL": Trial.kill}),
     "jpeg": Kind("a folder of JPEGs, SIGKILL", 26, {"SIGKILL": Trial.kill}, pictures=True),
     "term": Kind("SIGTERM to the process", 6, {"process": Trial.terminate}, _EVERY_LINE),
     "group": Kind("SIGTERM to its group", 6, {"group": Trial.terminate_group}, _EVERY_LINE),
     "mixed": Kind(
-        "SIGKILL and SIGTERM in turn",
+        "SIGKILL and SIGTERM",
         6,
         {"kill": Trial.kill, "process": Trial.terminate, "group": Trial.terminate_group},
         _EVERY_LINE,
     ),
-    "two": Kind("two processes, SIGKILL to one", 5, {"SIGKILL": Trial.kill}, processes=2),
+    "two": Kind("two processes, SIGKILL to one", 5, {"SIGKILL": Trial.kill}, num_processes=2),
     "raises": Kind(
         "two processes, of which one fails",
         4,
         {"metrics": Trial.unwritable_metrics, "pictures": Trial.broken_pictures},
-        # Attention is measured on those of its images that can be read; nobody counts the others.
+        # The attention metrics silently skip unreadable images, and would differ.
         {"attention_images": 0},
-        processes=2,
+        num_processes=2,
         pictures=True,
         phases=(COMPILATION, STEPS, EVALUATION, SAVING),
     ),
 }
-
-
-def forget(outcome: Outcome) -> None:
-    """Removes what a run left."""
-    shutil.rmtree(outcome.directory)

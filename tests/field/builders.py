@@ -1,4 +1,4 @@
-"""Builders of what people have: odd images, class folders, records, prepared datasets."""
+"""Builders of test data: images with odd metadata, class folders, records, TFDS datasets."""
 
 import io
 import pathlib
@@ -10,56 +10,55 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from PIL import Image
 
-WIDE = (24, 16)  # width and height of the images, which show that they were turned
+WIDE = (24, 16)  # (width, height): not square, so that rotation shows
 
 
 def photograph(width=WIDE[0], height=WIDE[1], mode="RGB"):
-    """A picture that no two of its eight orientations share."""
+    """Return an image whose eight orientations all differ."""
     y, x = np.mgrid[:height, :width]
-    shades = (255 * np.stack([x / width, y / height, x * y / (width * height)], -1)).astype(
-        np.uint8
-    )
-    return Image.fromarray(shades).convert(mode)
+    shades = 255 * np.stack([x / width, y / height, x * y / (width * height)], -1)
+    return Image.fromarray(shades.astype(np.uint8)).convert(mode)
 
 
-def encode(image, kind, **options):
+def encode(image, image_format, **options):
+    """Return the encoded image as bytes."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
 def segment(marker, content):
-    """A JPEG's segment: `marker` is the second byte of it."""
+    """Return a JPEG segment; `marker` is its second byte."""
     return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
 
 
 def with_segments(jpeg, *segments):
-    """A JPEG with segments before its own."""
+    """Insert segments into a JPEG, before the existing ones."""
     return jpeg[:2] + b"".join(segments) + jpeg[2:]
 
 
 def chunk(kind, content):
-    """A PNG's chunk."""
+    """Return a PNG chunk."""
     checksum = struct.pack(">I", zlib.crc32(kind + content))
     return struct.pack(">I", len(content)) + kind + content + checksum
 
 
 def with_chunks(png, *chunks, last=False):
-    """A PNG with chunks after its header, or before its end."""
-    at = len(png) - 12 if last else 33
-    return png[:at] + b"".join(chunks) + png[at:]
+    """Insert chunks into a PNG, after the header or before the end chunk."""
+    offset = len(png) - 12 if last else 33
+    return png[:offset] + b"".join(chunks) + png[offset:]
 
 
 def entry(tag, kind, count, value, order="<"):
-    """An entry of a TIFF directory; `value` is its four last bytes."""
+    """Return an entry of a TIFF directory; `value` is its last four bytes."""
     return struct.pack(f"{order}HHI", tag, kind, count) + value
 
 
 def tiff_header(*entries, order="<", after=b""):
-    """The metadata of EXIF without its heading."""
-    mark = b"II*\0" if order == "<" else b"MM\0*"
-    head = mark + struct.pack(f"{order}IH", 8, len(entries))
-    return head + b"".join(entries) + bytes(4) + after
+    """Return EXIF metadata without the `Exif` identifier."""
+    byte_order = b"II*\0" if order == "<" else b"MM\0*"
+    header = byte_order + struct.pack(f"{order}IH", 8, len(entries))
+    return header + b"".join(entries) + bytes(4) + after
 
 
 def orientation(value=6, order="<"):
@@ -75,7 +74,7 @@ def xmp(value=6):
 
 
 def tfrecord(payloads):
-    """A TFRecord file's bytes, its checksums left empty."""
+    """Return the contents of a TFRecord file, with checksums of zero."""
     return b"".join(struct.pack("<QI", len(p), 0) + p + bytes(4) for p in payloads)
 
 
@@ -91,15 +90,15 @@ def _field(number, content):
 
 
 def _varint(value):
-    out = b""
+    encoded = b""
     while value > 127:
-        out += bytes([value & 127 | 128])
+        encoded += bytes([value & 127 | 128])
         value >>= 7
-    return out + bytes([value])
+    return encoded + bytes([value])
 
 
 def example(**features):
-    """A serialised tf.train.Example of bytes, ints and floats, written by hand."""
+    """Serialise a tf.train.Example of bytes, ints and floats, without protobuf."""
     entries = b""
     for name, value in features.items():
         if isinstance(value, bytes):
@@ -114,7 +113,7 @@ def example(**features):
 
 
 def folder(root, classes, count=4, side=8, mode="L"):
-    """ROOT/CLASS/N.png: each class a directory of noise; its name as a source."""
+    """Write noise to ROOT/CLASS/N.png; return the name of the source."""
     rng = np.random.default_rng(0)
     bands = len(Image.new(mode, (1, 1)).getbands())
     for name in classes:
@@ -127,23 +126,30 @@ def folder(root, classes, count=4, side=8, mode="L"):
     return f"folder:{root}"
 
 
-def prepared(directory, features, example, *, name="shapes", supervised=None, version="1.0.0",
-             splits=("train", "test"), configs=(), count=6):  # fmt: skip
-    """Prepares a dataset of TFDS in a directory, by code that TFDS then no longer knows.
+def prepare_dataset(
+    directory, features, example, *, name="shapes", supervised=None, version="1.0.0", configs=(),
+    count=6,
+):  # fmt: skip
+    """Prepare a TFDS dataset with a train and a test split, by a builder unknown to TFDS.
 
     Args:
         directory: the data directory.
-        features: a dictionary of TFDS's features.
-        example: index → values.
-        name, supervised, version, splits, configs, count: of the dataset.
+        features: a dictionary of TFDS features.
+        example: a function of an index: the example's values.
+        name: the dataset's name.
+        supervised: its `supervised_keys`.
+        version: its version.
+        configs: the names of its configs, if any.
+        count: the number of examples in each split.
     """
 
     def info(self):
-        tree = tfds.features.FeaturesDict(features)
-        return tfds.core.DatasetInfo(builder=self, features=tree, supervised_keys=supervised)
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=supervised
+        )
 
     def generate(self, dl_manager):
-        return {split: ((i, example(i)) for i in range(count)) for split in splits}
+        return {split: ((i, example(i)) for i in range(count)) for split in ("train", "test")}
 
     attributes = {
         "VERSION": tfds.core.Version(version),
@@ -155,18 +161,13 @@ def prepared(directory, features, example, *, name="shapes", supervised=None, ve
         "pkg_dir_path": pathlib.Path(directory),
     }
     bases = (tfds.core.GeneratorBasedBuilder,)
-    kind = type(name.title(), bases, attributes, skip_registration=True)
+    builder_class = type(name.title(), bases, attributes, skip_registration=True)
     for config in configs or (None,):
         options = {} if config is None else {"config": tfds.core.BuilderConfig(name=config)}
-        kind(data_dir=directory, file_format="array_record", **options).download_and_prepare()
-    return pathlib.Path(directory)
+        builder = builder_class(data_dir=directory, file_format="array_record", **options)
+        builder.download_and_prepare()
 
 
-def label(number, classes):
-    """One label of some classes."""
-    return int(number % classes)
-
-
-def pixels(shade, channels=3, side=8):
-    """uint8 [side, side, channels], all of one level."""
+def solid_image(shade, channels=3, side=8):
+    """Return uint8 [side, side, channels], all `shade`."""
     return np.full((side, side, channels), shade, np.uint8)

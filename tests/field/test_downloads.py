@@ -1,4 +1,4 @@
-"""Downloads that people meet: proxies, halves of files, error pages, no network at all."""
+"""Downloads that fail in the field: proxies, truncated files, error pages, no network."""
 
 import http.server
 import json
@@ -17,12 +17,12 @@ from tests.field.weight_files import timm_config
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers as `server.answers` says for each path: (status, headers, content)."""
+    """Answers each path with its (status, headers, content) in `server.answers`."""
 
     protocol_version = "HTTP/1.0"
 
     def do_GET(self):
-        self.server.asked.append((self.command, self.path))
+        self.server.requests.append((self.command, self.path))
         status, headers, content = self.server.answers.get(self.path, (404, {}, b"not here"))
         self.send_response(status)
         for name, value in headers.items():
@@ -39,23 +39,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(serve):
-    """A server without answers yet, and a cache of our own."""
+    """A server, initially without answers, and an empty cache."""
     running = serve(Handler)
     running.answers = {}
     return running
 
 
 @pytest.fixture
-def whole(reference_data):
+def file_content(reference_data):
     return (reference_data / "four_heads.safetensors").read_bytes()
 
 
-def kept_files(tmp_path):
+def cached_files(tmp_path):
     return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "content", "told"),
+    ("name", "status", "content", "message"),
     [
         ("half.safetensors", 200, None, "is not a whole .safetensors file"),
         ("page.safetensors", 200, b"<!DOCTYPE html>sign in", "is a web page"),
@@ -67,27 +67,27 @@ def kept_files(tmp_path):
         ("half.pth", 200, b"PK\x03\x04" + bytes(100), "is not a whole PyTorch file"),
     ],
 )
-def test_what_is_not_whole_is_told_and_never_kept(
-    name, status, content, told, server, whole, tmp_path
+def test_incomplete_files_are_reported_and_never_cached(
+    name, status, content, message, server, file_content, tmp_path
 ):
     if name.endswith(".pth"):
         pytest.importorskip("torch", reason="PyTorch is an optional extra")
-    content = whole[: len(whole) // 2] if content is None else content
+    content = file_content[: len(file_content) // 2] if content is None else content
     server.answers[f"/{name}"] = (status, {}, content)  # no Content-Length
     for _ in range(2):
-        with pytest.raises(InputError, match=told) as error:
+        with pytest.raises(InputError, match=message) as error:
             open_weights(f"{server.address}/{name}")
         assert len(str(error.value).splitlines()) == 1
-    assert kept_files(tmp_path) == []
-    server.answers[f"/{name}"] = (200, {}, whole)
+    assert cached_files(tmp_path) == []
+    server.answers[f"/{name}"] = (200, {}, file_content)
     if name.endswith(".safetensors"):
         assert open_weights(f"{server.address}/{name}").num_classes() == 10
 
 
 @pytest.mark.parametrize("headers", [{"Content-Length": "many"}, {"Location": "nowhere"}])
-def test_headers_that_make_no_sense_are_one_sentence(headers, server, whole):
+def test_invalid_headers_are_reported(headers, server, file_content):
     status = 302 if "Location" in headers else 200
-    server.answers["/x.safetensors"] = (status, headers, whole)
+    server.answers["/x.safetensors"] = (status, headers, file_content)
     with pytest.raises(InputError, match="could not be fetched"):
         open_weights(f"{server.address}/x.safetensors")
 
@@ -95,31 +95,31 @@ def test_headers_that_make_no_sense_are_one_sentence(headers, server, whole):
 def test_a_proxy_that_answers_403(server, monkeypatch):
     server.answers["example.invalid:443"] = (403, {}, b"")
     monkeypatch.setenv("https_proxy", server.address)
-    monkeypatch.setattr("urllib.request._opener", None)  # it remembers the proxies of before
+    monkeypatch.setattr("urllib.request._opener", None)  # it caches proxies
     with pytest.raises(InputError, match=r"x\.pth could not be fetched: .*403"):
         open_weights("https://example.invalid/x.pth")
 
 
-def test_a_host_that_is_unknown(monkeypatch, tmp_path):
+def test_an_unknown_host(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"x\.safetensors could not be fetched: "):
         open_weights("http://example.invalid/x.safetensors")
 
 
-def test_a_broken_file_that_was_kept_before_is_named_with_its_place(server, whole, tmp_path):
-    server.answers["/x.safetensors"] = (200, {}, whole)
+def test_a_damaged_cached_file_is_named_with_its_path(server, file_content, tmp_path):
+    server.answers["/x.safetensors"] = (200, {}, file_content)
     address = f"{server.address}/x.safetensors"
     open_weights(address)
-    (kept,) = kept_files(tmp_path)
-    kept.write_bytes(whole[:1000])
-    with pytest.raises(InputError, match=rf"not a whole .*remove .*{kept}|{kept}.* remove"):
+    (cached,) = cached_files(tmp_path)
+    cached.write_bytes(file_content[:1000])
+    with pytest.raises(InputError, match=rf"not a whole .*remove .*{cached}|{cached}.* remove"):
         open_weights(address)
-    kept.unlink()
+    cached.unlink()
     open_weights(address)
 
 
-def test_a_disk_that_is_full_is_no_broken_download(server, whole, monkeypatch):
-    server.answers["/x.safetensors"] = (200, {}, whole)
+def test_a_full_disk_is_a_machine_error(server, file_content, monkeypatch):
+    server.answers["/x.safetensors"] = (200, {}, file_content)
 
     def fail(self, target):
         raise OSError(28, os.strerror(28))
@@ -132,7 +132,7 @@ def test_a_disk_that_is_full_is_no_broken_download(server, whole, monkeypatch):
 # The Hub
 @pytest.fixture
 def hub(server, monkeypatch, tmp_path):
-    """The server as a Hub with an empty cache: a function puts a file into its repository."""
+    """The server as a Hub, with an empty cache: a function that puts a file into a repository."""
     pytest.importorskip("huggingface_hub", reason="huggingface_hub is an optional extra")
     from huggingface_hub import constants, file_download
 
@@ -156,35 +156,37 @@ def hub(server, monkeypatch, tmp_path):
     return put
 
 
-def test_a_hubs_model_comes_with_its_config_and_is_not_asked_about_again(hub, server, whole):
-    hub("model.safetensors", whole)
+def test_a_hub_model_has_its_config_and_is_cached(hub, server, file_content):
+    hub("model.safetensors", file_content)
     hub("config.json", json.dumps(timm_config()).encode())
     for _ in range(2):
         weights = open_weights("hf://org/name")
         assert weights.card.mean == (0.5, 0.5, 0.5)
-        asked, server.asked = list(server.asked), []
-    assert asked == []
+        requests, server.requests = list(server.requests), []
+    assert requests == []
 
 
-def test_a_hubs_model_in_shards(hub, reference_data):
+def test_a_hub_model_in_shards(hub, reference_data):
     tensors = safetensors.numpy.load_file(reference_data / "four_heads.safetensors")
-    places = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
-    hub("model.safetensors.index.json", json.dumps({"weight_map": places}).encode())
-    for file in set(places.values()):
-        part = {name: tensors[name] for name, place in places.items() if place == file}
+    weight_map = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
+    hub("model.safetensors.index.json", json.dumps({"weight_map": weight_map}).encode())
+    for file in set(weight_map.values()):
+        part = {name: tensors[name] for name, shard in weight_map.items() if shard == file}
         hub(file, safetensors.numpy.save(part))
     weights = open_weights("hf://org/name")
     assert all(np.array_equal(weights.tensors[name], array) for name, array in tensors.items())
 
 
-def test_a_hub_without_weights_names_what_was_looked_for(hub):
-    with pytest.raises(InputError, match=r"there is no model\.safetensors or .*bin"):
+def test_a_repository_without_weights_is_reported_with_the_expected_names(hub):
+    with pytest.raises(
+        InputError, match=r"name: no model\.safetensors or .*bin.* in the repository 'org/name'"
+    ):
         open_weights("hf://org/name")
 
 
 @pytest.fixture
 def unreachable(monkeypatch, tmp_path):
-    """A Hub that refuses every connection, and its cache."""
+    """A Hub that refuses every connection; returns the path of its cache."""
     pytest.importorskip("huggingface_hub", reason="huggingface_hub is an optional extra")
     from huggingface_hub import constants
 
@@ -206,24 +208,24 @@ def put_into_cache(cache, file, name="model.safetensors"):
     return root / "snapshots" / "0123" / name
 
 
-def test_offline_what_is_in_the_cache_is_used_at_once(unreachable, reference_data, capfd, caplog):
+def test_offline_cached_files_are_used_at_once(unreachable, reference_data, capfd, caplog):
     put_into_cache(unreachable, reference_data / "four_heads.safetensors")
     begun = time.monotonic()
     open_weights("hf://org/name").architecture()
-    assert time.monotonic() - begun < 10  # its own attempts at the network last longer
+    assert time.monotonic() - begun < 10  # the retries of huggingface_hub take longer
     assert capfd.readouterr().err == ""
     assert caplog.records == []
 
 
-def test_offline_what_is_not_in_the_cache_is_one_sentence(unreachable, capfd, caplog):
+def test_offline_files_that_are_not_cached_are_reported(unreachable, capfd, caplog):
     with pytest.raises(InputError, match=r"hf://org/name: huggingface\.co cannot be reached"):
         open_weights("hf://org/name")
     assert capfd.readouterr().err == ""
     assert caplog.records == []
 
 
-def test_a_broken_file_in_the_hubs_cache_is_named(unreachable, reference_data):
-    kept = put_into_cache(unreachable, reference_data / "four_heads.safetensors")
-    kept.write_bytes(kept.read_bytes()[:1000])
-    with pytest.raises(InputError, match=f"is not a whole .*{kept}: remove"):
+def test_a_damaged_file_in_the_hubs_cache_is_named(unreachable, reference_data):
+    cached = put_into_cache(unreachable, reference_data / "four_heads.safetensors")
+    cached.write_bytes(cached.read_bytes()[:1000])
+    with pytest.raises(InputError, match=f"is not a whole .*{cached}: remove"):
         open_weights("hf://org/name")

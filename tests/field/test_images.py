@@ -1,4 +1,4 @@
-"""Photographs as people have them: what cameras, scanners and programs write into image files."""
+"""Real-world image files: what cameras, scanners and programs write into them."""
 
 import io
 import os
@@ -7,14 +7,16 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 import convit_jax
-from convit_jax.data.decoding import MAX_PIXELS, BrokenImageError, decode
-from convit_jax.data.resizing import resize_and_centre_crop, resize_exactly, resize_fast
+from convit_jax.data.images.decoding import MAX_PIXELS, BrokenImageError, decode
+from convit_jax.data.images.resizing import resize_and_centre_crop, resize_exactly, resize_fast
+from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 from tests.field.builders import (
     WIDE,
@@ -33,11 +35,12 @@ from tests.field.builders import (
 
 XMP_HEADING = b"http://ns.adobe.com/xap/1.0/\0"
 JPEG, PNG = encode(photograph(), "JPEG", quality=95), encode(photograph(), "PNG")
-TALL = (WIDE[0], WIDE[1], 3)  # (height, width, channels) of what was turned by a quarter
-FLAT = (WIDE[1], WIDE[0], 3)
+# (height, width, channels) with and without a quarter turn
+ROTATED_SHAPE = (WIDE[0], WIDE[1], 3)
+SHAPE = (WIDE[1], WIDE[0], 3)
 
 
-def as_pillow_turns(encoded, mode="RGB"):
+def upright_by_pillow(encoded, mode="RGB"):
     with Image.open(io.BytesIO(encoded)) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert(mode))
 
@@ -47,12 +50,12 @@ def raw_profile(content, keyword=b"Raw profile type exif"):
     return keyword + b"\0", b"\nexif\n" + b"%8d\n" % len(content) + digits + b"\n"
 
 
-def packed_text(keyword, text):
+def compressed_text(keyword, text):
     return chunk(b"zTXt", keyword + b"\0\0" + zlib.compress(text))
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "malformed",
     [
         entry(0x128, 2, 2, b"2\0\0\0"),
         entry(0x11A, 2, 3, b"72\0\0"),
@@ -62,15 +65,15 @@ def packed_text(keyword, text):
         entry(0x9999, 99, 1, b"\0\0\0\0"),
     ],
 )
-@pytest.mark.parametrize("order", [0, 1])
-def test_a_photograph_with_one_malformed_tag(odd, order):
-    entries = (odd, orientation()) if order else (orientation(), odd)
+@pytest.mark.parametrize("malformed_first", [True, False])
+def test_an_orientation_is_read_despite_a_malformed_tag(malformed, malformed_first):
+    entries = (malformed, orientation()) if malformed_first else (orientation(), malformed)
     for kind in ("jpeg", "png"):
         file = {
             "jpeg": with_segments(JPEG, segment(0xE1, exif(*entries))),
             "png": with_chunks(PNG, chunk(b"eXIf", tiff_header(*entries))),
         }[kind]
-        assert decode(file, 3).shape == TALL
+        assert decode(file, 3).shape == ROTATED_SHAPE
         assert convit_jax.preprocess(Image.open(io.BytesIO(file))).shape == (1, 224, 224, 3)
 
 
@@ -91,12 +94,12 @@ def test_a_photograph_with_one_malformed_tag(odd, order):
         XMP_HEADING + b'tiff:Orientation="x"',
     ],
 )
-def test_malformed_metadata_are_no_orientation(metadata):
+def test_malformed_metadata_are_ignored(metadata):
     assert np.array_equal(decode(with_segments(JPEG, segment(0xE1, metadata)), 3), decode(JPEG, 3))
 
 
-# The places where an orientation stands that Pillow, and so everybody, honours.
-PLACES = {
+# The locations of an orientation in a file that Pillow honours: functions of the orientation.
+LOCATIONS = {
     "after Photoshop's 6 kB": lambda v: with_segments(
         JPEG, segment(0xED, b"x" * 6000), segment(0xE1, exif(orientation(v)))
     ),
@@ -120,20 +123,18 @@ PLACES = {
     "as a fraction": lambda v: with_segments(
         JPEG,
         segment(
-            0xE1,
-            exif(entry(0x112, 5, 1, struct.pack("<I", 26)), after=struct.pack("<II", v, 1)),
+            0xE1, exif(entry(0x112, 5, 1, struct.pack("<I", 26)), after=struct.pack("<II", v, 1))
         ),
     ),
     "two headings": lambda v: with_segments(
         JPEG, segment(0xE1, b"Exif\0\0" + exif(orientation(v)))
     ),
-    "two segments, the first one's counts": lambda v: with_segments(
+    "two segments: the first counts": lambda v: with_segments(
         JPEG, segment(0xE1, exif(orientation(v))), segment(0xE1, exif(orientation(3)))
     ),
     "JPEG's XMP": lambda v: with_segments(JPEG, segment(0xE1, XMP_HEADING + xmp(v))),
     "XMP as an element": lambda v: with_segments(
-        JPEG,
-        segment(0xE1, XMP_HEADING + b"<tiff:Orientation>%d</tiff:Orientation>" % v),
+        JPEG, segment(0xE1, XMP_HEADING + b"<tiff:Orientation>%d</tiff:Orientation>" % v)
     ),
     "EXIF before XMP": lambda v: with_segments(
         JPEG, segment(0xE1, XMP_HEADING + xmp(3)), segment(0xE1, exif(orientation(v)))
@@ -142,9 +143,8 @@ PLACES = {
     "eXIf after the pixels": lambda v: with_chunks(
         PNG, chunk(b"eXIf", tiff_header(orientation(v))), last=True
     ),
-    "PNG's raw profile, packed": lambda v: with_chunks(
-        PNG,
-        packed_text(b"Raw profile type exif", raw_profile(exif(orientation(v)))[1]),
+    "PNG's raw profile, compressed": lambda v: with_chunks(
+        PNG, compressed_text(b"Raw profile type exif", raw_profile(exif(orientation(v)))[1])
     ),
     "PNG's raw profile, as text": lambda v: with_chunks(
         PNG, chunk(b"tEXt", b"".join(raw_profile(exif(orientation(v)))))
@@ -152,39 +152,39 @@ PLACES = {
     "PNG's XMP": lambda v: with_chunks(
         PNG, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp(v))
     ),
-    "PNG's XMP, packed": lambda v: with_chunks(
+    "PNG's XMP, compressed": lambda v: with_chunks(
         PNG, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp(v)))
     ),
     "WebP": lambda v: encode(photograph(), "WEBP", lossless=True, exif=exif(orientation(v))),
     "WebP's XMP": lambda v: encode(photograph(), "WEBP", lossless=True, xmp=xmp(v)),
     "TIFF": lambda v: encode(photograph(), "TIFF", tiffinfo={0x112: v}),
-    "packed TIFF": lambda v: encode(
+    "compressed TIFF": lambda v: encode(
         photograph(), "TIFF", tiffinfo={0x112: v}, compression="tiff_lzw"
     ),
     "AVIF": lambda v: encode(photograph(), "AVIF", quality=95, exif=exif(orientation(v))),
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_an_orientation_is_honoured_wherever_it_stands(place):
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_an_orientation_is_honoured_in_every_location(location):
     for value in range(1, 9):
-        file = PLACES[place](value)
-        expected = as_pillow_turns(file)
-        assert expected.shape == (TALL if value > 4 else FLAT)
+        file = LOCATIONS[location](value)
+        expected = upright_by_pillow(file)
+        assert expected.shape == (ROTATED_SHAPE if value > 4 else SHAPE)
         assert np.array_equal(decode(file, 3), expected)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_an_orientation_that_is_to_be_ignored_is(place):
-    upright = decode(PLACES[place](1), 3)
-    if place != "AVIF":  # whose encoder is told, and may choose other blocks
-        assert np.array_equal(decode(PLACES[place](6), 3, False), upright)
-    assert decode(PLACES[place](6), 3, False).shape == FLAT
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_an_orientation_is_ignored_on_request(location):
+    upright = decode(LOCATIONS[location](1), 3)
+    if location != "AVIF":  # its encoder knows the orientation and may choose other blocks
+        assert np.array_equal(decode(LOCATIONS[location](6), 3, False), upright)
+    assert decode(LOCATIONS[location](6), 3, False).shape == SHAPE
 
 
-def test_imagemagick_calls_it_a_profile_of_app1():
+def test_imagemagicks_app1_profile_is_exif():
     profile = raw_profile(exif(orientation()), b"Raw profile type APP1")
-    assert decode(with_chunks(PNG, chunk(b"tEXt", b"".join(profile))), 3).shape == TALL
+    assert decode(with_chunks(PNG, chunk(b"tEXt", b"".join(profile))), 3).shape == ROTATED_SHAPE
 
 
 MODES = (
@@ -193,8 +193,8 @@ MODES = (
 )
 
 
-def of_mode(mode):
-    """Something to look at in any mode that Pillow has."""
+def photograph_of_mode(mode):
+    """The photograph in any of Pillow's modes, also those that `convert` does not support."""
     if mode.startswith("I"):
         grey = np.asarray(photograph(mode="L")).astype(np.uint32) * 257
         kind = {"I": "<i4", "I;16B": ">u2"}.get(mode, "<u2")
@@ -212,22 +212,22 @@ def of_mode(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_pillow_image_of_any_mode_looks_as_it_does(mode):
-    """Every mode shows the same picture, to what the mode can hold."""
-    found = convit_jax.preprocess(of_mode(mode), image_size=(16, 24), crop_fraction=1.0)
-    shown = found[0] * convit_jax.data.preprocessing.IMAGENET_STD
-    shown = 255 * (shown + convit_jax.data.preprocessing.IMAGENET_MEAN)
+def test_a_pillow_image_may_have_any_mode(mode):
+    """The pixels are the same in every mode, up to the mode's precision."""
+    image = photograph_of_mode(mode)
+    normalised = convit_jax.preprocess(image, image_size=(16, 24), crop_fraction=1.0)
+    pixels = 255 * (normalised[0] * imagenet.STD + imagenet.MEAN)
     bands = "L" if mode in ("1", "L", "LA", "La", "F") or mode.startswith("I") else "RGB"
-    wanted = np.asarray(photograph().convert(bands).convert("RGB")).astype(float)
-    # Black and white alone, 256 colours and CIELAB do not hold it exactly.
+    expected = np.asarray(photograph().convert(bands).convert("RGB")).astype(float)
+    # Black and white, 256 colours and CIELAB are inexact.
     tolerance = {"1": 130, "P": 20, "PA": 20, "LAB": 3, "HSV": 3, "YCbCr": 2, "F": 0.6}.get(
         mode, 0.51
     )
-    assert np.abs(shown - wanted).mean() <= tolerance
+    assert np.abs(pixels - expected).mean() <= tolerance
 
 
-# The modes that each kind of file holds as they are, or as one that shows the same.
-HELD = {
+# The modes that each file format can store, perhaps as an equivalent mode.
+STORABLE_MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"),
     "TIFF": ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "LAB", "I", "I;16", "I;16B",
              "I;16L", "F"),
@@ -236,18 +236,18 @@ HELD = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"), [(kind, mode) for kind, modes in HELD.items() for mode in modes]
+    ("kind", "mode"), [(kind, mode) for kind, modes in STORABLE_MODES.items() for mode in modes]
 )
-def test_a_pillow_image_is_what_its_file_is(mode, kind, tmp_path):
-    image = of_mode(mode)
+def test_a_pillow_image_gives_the_same_result_as_its_file(mode, kind, tmp_path):
+    image = photograph_of_mode(mode)
     image.save(tmp_path / "image", kind, **({"lossless": True} if kind == "WEBP" else {}))
-    found = convit_jax.preprocess(tmp_path / "image", image_size=16)
-    given = convit_jax.preprocess(image, image_size=16)
-    assert np.abs(found - given).max() < 0.06  # premultiplied colours lose a level or two
+    from_file = convit_jax.preprocess(tmp_path / "image", image_size=16)
+    from_memory = convit_jax.preprocess(image, image_size=16)
+    assert np.abs(from_file - from_memory).max() < 0.06  # premultiplied colours lose a level or two
 
 
-def test_sixteen_bits_and_floats_have_a_scale():
-    """16 bits to 65,535, floats to 255, and what lies outside is cut."""
+def test_the_scale_of_sixteen_bits_and_of_floats():
+    """16 bits are scaled from 65,535, floats from 255; values outside the range are clipped."""
     for mode, values in (("I", [-5, 0, 65535, 99999]), ("F", [-5.0, 0.9, 255.0, np.nan])):
         pixels = np.array([values], np.int32 if mode == "I" else np.float32)
         assert decode(encode(Image.fromarray(pixels), "TIFF"), 1)[0, :, 0].tolist() == (
@@ -256,7 +256,7 @@ def test_sixteen_bits_and_floats_have_a_scale():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("images", "message"),
     [
         ([], "no images"),
         (iter(()), "no images"),
@@ -265,13 +265,13 @@ def test_sixteen_bits_and_floats_have_a_scale():
         (7, "of type int"),
         ([np.zeros((0, 8, 3), np.uint8)], r"image 0: \(0, 8, 3\): expected at least one pixel"),
         (np.zeros((8, 8, 3), np.float32), r"float32 \(8, 8, 3\): expected uint8"),
-        ([JPEG, b"no image"], "image 1: no image of a known kind"),
+        ([JPEG, b"no image"], "image 1: not an image of a known format"),
         (["nowhere.jpg"], "no image at nowhere.jpg"),
     ],
 )
-def test_what_preprocess_cannot_take_is_a_sentence(given, message):
+def test_invalid_images_are_input_errors(images, message):
     with pytest.raises(InputError, match=message):
-        convit_jax.preprocess(given)
+        convit_jax.preprocess(images)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_what_preprocess_cannot_take_is_a_sentence(given, message):
         {"mean": None},
     ],
 )  # fmt: skip
-def test_settings_of_preprocess_that_make_no_sense_are_a_sentence(options):
+def test_invalid_settings_are_input_errors(options):
     with pytest.raises(InputError):
         convit_jax.preprocess(JPEG, **options)
 
@@ -294,56 +294,59 @@ def test_images_come_in_lists_tensors_and_generators(tmp_path):
     (tmp_path / "a.jpg").write_bytes(JPEG)
     pixels = decode(JPEG, 3)
     expected = convit_jax.preprocess([JPEG, JPEG])
-    for given in (
+    for images in (
         (tmp_path / "a.jpg" for _ in range(2)),
         [bytearray(JPEG), memoryview(JPEG)],
         np.stack([pixels, pixels]),
         torch.from_numpy(np.stack([pixels, pixels])),
         (pixels, torch.from_numpy(pixels)),
     ):
-        assert np.array_equal(convit_jax.preprocess(given), expected)
+        assert np.array_equal(convit_jax.preprocess(images), expected)
 
 
-def test_a_strip_of_sixty_thousand_by_one_takes_no_memory(tmp_path):
-    strip = encode(Image.fromarray(np.arange(60000).astype(np.uint8)[None] // 2), "PNG")
-    for shape in (strip, encode(Image.open(io.BytesIO(strip)).rotate(90, expand=True), "PNG")):
-        decode(shape, 3)
+def test_a_strip_of_sixty_thousand_by_one_needs_little_memory(tmp_path):
+    wide = encode(Image.fromarray(np.arange(60000).astype(np.uint8)[None] // 2), "PNG")
+    tall = encode(Image.open(io.BytesIO(wide)).rotate(90, expand=True), "PNG")
+    for strip in (wide, tall):
+        decode(strip, 3)
         tracemalloc.start()
-        assert convit_jax.preprocess(shape).shape == (1, 224, 224, 3)
+        assert convit_jax.preprocess(strip).shape == (1, 224, 224, 3)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 8e6
         for channels in (1, 3):
-            assert resize_fast(decode(shape, channels), (224, 224)).shape == (224, 224, channels)
+            assert resize_fast(decode(strip, channels), (224, 224)).shape == (224, 224, channels)
 
 
 @pytest.mark.parametrize("shape", [(40, 900), (900, 40), (9, 400), (33, 640)])
-def test_the_middle_of_a_strip_is_the_middle_of_the_strip_scaled(shape):
-    """Where only the part that is kept is scaled, it is what the whole would have there."""
+def test_the_centre_crop_of_a_strip_is_the_centre_of_the_scaled_strip(shape):
+    """Only the crop is scaled; the result is the same as from scaling the whole strip."""
     rng = np.random.default_rng(1)
     small = Image.fromarray(rng.integers(0, 255, (8, 60, 3), dtype=np.uint8))
     strip = np.asarray(small.resize(shape[::-1], Image.Resampling.BICUBIC))
     size = (32, 32)
     height, width = (round(side * 36 / min(shape)) for side in shape)
-    whole = resize_exactly(strip, (height, width))
+    scaled = resize_exactly(strip, (height, width))
     top, left = round((height - 32) / 2), round((width - 32) / 2)
-    found = resize_and_centre_crop(strip, size, 32 / 36)
-    difference = np.abs(found.astype(int) - whole[top : top + 32, left : left + 32])
+    crop = resize_and_centre_crop(strip, size, 32 / 36)
+    difference = np.abs(crop.astype(int) - scaled[top : top + 32, left : left + 32])
     assert difference.max() <= 1
 
 
-def huge(kind):
-    """A file that says it is larger than what is decoded, and is small."""
-    sizes = struct.pack(">II", 14000, 14000)
+def file_declaring_huge_size(kind):
+    """A small file whose header declares more pixels than are decoded."""
+    size = struct.pack(">II", 14000, 14000)
     if kind == "png":
-        return PNG[:16] + sizes + PNG[24:29] + struct.pack(">I", 0) + PNG[33:]
+        return PNG[:16] + size + PNG[24:29] + struct.pack(">I", 0) + PNG[33:]
     if kind == "jpeg":
-        at = JPEG.index(b"\xff\xc0") + 5
-        return JPEG[:at] + struct.pack(">HH", 14000, 14000) + JPEG[at + 4 :]
-    if kind == "turned png":
-        return with_chunks(huge("png"), chunk(b"eXIf", tiff_header(orientation())))
-    if kind == "turned jpeg":
-        return with_segments(huge("jpeg"), segment(0xE1, exif(orientation())))
+        offset = JPEG.index(b"\xff\xc0") + 5
+        return JPEG[:offset] + struct.pack(">HH", 14000, 14000) + JPEG[offset + 4 :]
+    if kind == "rotated png":
+        file = file_declaring_huge_size("png")
+        return with_chunks(file, chunk(b"eXIf", tiff_header(orientation())))
+    if kind == "rotated jpeg":
+        file = file_declaring_huge_size("jpeg")
+        return with_segments(file, segment(0xE1, exif(orientation())))
     if kind == "bmp":
         bmp = encode(photograph(), "BMP")
         return bmp[:18] + struct.pack("<II", 14000, 14000) + bmp[26:]
@@ -351,51 +354,41 @@ def huge(kind):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("kind", ["png", "jpeg", "turned png", "turned jpeg", "bmp"])
+@pytest.mark.parametrize("kind", ["png", "jpeg", "rotated png", "rotated jpeg", "bmp"])
 def test_an_image_of_196_megapixels_is_refused_before_it_is_decoded(kind, channels):
     tracemalloc.start()
     with pytest.raises(BrokenImageError) as raised:
-        decode(huge(kind), channels)
+        decode(file_declaring_huge_size(kind), channels)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1e6
-    words = str(raised.value).replace(",", "")
-    assert str(14000 * 14000) in words or "14000 x 14000" in words
-    assert str(MAX_PIXELS) in words
+    message = str(raised.value).replace(",", "")
+    assert str(14000 * 14000) in message or "14000 x 14000" in message
+    assert str(MAX_PIXELS) in message
 
 
 def test_a_pillow_image_that_is_too_large_is_refused_too(monkeypatch):
-    from convit_jax.data import decoding
+    from convit_jax.data.images import decoding
 
     monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
     with pytest.raises(InputError, match="24 x 16 are 384 pixels: at most 100"):
         convit_jax.preprocess(photograph())
 
 
-def test_animations_and_several_pages_show_their_first(tmp_path):
+def test_of_animations_and_several_pages_the_first_is_decoded():
     pages = [photograph(), photograph().rotate(180)]
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
         options = {"lossless": True} if kind == "WEBP" else {}
-        several = encode(pages[0], kind, save_all=True, append_images=pages[1:], **options)
-        one = encode(pages[0], kind, **options)
-        assert np.array_equal(decode(several, 3), decode(one, 3))
+        animation = encode(pages[0], kind, save_all=True, append_images=pages[1:], **options)
+        single = encode(pages[0], kind, **options)
+        assert np.array_equal(decode(animation, 3), decode(single, 3))
 
 
-def test_files_that_other_programs_would_have_to_read_are_no_images(tmp_path):
+def test_formats_that_need_other_programs_are_not_images():
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     for encoded in (postscript, b"\xd7\xcd\xc6\x9a" + bytes(40), b"%PDF-1.4\n"):
-        with pytest.raises(BrokenImageError, match="no image of a known kind"):
+        with pytest.raises(BrokenImageError, match="not an image of a known format"):
             decode(encoded, 3)
-
-
-class Exploding:
-    """A plugin of Pillow's that raises what one would not think of."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def __call__(self, *_, **__):
-        raise self.error
 
 
 @pytest.mark.parametrize(
@@ -405,44 +398,45 @@ class Exploding:
      UnicodeDecodeError("utf8", b"", 0, 1, "u"), OverflowError("o"), AttributeError("a")],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
-def test_whatever_a_decoder_raises_is_a_broken_image(error, monkeypatch):
-    monkeypatch.setattr(Image, "open", Exploding(error))
+def test_any_exception_of_a_decoder_is_a_broken_image(error, monkeypatch):
+    monkeypatch.setattr(Image, "open", Mock(side_effect=error))
     with pytest.raises(BrokenImageError, match=r"\w"):
         decode(encode(photograph(), "WEBP"), 3)
 
 
-def test_a_dds_of_an_unknown_kind_is_broken():
+def test_a_dds_of_an_unknown_pixel_format_is_broken():
     dds = bytearray(encode(photograph(mode="RGBA"), "DDS"))
-    dds[80:84] = struct.pack("<I", 0x4)  # its pixels have a name …
-    dds[84:88] = b"ABCD"  # … that nobody knows
+    dds[80:84] = struct.pack("<I", 0x4)  # the pixel format has a name …
+    dds[84:88] = b"ABCD"  # … which is unknown
     with pytest.raises(BrokenImageError, match=r"\w"):
         decode(bytes(dds), 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000"])
-def test_garbled_files_are_images_or_broken(kind):
-    """Some hundred mutations of each kind."""
-    whole = encode(photograph(), kind)
+def test_corrupted_files_are_images_or_broken(kind):
+    """With 120 random mutations of each format."""
+    encoded = encode(photograph(), kind)
     rng = np.random.default_rng(0)
     for _ in range(120):
-        garbled = bytearray(whole)
-        for place in rng.integers(len(whole), size=rng.integers(1, 6)):
-            garbled[place] = rng.integers(256)
-        garbled = garbled[: rng.integers(1, len(whole) + 1)] if rng.random() < 0.3 else garbled
+        corrupted = bytearray(encoded)
+        for position in rng.integers(len(encoded), size=rng.integers(1, 6)):
+            corrupted[position] = rng.integers(256)
+        if rng.random() < 0.3:
+            corrupted = corrupted[: rng.integers(1, len(encoded) + 1)]
         try:
-            pixels = decode(bytes(garbled), 3)
+            pixels = decode(bytes(corrupted), 3)
         except BrokenImageError:
             continue
         assert pixels.dtype == np.uint8
         assert pixels.shape[2] == 3
 
 
-CHATTER = """
+PROGRAM = """
 import io, sys, zlib
 
 import numpy as np
 from tests.field.builders import *
-from convit_jax.data.decoding import decode, BrokenImageError
+from convit_jax.data.images.decoding import decode, BrokenImageError
 png, jpeg = encode(photograph(), "PNG"), encode(photograph(), "JPEG")
 files = [
     with_chunks(png, chunk(b"iCCP", b"bad\\0\\0" + zlib.compress(b"x" * 50))),
@@ -468,33 +462,33 @@ for channels in (1, 3, 4):
 """
 
 
-def test_libraries_do_not_chat(repository):
-    done = subprocess.run(
-        [sys.executable, "-W", "always", "-c", CHATTER], cwd=repository, capture_output=True,
+def test_libraries_print_no_warnings(repository):
+    completed = subprocess.run(
+        [sys.executable, "-W", "always", "-c", PROGRAM], cwd=repository, capture_output=True,
         text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(repository)},
     )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("scale", [1.3, 2.2, 3.1, 4.3, 6.0, 9.7, 13.0])
 def test_a_large_photograph_is_scaled_for_training_without_aliasing(scale):
-    """Twelve megapixels to 224 are a shrinkage of 13: like Pillow's there, too."""
+    """Close to Pillow up to a shrinkage of 13, that of twelve megapixels to 224."""
     from sklearn.datasets import load_sample_image
 
-    picture = Image.fromarray(load_sample_image("china.jpg"))
+    image = Image.fromarray(load_sample_image("china.jpg"))
     side = int(128 * scale)
-    large = np.asarray(picture.resize((side + side // 3, side), Image.Resampling.BICUBIC))
+    large = np.asarray(image.resize((side + side // 3, side), Image.Resampling.BICUBIC))
     rng = np.random.default_rng(0)
     large = np.clip(large + rng.normal(0, 20, large.shape), 0, 255).astype(np.uint8)
     for size in ((128, 128), (128, 171)):
-        ours, theirs = resize_fast(large, size).astype(int), resize_exactly(large, size).astype(int)
-        assert np.abs(ours - theirs).mean() < 2.2
-        # What is aliased has another sharpness, not only other values.
-        assert np.abs(np.diff(ours, axis=1)).mean() < 1.15 * np.abs(np.diff(theirs, axis=1)).mean()
+        fast, exact = resize_fast(large, size).astype(int), resize_exactly(large, size).astype(int)
+        assert np.abs(fast - exact).mean() < 2.2
+        # Aliasing would increase the sharpness, not only change the values.
+        assert np.abs(np.diff(fast, axis=1)).mean() < 1.15 * np.abs(np.diff(exact, axis=1)).mean()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
-def test_scaling_treats_each_channel_by_itself(channels):
+def test_each_channel_is_scaled_by_itself(channels):
     rng = np.random.default_rng(2)
     bands = rng.integers(0, 255, (50, 70, channels), dtype=np.uint8)
     for resize in (
@@ -502,13 +496,13 @@ def test_scaling_treats_each_channel_by_itself(channels):
         lambda image: resize_exactly(image, (20, 24)),
         lambda image: resize_and_centre_crop(image, (16, 16), 0.875),
     ):
-        together = resize(bands)
-        each = [resize(np.ascontiguousarray(bands[..., c : c + 1])) for c in range(channels)]
-        difference = np.abs(together.astype(int) - np.concatenate(each, axis=2))
-        assert difference.max() <= 1  # OpenCV rounds differently with another number of them
+        scaled = resize(bands)
+        separate = [resize(np.ascontiguousarray(bands[..., c : c + 1])) for c in range(channels)]
+        difference = np.abs(scaled.astype(int) - np.concatenate(separate, axis=2))
+        assert difference.max() <= 1  # OpenCV's rounding depends on the number of channels
 
 
-def test_four_channels_are_what_the_file_has():
+def test_four_channels_are_the_files():
     pixels = np.random.default_rng(3).integers(0, 255, (8, 9, 4), dtype=np.uint8)
     rgba = Image.fromarray(pixels)
     for kind in ("PNG", "TIFF"):
@@ -516,16 +510,16 @@ def test_four_channels_are_what_the_file_has():
     opaque = decode(JPEG, 4)
     assert np.array_equal(opaque[..., :3], decode(JPEG, 3))
     assert np.all(opaque[..., 3] == 255)
-    assert decode(encode(photograph(mode="LA"), "PNG"), 2).shape == (*FLAT[:2], 2)
+    assert decode(encode(photograph(mode="LA"), "PNG"), 2).shape == (*SHAPE[:2], 2)
 
 
-def test_a_satellite_s_fourth_band_is_read_or_named():
-    """Stored as alpha it is read; one that is said to be nothing Pillow leaves out."""
+def test_a_fourth_band_that_is_not_alpha_is_an_error():
+    """Pillow reads a fourth band stored as alpha, and omits one of unspecified meaning."""
     pixels = np.random.default_rng(4).integers(0, 255, (8, 9, 4), dtype=np.uint8)
     tiff = encode(Image.fromarray(pixels), "TIFF")
     assert np.array_equal(decode(tiff, 4), pixels)
-    place = tiff.index(struct.pack("<HHI", 338, 3, 1))  # the entry that says what it is
-    unsaid = tiff[: place + 8] + bytes(2) + tiff[place + 10 :]
-    assert np.array_equal(decode(unsaid, 3), pixels[..., :3])
-    with pytest.raises(BrokenImageError, match="of its 4 bands 3 can be read"):
-        decode(unsaid, 4)
+    offset = tiff.index(struct.pack("<HHI", 338, 3, 1))  # ExtraSamples
+    unspecified = tiff[: offset + 8] + bytes(2) + tiff[offset + 10 :]
+    assert np.array_equal(decode(unspecified, 3), pixels[..., :3])
+    with pytest.raises(BrokenImageError, match="only 3 of its 4 bands can be read"):
+        decode(unspecified, 4)

@@ -1,4 +1,4 @@
-"""Config files as people write them, and command lines as they type them (D5, D8, D9)."""
+"""Config files as users write them, and command lines as they type them (D5, D8, D9)."""
 
 import pathlib
 import subprocess
@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-from convit_jax.command_line import parse
-from convit_jax.config_files import make_config, split_arguments, split_overrides
+from convit_jax.config.files import make_config, split_arguments, split_overrides
+from convit_jax.console.command_line import Parser, add_config_flag, parse
 from convit_jax.errors import InputError, MachineError
-from convit_jax.paths import expand_home
+from convit_jax.system.paths import expand_home
 
 START = "from convit_jax.config import template\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("def get_config():\n    return batch\n", "line 3: NameError: name 'batch' is not defined"),
         ("def get_config(:\n    pass\n", "line 2: SyntaxError: invalid syntax"),
@@ -44,15 +44,15 @@ START = "from convit_jax.config import template\n"
         ("# get_config\n\0", "SyntaxError: source code .*null bytes"),
     ],
 )
-def test_a_config_file_that_does_not_work_is_told_with_its_line(tmp_path, text, told):
+def test_a_broken_config_file_is_reported_with_its_line(tmp_path, text, message):
     path = tmp_path / "mine.py"
     path.write_text(START + text)
-    with pytest.raises(InputError, match=told) as error:
+    with pytest.raises(InputError, match=message) as error:
         make_config(str(path))
     assert "optimiser" in text or str(path) in str(error.value)
 
 
-def test_a_config_that_the_machine_does_not_let_be_read(tmp_path):
+def test_a_config_file_without_permission_is_a_fault_of_the_machine(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def get_config():\n    raise PermissionError(13, 'Permission denied', 'x')\n")
     with pytest.raises(MachineError, match="permission denied"):
@@ -67,7 +67,7 @@ def test_an_argument_for_a_config_that_takes_none(tmp_path):
         make_config(f"{path}:small")
 
 
-def test_an_argument_that_a_config_cannot_do_without(tmp_path):
+def test_an_argument_that_a_config_requires(tmp_path):
     path = tmp_path / "mine.py"
     text = "def get_config(seed):\n    c = template()\n    c.seed = int(seed)\n    return c\n"
     path.write_text(START + text)
@@ -85,7 +85,7 @@ def test_a_shipped_config_from_another_directory(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("configs/convit_x.py", "did you mean 'configs/convit_s.py'"),
         ("digit", "did you mean 'digits'"),
@@ -94,9 +94,9 @@ def test_a_shipped_config_from_another_directory(name, tmp_path, monkeypatch):
         ("configs/imagenet.py", "no such file that defines get_config"),
     ],
 )
-def test_a_config_that_is_not_there(name, told, repository, monkeypatch):
+def test_a_config_that_does_not_exist(name, message, repository, monkeypatch):
     monkeypatch.chdir(repository)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         make_config(name)
 
 
@@ -127,8 +127,8 @@ def test_a_config_in_the_home_directory(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_values_as_they_are_typed(key, text, value, repository):
-    overrides, rest = split_overrides([f"--config.{key}={text}", "--out=x"])
-    assert rest == ["--out=x"]
+    overrides, others = split_overrides([f"--config.{key}={text}", "--out=x"])
+    assert others == ["--out=x"]
     config = make_config("configs/convit_s.py", overrides)
     for part in key.split("."):
         config = getattr(config, part)
@@ -136,7 +136,7 @@ def test_values_as_they_are_typed(key, text, value, repository):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--config.seed=abc"], "--config.seed=abc: expected int"),
         (["--config.seed=1.5"], "--config.seed=1.5: expected int"),
@@ -158,32 +158,34 @@ def test_values_as_they_are_typed(key, text, value, repository):
         (["--noconfig.seed"], "--noconfig.seed: expected --config.seed=VALUE"),
     ],
 )
-def test_values_that_are_none(arguments, told):
+def test_invalid_values(arguments, message):
     with pytest.raises(InputError) as error:
         make_config("configs/convit_s.py", split_overrides(arguments)[0])
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-def test_keys_as_switches_and_values_of_their_own():
+def test_switches_and_values_as_separate_arguments():
     arguments = ["--config.keep_budget", "--noconfig.keep_budget", "--config.seed", "3", "rest"]
-    overrides, rest = split_overrides(arguments)
+    overrides, others = split_overrides(arguments)
     assert overrides == [("keep_budget", "true"), ("keep_budget", "false"), ("seed", "3")]
-    assert rest == ["rest"]
+    assert others == ["rest"]
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
         ("--batch_size=3", "did you mean --config.batch_size"),
         ("--optimizer.b1=3", "did you mean --config.optimizer.b1"),
         ("--cofig.seed=3", "did you mean --config.seed"),
-        ("--confg=x", "Did you mean: config"),
+        ("--confg=x", "did you mean '--config'"),
         ("stray", "unexpected argument 'stray'"),
     ],
 )
-def test_flags_that_there_are_not(flag, told):
-    with pytest.raises(InputError, match=told):
-        parse(["train.py", flag])
+def test_unknown_flags(flag, message):
+    parser = Parser()
+    add_config_flag(parser)
+    with pytest.raises(InputError, match=message):
+        parse(parser, [flag])
 
 
 @pytest.mark.parametrize(
@@ -201,22 +203,22 @@ def test_arguments_with_commas_in_their_values(argument, expected):
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("data=x,wieghts=W", "'wieghts=W': did you mean 'weights'"),
         ("data=x,prob", "'prob': did you mean 'probe'"),
         ("epochs=3,x", "'x': expected one of"),
-        ("data=x,data=y", "data is there twice"),
+        ("data=x,data=y", "data is given twice"),
         ("data=", "'data=': expected data=VALUE"),
         ("probe=1", "expected probe, which takes no value"),
     ],
 )
-def test_arguments_that_are_none(argument, told):
-    with pytest.raises(InputError, match=told):
+def test_invalid_arguments(argument, message):
+    with pytest.raises(InputError, match=message):
         split_arguments(argument, ("data", "weights", "epochs"), ("probe",), ("data", "weights"))
 
 
-def test_addresses_are_no_home_directories(monkeypatch):
+def test_only_a_leading_tilde_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert [expand_home(name) for name in ("~/x", "~", "gs://b/~/x", "x/~", "/x")] == [
         "/home/me/x", "/home/me", "gs://b/~/x", "x/~", "/x",
@@ -224,16 +226,17 @@ def test_addresses_are_no_home_directories(monkeypatch):
 
 
 def test_every_command_takes_the_home_directory(tmp_path, monkeypatch, workdir, digits):
-    """Where each writes or reads what `--flag=~/…` names."""
-    from convit_jax import analyze, cache, convert, evaluate, load_model, predict
+    """Each command reads or writes the file that `--flag=~/…` names."""
+    from convit_jax import analyze, convert, evaluate, load_model, predict
+    from convit_jax.system import cache
     from convit_jax.training.workdir import open_workdir
 
     (tmp_path / "run").symlink_to(workdir)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "one.png").write_bytes(digits[0][0])
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", "~/kept")
-    assert cache.cache_directory() == tmp_path / "kept" / "convit_jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/cached")
+    assert cache.cache_directory() == tmp_path / "cached" / "convit_jax"
     assert pathlib.Path(open_workdir("~/runs/new")) == tmp_path / "runs" / "new"
     assert load_model("~/run").architecture.depth == 2
     weights = ["--weights=~/run"]
@@ -253,11 +256,11 @@ def test_a_preview_needs_no_data_to_evaluate_on(repository, tmp_path):
     from tests.field.builders import folder
 
     name = folder(tmp_path / "images", ("cat", "dog"), count=8)
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "convit_jax.preview", "--config=configs/convit_s.py",
          f"--config.data.train={name}", "--config.batch_size=8", "--config.data.image_size=32",
          "--images=4", "--config.augment.repeats=1", f"--out={tmp_path}/sheet.png"],
         cwd=repository, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     assert (tmp_path / "sheet.png").is_file()

@@ -1,4 +1,4 @@
-"""Folders and records as they lie on people's disks: damaged, very many, beside other files."""
+"""Folders and records in the wild: damaged, very many, or beside other files."""
 
 import collections
 import errno
@@ -11,23 +11,27 @@ import numpy as np
 import pytest
 
 from convit_jax.data import (
+    BrokenImageCounter,
     EpochOrder,
     EvalTransform,
-    Health,
-    Reading,
+    LoaderOptions,
     TrainTransform,
     eval_batches,
     open_source,
     train_batches,
 )
-from convit_jax.data import tfrecord_index as index_module
-from convit_jax.data.image_paths import find_images
 from convit_jax.data.open_files import OpenFiles
-from convit_jax.data.reading import Broken, Row, RowReader
-from convit_jax.data.records import ArrayRecords, Span, TFExamples
-from convit_jax.data.source import Source
-from convit_jax.data.subsets import describe_classes, subset
-from convit_jax.data.tfrecord_index import keep_arrays, kept_arrays, open_tfrecords
+from convit_jax.data.reading import BrokenImage, Row, RowReader
+from convit_jax.data.sources.image_paths import find_images
+from convit_jax.data.sources.records import ArrayRecords, Span, TFExamples
+from convit_jax.data.sources.source import Source
+from convit_jax.data.sources.subsets import describe_classes, subset
+from convit_jax.data.sources.tfrecord_index import (
+    cache_arrays,
+    load_cached_arrays,
+    open_tfrecords,
+    record_offsets,
+)
 from convit_jax.errors import InputError, MachineError, RunError
 from tests.field.builders import (
     encode,
@@ -42,17 +46,17 @@ from tests.field.builders import (
     write_array_record,
 )
 
-VIEW = EvalTransform((8, 8), 3)
+TRANSFORM = EvalTransform((8, 8), 3)
 JPEG = encode(photograph(), "JPEG")
 
 
-def source_of(examples, classes=3):
-    return Source("tfds:photographs:train", examples, tuple("abcdefgh")[:classes])
+def source_of(examples):
+    return Source("tfds:photographs:train", examples, ("a", "b", "c"))
 
 
 @pytest.fixture(params=["tfrecord", "array_record"])
 def dataset(request, tmp_path):
-    """A function of serialised examples: a source of them."""
+    """A function of serialised examples: a source that reads them from a file."""
 
     def make(payloads, **options):
         path = tmp_path / f"photographs.{request.param}"
@@ -69,7 +73,7 @@ def dataset(request, tmp_path):
 
 
 GOOD = example(image=JPEG, label=1, file_name=b"a.jpg")
-ODD_RECORDS = {
+BAD_RECORDS = {
     "garbled": b"\xff\xfe garbage",
     "cut short": GOOD[: len(GOOD) // 2],
     "empty": b"",
@@ -77,46 +81,48 @@ ODD_RECORDS = {
     "no label": example(image=JPEG),
     "a number for an image": example(image=7, label=1),
     "a fraction for a label": example(image=JPEG, label=1.0),
-    "words for a label": example(image=JPEG, label=b"cat"),
-    "a label beyond the classes": example(image=JPEG, label=3),
-    "a label below them": example(image=JPEG, label=-1),
+    "text for a label": example(image=JPEG, label=b"cat"),
+    "a label that is too large": example(image=JPEG, label=3),
+    "a negative label": example(image=JPEG, label=-1),
     "half a photograph": example(image=JPEG[: len(JPEG) // 2], label=1),
 }
 
 
-@pytest.mark.parametrize("odd", ODD_RECORDS)
-def test_one_odd_record_is_counted_and_named_and_the_rest_is_read(dataset, odd, caplog):
-    source = dataset([GOOD] * 3 + [ODD_RECORDS[odd]] + [GOOD] * 4)
-    (batch,) = eval_batches(source, 8, VIEW, reading=Reading(max_broken=0.2))
+@pytest.mark.parametrize("problem", BAD_RECORDS)
+def test_a_bad_record_is_counted_and_logged_and_the_others_are_read(dataset, problem, caplog):
+    source = dataset([GOOD] * 3 + [BAD_RECORDS[problem]] + [GOOD] * 4)
+    (batch,) = eval_batches(source, 8, TRANSFORM, options=LoaderOptions(max_broken=0.2))
     assert batch["mask"].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
     (line,) = [line for line in caplog.messages if "cannot read" in line]
     assert "record 3 of " in line
     order = EpochOrder(8, 8, 0)
     batches = train_batches(
         source, order, TrainTransform((8, 8), 3), start_step=0, num_steps=1,
-        reading=Reading(max_broken=0.2),
+        options=LoaderOptions(max_broken=0.2),
     )  # fmt: skip
     assert next(batches)["label"].tolist() == [1] * 8
     with pytest.raises(RunError, match=r"record 3 of .*max_broken allows 0"):
-        list(eval_batches(source, 8, VIEW))
+        list(eval_batches(source, 8, TRANSFORM))
 
 
-def test_images_of_several_labels_have_only_those_that_there_are(dataset, caplog):
-    source = dataset([GOOD, example(image=JPEG, label=5), example(image=JPEG, label=-1)], classes=3)
-    (batch,) = eval_batches(source, 3, VIEW, reading=Reading(max_broken=0.9))
+def test_multi_labels_beyond_the_classes_are_refused(dataset, caplog):
+    source = dataset(
+        [GOOD, example(image=JPEG, label=5), example(image=JPEG, label=-1)], label_shape=(3,)
+    )
+    (batch,) = eval_batches(source, 3, TRANSFORM, options=LoaderOptions(max_broken=0.9))
     assert batch["mask"].tolist() == [1, 0, 0]
     assert batch["label"][0].tolist() == [0, 1, 0]
     assert "its labels are [5], expected 0 to 2" in caplog.text
 
 
-def test_part_of_data_of_which_some_are_garbled_is_of_the_rest(dataset):
-    whole = dataset([GOOD, b"\xff garbage", example(image=JPEG, label=0), GOOD, GOOD])
-    classes = subset(whole, fraction=1.0, choice="first", classes=2, seed=0)
-    assert len(classes) == 4
-    assert describe_classes(classes) == "4 examples, 1 to 3 of each of 2 classes"
+def test_a_subset_leaves_out_garbled_records(dataset):
+    source = dataset([GOOD, b"\xff garbage", example(image=JPEG, label=0), GOOD, GOOD])
+    part = subset(source, fraction=1.0, choice="first", classes=2, seed=0)
+    assert len(part) == 4
+    assert describe_classes(part) == "4 examples, 1 to 3 of each of 2 classes"
 
 
-def test_what_a_record_is_called_is_known_without_reading_it(dataset, tmp_path):
+def test_a_record_is_described_without_reading_it(dataset, tmp_path):
     source = dataset([GOOD] * 3, name_key="file_name")
     for path in tmp_path.glob("photographs.*"):
         path.unlink()
@@ -124,7 +130,7 @@ def test_what_a_record_is_called_is_known_without_reading_it(dataset, tmp_path):
 
 
 class Failing:
-    """Photographs of which reading some raises an error."""
+    """Photographs, some of which raise an error when they are read."""
 
     label_shape = ()
 
@@ -143,40 +149,40 @@ class Failing:
         return f"photograph {index}"
 
 
-# Two of them in a worker process, too: one takes a second to start.
+# Only two cases in a worker process, which takes a second to start.
 @pytest.mark.parametrize(
     ("code", "workers"),
     [(errno.EMFILE, 0), (errno.ENFILE, 0), (errno.ENOMEM, 0), (errno.EACCES, 0), (errno.ESTALE, 0),
      (errno.EIO, 0), (errno.EMFILE, 1), (errno.EIO, 1)],
 )  # fmt: skip
-def test_faults_of_the_machine_stop_the_run_and_are_no_broken_images(code, workers, caplog):
+def test_faults_of_the_machine_stop_the_run_and_are_not_broken_images(code, workers, caplog):
     images = Failing(OSError(code, os.strerror(code)), range(40))
-    reading = Reading(num_workers=workers, max_broken=0.9)
+    options = LoaderOptions(num_workers=workers, max_broken=0.9)
     with pytest.raises(MachineError, match=r"^photograph \d+: \w+") as raised:
-        list(eval_batches(images, 40, VIEW, reading=reading))
+        list(eval_batches(images, 40, TRANSFORM, options=options))
     assert "broken" not in str(raised.value)
     assert "cannot read" not in caplog.text
 
 
-def test_one_bad_sector_is_one_broken_image():
+def test_io_errors_of_single_files_are_broken_images():
     images = Failing(OSError(errno.EIO, os.strerror(errno.EIO)), {7, 8})
-    (batch,) = eval_batches(images, 40, VIEW, reading=Reading(max_broken=0.1))
+    (batch,) = eval_batches(images, 40, TRANSFORM, options=LoaderOptions(max_broken=0.1))
     assert np.flatnonzero(batch["mask"] == 0).tolist() == [7, 8]
 
 
-def test_one_image_that_was_deleted_meanwhile_is_named(tmp_path, caplog):
+def test_an_image_deleted_after_opening_is_logged(tmp_path, caplog):
     source = open_source(folder(tmp_path, ["cat", "dog"], count=10))
     (tmp_path / "cat" / "3.png").unlink()
-    (batch,) = eval_batches(source, 20, VIEW, reading=Reading(max_broken=0.1))
+    (batch,) = eval_batches(source, 20, TRANSFORM, options=LoaderOptions(max_broken=0.1))
     assert batch["mask"].sum() == 19
     assert f"cannot read {tmp_path}/cat/3.png: No such file or directory" in caplog.text
 
 
-def test_a_class_of_broken_images_does_not_train_on_black_ones(tmp_path):
+def test_consecutive_broken_images_are_not_replaced_by_black_ones():
     images = Failing(ValueError("garbled"), range(36))
     batches = train_batches(
         images, EpochOrder(40, 40, 0), TrainTransform((8, 8), 3), start_step=0, num_steps=1,
-        reading=Reading(max_broken=0.95),
+        options=LoaderOptions(max_broken=0.95),
     )  # fmt: skip
     with pytest.raises(RunError, match=r"cannot read photograph \d+: garbled; nor any image near"):
         next(batches)
@@ -185,27 +191,32 @@ def test_a_class_of_broken_images_does_not_train_on_black_ones(tmp_path):
 SHARDS = """
 import resource, sys, time
 import numpy as np
-from convit_jax.data import EvalTransform, Reading, eval_batches
-from convit_jax.data.records import ArrayRecords, Span, TFExamples
-from convit_jax.data.source import Source
-from convit_jax.data.tfrecord_index import open_tfrecords
-soft, hard, kind, workers, root, count = *map(int, sys.argv[1:3]), sys.argv[3], int(sys.argv[4]), sys.argv[5], int(sys.argv[6])
+from convit_jax.data import EvalTransform, LoaderOptions, eval_batches
+from convit_jax.data.sources.records import ArrayRecords, Span, TFExamples
+from convit_jax.data.sources.source import Source
+from convit_jax.data.sources.tfrecord_index import open_tfrecords
+file_format, root = sys.argv[1:3]
+soft, hard, workers, count = map(int, sys.argv[3:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-spans = tuple(Span(f"{root}/{i}.{kind}", 0, 2) for i in range(count))
-records = open_tfrecords(spans, [2] * count, kind) if kind == "tfrecord" else ArrayRecords(spans)
+spans = tuple(Span(f"{root}/{i}.{file_format}", 0, 2) for i in range(count))
+if file_format == "tfrecord":
+    records = open_tfrecords(spans, [2] * count, "shards")
+else:
+    records = ArrayRecords(spans)
 source = Source("tfds:shards:train", TFExamples(records, "image", "label"), ("a", "b"))
 if __name__ == "__main__":
-    examples, labels = 0, []
+    examples = 0
+    options = LoaderOptions(workers)
     for _ in range(2):
-        for batch in eval_batches(source, 512, EvalTransform((8, 8), 3), reading=Reading(workers)):
+        for batch in eval_batches(source, 512, EvalTransform((8, 8), 3), options=options):
             examples += int(batch["mask"].sum())
     print(examples)
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture(scope="module")
 def many_shards(tmp_path_factory):
-    """1,100 files of two photographs each, in either format."""
+    """A directory of 1,100 files with two photographs each, in both formats."""
     root = tmp_path_factory.mktemp("shards")
     for number in range(1100):
         payloads = [GOOD, example(image=JPEG, label=0)]
@@ -214,20 +225,23 @@ def many_shards(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("kind", ["tfrecord", "array_record"])
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 @pytest.mark.parametrize(
     ("soft", "hard", "workers"), [(1024, 4096, 0), (1024, 1024, 0), (256, 256, 1)]
 )
-def test_more_shards_than_files_may_be_open(many_shards, kind, soft, hard, workers, repository):
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDS, *map(str, (soft, hard, kind, workers, many_shards, 1100))],
+def test_more_shards_than_the_limit_of_open_files(
+    many_shards, file_format, soft, hard, workers, repository
+):
+    arguments = map(str, (file_format, many_shards, soft, hard, workers, 1100))
+    result = subprocess.run(
+        [sys.executable, "-c", SHARDS, *arguments],
         env=os.environ | {"PYTHONPATH": str(repository), "XDG_CACHE_HOME": str(many_shards)},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert (done.stdout.strip(), done.returncode) == ("4400", 0), done.stderr
+    assert (result.stdout.strip(), result.returncode) == ("4400", 0), result.stderr
 
 
-def test_only_the_files_used_last_are_kept_open():
+def test_the_least_recently_used_files_are_closed():
     opened, closed = [], []
     files = OpenFiles(lambda path: opened.append(path) or path, closed.append, 2)
     for path in "abacab":
@@ -239,44 +253,45 @@ def test_only_the_files_used_last_are_kept_open():
         assert not {"x", "y", "z"} & set(closed)  # in use
     with pytest.raises(RuntimeError), files.use("x"):
         raise RuntimeError("damaged")
-    assert closed[-1] == "x"  # and will be opened anew
+    assert closed[-1] == "x"  # to be reopened on next use
 
 
-def spoilt(data, how):
-    garbled = bytearray(data)
-    if how == "garbled":
-        garbled[len(data) // 2] ^= 255
-    return {
-        "cut in half": data[: len(data) // 2],
-        "empty": b"",
-        "garbled": bytes(garbled),
-        "no archive": b"hello",
-    }[how]
+def garble(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
 
 
-@pytest.mark.parametrize("how", ["cut in half", "empty", "garbled", "no archive", "other", "short"])
-def test_a_spoilt_index_is_made_anew(how, tmp_path, monkeypatch, caplog):
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "garbled": garble,
+    "not an archive": lambda data: b"hello",
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "other arrays", "too short"])
+def test_a_damaged_index_is_rebuilt(damage, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "x.tfrecord"
     path.write_bytes(tfrecord([GOOD] * 5))
     spans = [Span(str(path), 0, 5)]
     first = open_tfrecords(spans, [5], "x")
     (cache,) = (tmp_path / "cache").rglob("*.npz")
-    if how == "other":
-        np.savez(cache, offsets=np.arange(3))  # of another version
-    elif how == "short":
+    if damage == "other arrays":
+        np.savez(cache, offsets=np.arange(3))
+    elif damage == "too short":
         np.savez(cache, **{"0": np.arange(3)})
     else:
-        cache.write_bytes(spoilt(cache.read_bytes(), how))
+        cache.write_bytes(DAMAGE[damage](cache.read_bytes()))
     again = open_tfrecords(spans, [5], "x")
     assert np.array_equal(again.offsets[0], first.offsets[0])
-    assert caplog.text.count("made anew") == 1
+    assert caplog.text.count("rebuilt") == 1
     open_tfrecords(spans, [5], "x")
-    assert caplog.text.count("made anew") == 1
+    assert caplog.text.count("rebuilt") == 1
 
 
-@pytest.mark.parametrize("how", ["cut in half", "garbled"])
-def test_spoilt_labels_are_read_anew(how, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ["truncated", "garbled"])
+def test_damaged_cached_labels_are_read_again(damage, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "x.tfrecord"
     path.write_bytes(tfrecord([GOOD, example(image=JPEG, label=0)]))
@@ -284,34 +299,34 @@ def test_spoilt_labels_are_read_anew(how, tmp_path, monkeypatch):
     source = source_of(TFExamples(records, "image", "label"))
     expected = describe_classes(source)
     (cache,) = (tmp_path / "cache").rglob("labels_*.npz")
-    cache.write_bytes(spoilt(cache.read_bytes(), how))
+    cache.write_bytes(DAMAGE[damage](cache.read_bytes()))
     assert describe_classes(source) == expected
 
 
-def test_where_nothing_can_be_kept_it_is_said_once(tmp_path, monkeypatch, caplog):
-    (tmp_path / "file").write_text("no directory")
+def test_an_unusable_cache_directory_is_logged_once(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("not a directory")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     for name in ("a.npz", "b.npz"):
-        assert kept_arrays(name, ("x",), lambda kept: True) is None
-        keep_arrays(name, x=np.zeros(1))
-    assert [line for line in caplog.messages if "nothing is kept" in line] == [
-        f"nothing is kept in {tmp_path}/file/convit_jax: Not a directory"
+        assert load_cached_arrays(name, ("x",), lambda arrays: True) is None
+        cache_arrays(name, {"x": np.zeros(1)})
+    assert [line for line in caplog.messages if "nothing can be cached" in line] == [
+        f"nothing can be cached in {tmp_path}/file/convit_jax: Not a directory"
     ]
 
 
-def test_a_shard_that_is_missing_is_a_sentence(tmp_path):
+def test_a_missing_shard_is_reported_in_a_sentence(tmp_path):
     with pytest.raises(InputError, match=r"data 'x' .*No such file"):
         open_tfrecords([Span(str(tmp_path / "none.tfrecord"), 0, 1)], [1], "x")
 
 
 @pytest.mark.parametrize("mutation", range(60))
-def test_a_garbled_tfrecord_file_is_read_in_part_or_a_sentence(mutation, tmp_path, monkeypatch):
+def test_a_garbled_tfrecord_file_is_read_in_part_or_refused(mutation, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rng = np.random.default_rng(mutation)
     data = bytearray(tfrecord([GOOD] * 3))
-    places = rng.integers(len(data), size=3) if mutation % 2 else rng.integers(20, size=2)
-    for place in places:
-        data[place] = rng.integers(256)
+    positions = rng.integers(len(data), size=3) if mutation % 2 else rng.integers(20, size=2)
+    for position in positions:
+        data[position] = rng.integers(256)
     path = tmp_path / "x.tfrecord"
     path.write_bytes(bytes(data))
     try:
@@ -319,38 +334,38 @@ def test_a_garbled_tfrecord_file_is_read_in_part_or_a_sentence(mutation, tmp_pat
     except InputError:
         return
     source = source_of(TFExamples(records, "image", "label"))
-    (batch,) = eval_batches(source, 3, VIEW, reading=Reading(max_broken=0.99))
+    (batch,) = eval_batches(source, 3, TRANSFORM, options=LoaderOptions(max_broken=0.99))
     assert batch["image"].shape == (3, 8, 8, 3)
 
 
-def test_a_folder_of_everything_that_cameras_and_systems_leave(tmp_path, caplog):
-    kinds = {"jpg": "JPEG", "JFIF": "JPEG", "tif": "TIFF", "gif": "GIF", "jp2": "JPEG2000",
+def test_a_folder_with_all_kinds_of_files(tmp_path, caplog):
+    formats = {"jpg": "JPEG", "JFIF": "JPEG", "tif": "TIFF", "gif": "GIF", "jp2": "JPEG2000",
              "webp": "WEBP", "avif": "AVIF", "bmp": "BMP", "PNG": "PNG", "ppm": "PPM", "tga": "TGA",
              "jpe": "JPEG", "qoi": "QOI"}  # fmt: skip
     for name in ("cat", "dog"):
         directory = tmp_path / name
         directory.mkdir()
-        for suffix, kind in kinds.items():
-            (directory / f"x.{suffix}").write_bytes(encode(photograph(), kind))
+        for suffix, image_format in formats.items():
+            (directory / f"x.{suffix}").write_bytes(encode(photograph(), image_format))
         for other in ("a.heic", "b.HEIC", "note.txt", "Thumbs.db", "._x.jpg", ".DS_Store", "x.eps",
                       "README"):  # fmt: skip
             (directory / other).write_bytes(b"")
-        (directory / "album.png").mkdir()  # a directory, whatever it is called
+        (directory / "album.png").mkdir()  # a directory in spite of its suffix
         (directory / "album.png" / "y.jpg").write_bytes(JPEG)
     with caplog.at_level(logging.INFO):
         source = open_source(f"folder:{tmp_path}")
-    assert len(source) == 2 * (len(kinds) + 1)
-    lines = [line for line in caplog.messages if "left out" in line]
+    assert len(source) == 2 * (len(formats) + 1)
+    lines = [line for line in caplog.messages if "skipped" in line]
     assert len(lines) == 1
-    for words in ("4 .heic", "2 .txt", "2 .eps", "2 without a suffix"):
-        assert words in lines[0]
+    for text in ("4 .heic", "2 .txt", "2 .eps", "2 without a suffix"):
+        assert text in lines[0]
     assert ".db" not in lines[0]
-    (batch,) = eval_batches(source, len(source), VIEW)
+    (batch,) = eval_batches(source, len(source), TRANSFORM)
     assert batch["mask"].all()
     assert len(find_images([str(tmp_path)])) == len(source)
 
 
-def test_links_that_lead_in_circles_are_followed_once(tmp_path):
+def test_cyclic_links_are_followed_once(tmp_path):
     folder(tmp_path / "real", ["cat"], count=2)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "cat").symlink_to(tmp_path / "real" / "cat")
@@ -359,47 +374,47 @@ def test_links_that_lead_in_circles_are_followed_once(tmp_path):
     assert len(open_source(f"folder:{tmp_path / 'images'}")) == 2
 
 
-def test_the_home_directory_is_understood_where_images_are_named(tmp_path, monkeypatch):
+def test_a_tilde_in_the_name_of_images_is_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder(tmp_path / "pictures", ["cat"], count=1)
     assert find_images(["~/pictures"]) == [f"{tmp_path}/pictures/cat/0.png"]
 
 
-TURNED = with_segments(JPEG, segment(0xE1, exif(orientation(6))))
+ROTATED = with_segments(JPEG, segment(0xE1, exif(orientation(6))))
 
 
 @pytest.mark.parametrize(
-    ("choice", "folder_turns", "tfds_turns"),
+    ("choice", "rotates_folder", "rotates_tfds"),
     [("auto", True, False), ("honour", True, True), ("ignore", False, False)],
 )
-def test_rotation_by_exif_is_a_choice(choice, folder_turns, tfds_turns, tmp_path):
-    """Folders are turned and TFDS is not, as published accuracies were measured."""
+def test_rotation_by_exif_is_configurable(choice, rotates_folder, rotates_tfds, tmp_path):
+    """By default folders are rotated; TFDS is not, as published accuracies were measured."""
     (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "x.jpg").write_bytes(TURNED)
+    (tmp_path / "cat" / "x.jpg").write_bytes(ROTATED)
     path = tmp_path / "x.tfrecord"
-    path.write_bytes(tfrecord([example(image=TURNED, label=0)]))
+    path.write_bytes(tfrecord([example(image=ROTATED, label=0)]))
     records = open_tfrecords([Span(str(path), 0, 1)], [1], "x")
     sources = (
-        (open_source(f"folder:{tmp_path}"), folder_turns),
-        (source_of(TFExamples(records, "image", "label")), tfds_turns),
+        (open_source(f"folder:{tmp_path}"), rotates_folder),
+        (source_of(TFExamples(records, "image", "label")), rotates_tfds),
     )
-    upright = np.asarray(photograph().convert("RGB")).astype(int)
-    for source, turns in sources:
-        shape = (24, 16) if turns else (16, 24)
+    unrotated = np.asarray(photograph().convert("RGB")).astype(int)
+    for source, rotates in sources:
+        shape = (24, 16) if rotates else (16, 24)
         for workers in (0, 1):
-            reading = Reading(workers, exif_rotation=choice)
-            (batch,) = eval_batches(source, 1, EvalTransform(shape, 3), reading=reading)
-            expected = np.rot90(upright, -1) if turns else upright
+            options = LoaderOptions(workers, exif_rotation=choice)
+            (batch,) = eval_batches(source, 1, EvalTransform(shape, 3), options=options)
+            expected = np.rot90(unrotated, -1) if rotates else unrotated
             assert np.abs(batch["image"][0] - expected).mean() < 5
 
 
-def test_another_choice_of_rotation_is_refused():
+def test_an_unknown_choice_of_rotation_is_refused():
     with pytest.raises(InputError, match="exif_rotation='honor': did you mean 'honour'"):
-        Reading(exif_rotation="honor")
+        LoaderOptions(exif_rotation="honor")
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4)])
-def test_images_of_any_number_of_channels_train_with_the_whole_recipe(mode, channels, tmp_path):
+def test_images_of_one_to_four_channels_pass_the_full_recipe(mode, channels, tmp_path):
     source = open_source(folder(tmp_path, ["a", "b"], count=4, side=40, mode=mode))
     transform = TrainTransform(
         (16, 16), channels, crop="random_resized", flip=0.5, rotate=10, zoom=0.1, shear=5,
@@ -411,44 +426,44 @@ def test_images_of_any_number_of_channels_train_with_the_whole_recipe(mode, chan
 
 
 @pytest.mark.parametrize("channels", [0, 5, 13])
-def test_other_numbers_of_channels_are_refused_at_the_start(channels):
+def test_other_numbers_of_channels_are_refused(channels):
     for transform in (TrainTransform, EvalTransform):
         with pytest.raises(InputError, match=f"in_channels={channels}: images are read with 1"):
             transform((8, 8), channels)
 
 
-def test_the_limit_of_broken_images_is_one_of_all_that_processes_meet():
-    """Ten processes of which each meets 5 % in its tenth: 5 % of all, not 0.5 %."""
+def test_the_limit_of_broken_images_counts_those_of_all_processes():
+    """Ten processes find 5 % of their tenths broken: that is 5 % of all, not 0.5 %."""
     images = Failing(ValueError(), ())
-    everybodys = []
+    broken = []
     for process in range(10):
-        health = Health(images, 0.05, alone=False)
-        health.count(
-            [Broken(index, f"photograph {index}", "x") for index in (process, 39 - process)]
+        counter = BrokenImageCounter(images, 0.05, enforce=False)
+        counter.add(
+            [BrokenImage(index, f"photograph {index}", "x") for index in (process, 39 - process)]
         )
-        health.count([Broken(0, "photograph 0", "x")])
-        everybodys += list(health.met)
-    told = set()
+        counter.add([BrokenImage(0, "photograph 0", "x")])
+        broken += list(counter.indices)
+    messages = set()
     for _ in range(2):
         with pytest.raises(RunError, match=r"at least 20 of 40 images.*allows 2") as raised:
-            Health(images, 0.05, alone=False).check(everybodys)
-        told.add(str(raised.value))
-    assert len(told) == 1
-    Health(images, 0.5, alone=False).check(everybodys)
+            BrokenImageCounter(images, 0.05, enforce=False).check(broken)
+        messages.add(str(raised.value))
+    assert len(messages) == 1
+    BrokenImageCounter(images, 0.5, enforce=False).check(broken)
 
 
 def test_each_broken_image_is_logged_once(caplog):
-    reader = RowReader(Failing(ValueError("garbled"), {3}), VIEW, (8, 8, 3), None)
-    health = Health(reader.images, 0.5)
+    reader = RowReader(Failing(ValueError("garbled"), {3}), TRANSFORM, (8, 8, 3), None)
+    counter = BrokenImageCounter(reader.images, 0.5)
     for _ in range(3):
-        found = reader.read([Row(3), Row(4)], np.empty((2, 8, 8, 3), np.uint8))
-        health.count(found.broken)
+        rows = reader.read([Row(3), Row(4)], np.empty((2, 8, 8, 3), np.uint8))
+        counter.add(rows.broken)
     assert collections.Counter(caplog.messages) == {
         "cannot read photograph 3: garbled (1 of at most 20)": 1
     }
 
 
-def test_indexing_reads_no_more_of_a_file_than_its_headers(tmp_path, monkeypatch):
+def test_record_offsets(tmp_path):
     path = tmp_path / "x.tfrecord"
     path.write_bytes(tfrecord([bytes(10_000)] * 3))
-    assert index_module.record_offsets(str(path)).tolist() == [0, 10_016, 20_032, 30_048]
+    assert record_offsets(str(path)).tolist() == [0, 10_016, 20_032, 30_048]

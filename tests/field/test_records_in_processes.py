@@ -1,4 +1,4 @@
-"""Several processes that read parts of one damaged dataset; images of one and four channels."""
+"""Two processes that share a damaged dataset; training on images of one and four channels."""
 
 import dataclasses
 import json
@@ -15,9 +15,9 @@ from tests.field.builders import folder
 
 PROGRAM = """
 import json, sys
-from convit_jax import command_line
+from convit_jax.console import command_line
 from convit_jax.config import resolve
-from convit_jax.training.processes import join_processes
+from convit_jax.distributed.processes import join_processes
 
 def main():
     join_processes(heartbeat_seconds=10)
@@ -28,8 +28,8 @@ sys.exit(command_line.run("train", main))
 """
 
 
-def in_two_processes(config, workdir, repository):
-    """Exit codes and what was written on standard error."""
+def train_in_two_processes(config, workdir, repository):
+    """Return the processes' exit codes and outputs on standard error."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -48,16 +48,16 @@ def in_two_processes(config, workdir, repository):
         for index in range(2)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=120)[1] for process in processes]
+        stderr = [process.communicate(timeout=120)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], said
+    return [process.returncode for process in processes], stderr
 
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A hundred images of which six are garbled: more than 4 %, and in either half fewer."""
+    """A hundred images, six of them garbled: more than 4 % of all, but fewer in each half."""
     name = folder(tmp_path / "images", ["cat", "dog"], count=50)
     for class_name in ("cat", "dog"):
         for number in (3, 20, 40):
@@ -65,26 +65,26 @@ def damaged(tmp_path):
     return name
 
 
-@pytest.mark.parametrize("where", ["train", "eval"])
-def test_two_processes_stop_at_the_limit_of_both_in_the_same_words(
-    where, damaged, make_config, tmp_path, repository
+@pytest.mark.parametrize("damaged_split", ["train", "eval"])
+def test_two_processes_stop_at_their_common_limit_with_the_same_message(
+    damaged_split, damaged, make_config, tmp_path, repository
 ):
-    whole = folder(tmp_path / "whole", ["cat", "dog"], count=50)
-    names = {"train": whole, "eval": whole} | {where: damaged}
+    sound = folder(tmp_path / "sound", ["cat", "dog"], count=50)
+    names = {"train": sound, "eval": sound} | {damaged_split: damaged}
     config = make_config(
         train_for="3 steps", eval_every="3 steps", log_every="1 steps", batch_size=32,
         eval_batch_size=20,
         data={"image_size": (8,), "mean": (0.3,), "std": (0.4,), "max_broken": 0.04, **names},
     )  # fmt: skip
-    codes, said = in_two_processes(config, tmp_path / "run", repository)
-    assert codes == [1, 1], said
-    ends = {re.findall(r"train: at least.*", text)[-1] for text in said}
-    (words,) = ends
-    assert re.match(r"train: at least [56] of 100 images are broken and max_broken allows 4", words)
+    codes, stderr = train_in_two_processes(config, tmp_path / "run", repository)
+    assert codes == [1, 1], stderr
+    (message,) = {re.findall(r"train: at least.*", text)[-1] for text in stderr}
+    expected = r"train: at least [56] of 100 images are broken and max_broken allows 4"
+    assert re.match(expected, message)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGBA", 4)])
-def test_grey_images_and_such_of_four_channels_train(mode, channels, make_config, tmp_path):
+def test_training_on_images_of_one_and_four_channels(mode, channels, make_config, tmp_path):
     name = folder(tmp_path / "images", ["cat", "dog"], count=10, side=20, mode=mode)
     config = make_config(
         train_for="2 steps", eval_every="2 steps", batch_size=8, eval_batch_size=8,

@@ -1,4 +1,4 @@
-"""Values that people typed: each is refused in a sentence, or does what it says (D10)."""
+"""Values that users typed: each is refused in a sentence, or works as documented (D10)."""
 
 import dataclasses
 import math
@@ -6,17 +6,17 @@ import re
 
 import pytest
 
-from convit_jax.command_line import describe_keys
 from convit_jax.config import Config, resolve, template
+from convit_jax.config.typed import keys
+from convit_jax.console.command_line import describe_keys
 from convit_jax.errors import InputError
 from convit_jax.training import make_experiment
-from convit_jax.typed_config import keys
 
-NO_NUMBERS = (math.nan, math.inf, -math.inf)
+NOT_NUMBERS = (math.nan, math.inf, -math.inf)
 
 
 def nested(values):
-    """{"data.std": x} as the sections that it stands for."""
+    """{"data.std": x} as nested sections."""
     tree = {}
     for name, value in values.items():
         section, _, key = name.rpartition(".")
@@ -97,7 +97,7 @@ def test_a_value_out_of_its_keys_range(name, value):
         resolve(nested({name: value}))
 
 
-@pytest.mark.parametrize("number", NO_NUMBERS)
+@pytest.mark.parametrize("number", NOT_NUMBERS)
 def test_no_number_is_nan_or_infinite(number):
     floats = {
         name: number if field.type in (float, float | None) else (number,) * 3
@@ -171,20 +171,23 @@ def test_a_key_that_nothing_would_read(values, unread):
         {"augment.mix_switch_prob": 0.1, "augment.mixup": 0.8, "augment.cutmix": 1.0},
         {"data.fraction_choice": "random", "data.fraction": 0.5},
         {"optimizer.warmup_learning_rate": 1e-5},
-        {"augment.crop_scale": (0.08, 1.0), "augment.crop": "none"},  # the default is no wish
+        {
+            "augment.crop_scale": (0.08, 1.0),
+            "augment.crop": "none",
+        },  # a default value is always allowed
     ],
 )
 def test_a_key_that_is_read(values):
     resolve(nested(values))
 
 
-def test_a_condition_on_what_is_still_to_be_set_is_no_mistake():
+def test_a_condition_on_an_undecided_key_is_assumed_to_hold():
     """A study sets the fractions itself."""
     values = nested({"data.fraction_choice": "random"})
     assert resolve(values, undecided=("data.fraction",)).data.fraction_choice == "random"
 
 
-def test_a_shipped_recipe_whose_crop_is_switched_off_is_told_how_to_go_on():
+def test_a_recipe_whose_crop_is_switched_off_gets_advice():
     config = template()
     config.augment.crop_scale = (0.35, 1.0)
     expected = r"augment.crop is 'none': leave it at \(0.08, 1.0\), or set augment.crop to 'random_"
@@ -207,7 +210,7 @@ def test_a_warm_up_of_part_of_a_step_is_none(make_config):
 def test_a_warm_up_that_is_longer_than_the_run(make_config, caplog):
     with pytest.raises(InputError, match=r"warmup='20 steps' is longer than the run, .*'12 steps'"):
         make_config(optimizer__warmup="20 steps")
-    # A run of a few steps to try something out, with the recipe's own warm-up, is told of it.
+    # A run of a few steps to try something out, with the recipe's own warm-up, gets a warning.
     short = make_config(optimizer__warmup="5 epochs", train_for="2 steps")
     with caplog.at_level("WARNING"):
         make_experiment(short, num_examples=160, num_classes=10)
@@ -231,7 +234,7 @@ def test_a_run_of_more_steps_than_can_be_counted(make_config):
         )
 
 
-def test_padding_that_may_move_an_image_out_of_sight():
+def test_padding_as_large_as_the_image():
     values = {"augment.crop": "pad", "augment.crop_padding": 32, "data.image_size": (32,)}
     with pytest.raises(
         InputError, match="crop_padding=32: expected less than the image's side, 32"
@@ -239,14 +242,14 @@ def test_padding_that_may_move_an_image_out_of_sight():
         resolve(nested(values))
 
 
-def test_channels_that_no_image_has():
+def test_an_impossible_number_of_channels():
     values = {"model.in_channels": 7, "data.mean": (0.5,) * 7, "data.std": (0.5,) * 7}
     with pytest.raises(InputError, match="in_channels=7: images are read with 1 channel"):
         resolve(nested(values))
 
 
-def test_help_tells_ranges_and_conditions():
-    told = " ".join(describe_keys().split())
+def test_help_includes_ranges_and_conditions():
+    text = " ".join(describe_keys().split())
     for words in (
         "optimizer.b1 (float, default 0.9; at least 0, below 1)",
         "seed (int, default 0; at least 0, below 4294967296)",
@@ -254,11 +257,11 @@ def test_help_tells_ranges_and_conditions():
         "Read where augment.crop is 'pad'.",
         "model.depth (int, default the model's own; 1 to 256)",
     ):
-        assert words in told, words
+        assert words in text, words
 
 
 def test_every_number_has_a_range():
-    """A key without one is a decision and not an oversight: there is none."""
+    """Only regular expressions need no range."""
     without = {
         name
         for name, field in keys(Config).items()

@@ -1,23 +1,31 @@
-"""Builders of small odd weights files."""
+"""Builders of small unusual weights files."""
 
+import importlib.util
 import io
 import json
 import pickle
 import struct
 import zipfile
 
-# The JSON types' names of safetensors' types that these tests write, and their bytes an entry.
-BYTES = {"F32": 4, "BF16": 2, "F64": 8, "I64": 8, "C64": 8, "F8_E4M3": 1}
+import pytest
+
+torch_only = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None,
+    reason="PyTorch is not installed: .pth files are an optional extra",
+)
+
+# The types of safetensors that these tests write, and their bytes per element.
+ITEM_SIZES = {"F32": 4, "BF16": 2, "F64": 8, "I64": 8, "C64": 8, "F8_E4M3": 1}
 
 
 def safetensors_file(tensors, metadata="absent", data=b""):
-    """A .safetensors file by hand: tensors are {name: (type, shape)} or a raw header in bytes."""
+    """Build a .safetensors file, of zeros, from {name: (type, shape)} or from raw header bytes."""
     if isinstance(tensors, bytes):
         header = tensors
     else:
         entries, end = {}, 0
         for name, (kind, shape) in tensors.items():
-            size = BYTES[kind]
+            size = ITEM_SIZES[kind]
             for side in shape:
                 size *= side
             entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
@@ -28,19 +36,19 @@ def safetensors_file(tensors, metadata="absent", data=b""):
     return struct.pack("<Q", len(header)) + header + data
 
 
-def archive(pickled, storage=bytes(16), compression=zipfile.ZIP_STORED):
-    """PyTorch's archive of a pickle and one storage."""
+def pytorch_archive(pickle_bytes, storage=bytes(16), compression=zipfile.ZIP_STORED):
+    """Build a PyTorch archive of a pickle and one storage."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", compression) as file:
-        file.writestr("x/data.pkl", pickled)
+        file.writestr("x/data.pkl", pickle_bytes)
         file.writestr("x/version", "3\n")
         file.writestr("x/byteorder", "little")
         file.writestr("x/data/0", storage)
     return content.getvalue()
 
 
-def claim(numel, size, stride, offset=0):
-    """The pickle of {"head.weight": a tensor} that claims what it likes of a storage."""
+def pickled_tensor(numel, size, stride, offset=0):
+    """Pickle {"head.weight": a tensor} with any claims about its storage and shape."""
 
     def number(value):
         return pickle.dumps(value, 2)[2:-1]
@@ -58,7 +66,7 @@ def claim(numel, size, stride, offset=0):
 
 
 def timm_config(**changes):
-    """A `config.json` as timm's repositories have it, of a vision transformer of ten classes."""
+    """A timm `config.json` of a vision transformer with ten classes."""
     return {
         "architecture": "vit_tiny_patch16_224",
         "num_classes": 10,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from convit_jax import kernels
-from convit_jax.kernels import dispatch
+from convit_jax.kernels import choice
 from convit_jax.kernels.attention import one_product, two_products
 
 FORMS = pytest.mark.parametrize("form", [two_products, one_product])
@@ -21,7 +21,7 @@ def make_inputs(tokens=7, heads=3, channels=5, batch=2, seed=0, dtype=jnp.float3
 
 
 def expected_output(q, k, v, positional, gate):
-    """The definition, in float64."""
+    """Return the definition in float64."""
     q, k, v, positional, gate = (np.asarray(x, np.float64) for x in (q, k, v, positional, gate))
     scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
     content = np.exp(scores - scores.max(-1, keepdims=True))
@@ -32,7 +32,7 @@ def expected_output(q, k, v, positional, gate):
 
 @FORMS
 @pytest.mark.parametrize("tokens", [1, 7, 49])
-def test_gated_attention_is_its_definition(tokens, form):
+def test_gated_attention_matches_its_definition(tokens, form):
     inputs = make_inputs(tokens)
     np.testing.assert_allclose(form(*inputs), expected_output(*inputs), rtol=1e-5, atol=1e-6)
 
@@ -67,7 +67,7 @@ def test_bfloat16_in_bfloat16_out(form):
 
 @FORMS
 @pytest.mark.parametrize("argument", range(5))
-def test_gradients_are_the_slopes(argument, form):
+def test_gradients_match_finite_differences(argument, form):
     inputs = list(make_inputs())
     rng = np.random.default_rng(1)
     weights = rng.normal(size=inputs[0].shape)
@@ -85,10 +85,18 @@ def test_gradients_are_the_slopes(argument, form):
 
 
 @pytest.mark.parametrize(("platform", "products"), [("cpu", 3), ("rocm", 2), ("tpu", 2)])
-def test_xlas_form_is_that_of_the_platform(monkeypatch, platform, products):
-    """On a machine with several devices and no mesh, where the kernel does not go."""
-    monkeypatch.setattr(dispatch._Hardware, "of", lambda device: dispatch._Hardware(platform))
+def test_the_xla_formulation_depends_on_the_platform(monkeypatch, platform, products):
+    """On a machine with several devices and no mesh, where the fused kernel is not used."""
+    monkeypatch.setattr(choice._Hardware, "of", lambda device: choice._Hardware(platform))
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    program = str(jax.make_jaxpr(lambda *x: kernels.gated_attention(*x))(*make_inputs()))
+    q, k, v, positional, gate = make_inputs()
+    parts = [x.reshape(*x.shape[:2], -1) for x in (q, k, v)]
+    attend = kernels.attention_for()
+    program = str(jax.make_jaxpr(lambda *x: attend(x, len(gate), positional, gate))(*parts))
     assert program.count("dot_general") == products
+
+
+def test_the_default_device_may_be_a_platforms_name():
+    with jax.default_device("cpu"):
+        assert kernels.DEFAULT_ATTENTION._hardware() == choice._Hardware("cpu")

@@ -1,4 +1,4 @@
-"""cuDNN's form of attention, without a GPU: when it is chosen, and the arithmetic around it."""
+"""cuDNN attention, without a GPU: when it is chosen, and the arithmetic around it."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from convit_jax import kernels, models
 from convit_jax.errors import InputError
-from convit_jax.kernels import cudnn, dispatch
+from convit_jax.kernels import choice, cudnn
 from convit_jax.models.vit import attention_layer
 from tests.kernels.test_attention import expected_output, make_inputs
 
@@ -21,46 +21,46 @@ HOPPER, AMPERE, VOLTA = (9, 0), (8, 0), (7, 0)
 
 
 @pytest.fixture
-def compiled_for_gpu(monkeypatch):
-    """Makes what is traced for a mesh of this machine be traced for a GPU."""
+def attention_on_gpu(monkeypatch):
+    """A function of a form that returns attention for a mesh of this machine posing as a GPU."""
 
     def make(form="auto", capability=HOPPER):
-        hardware = dispatch._Hardware("cuda", capability)
-        monkeypatch.setattr(dispatch._Hardware, "of", lambda device: hardware)
-        # JAX asks the GPU itself, of which there is none.
+        hardware = choice._Hardware("cuda", capability)
+        monkeypatch.setattr(choice._Hardware, "of", lambda device: hardware)
+        # JAX queries the GPU itself, and there is none.
         monkeypatch.setattr(jax_cudnn, "check_cudnn_version", lambda: 91900)
         monkeypatch.setattr(
             jax_cudnn,
             "check_compute_capability",
-            lambda wanted: capability >= tuple(map(int, wanted.split("."))),
+            lambda required: capability >= tuple(map(int, required.split("."))),
         )
-        monkeypatch.setattr(jax_cudnn, "is_cuda_compute_capability_equal", lambda wanted: False)
-        return kernels.compiled_for(Mesh(np.array(jax.devices()[:1]), ("data",)), ("data",), form)
+        monkeypatch.setattr(jax_cudnn, "is_cuda_compute_capability_equal", lambda required: False)
+        return kernels.attention_for(Mesh(np.array(jax.devices()[:1]), ("data",)), form)
 
     return make
 
 
 @pytest.fixture
-def defined(monkeypatch):
-    """cuDNN's operation is replaced by its definition; the numbers of tokens it saw are kept."""
-    seen = []
+def cudnn_by_definition(monkeypatch):
+    """Replace cuDNN's operation by its definition; returns the list of its calls' token counts."""
+    num_tokens = []
 
     def definition(q, k, v, *, implementation, query_seq_lengths, key_value_seq_lengths):
         assert implementation == "cudnn"
-        seen.append(q.shape[1])
+        num_tokens.append(q.shape[1])
         scores = jnp.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(q.shape[-1])
         if key_value_seq_lengths is not None:
             assert (query_seq_lengths == key_value_seq_lengths).all()
-            counts = jnp.arange(k.shape[1]) < key_value_seq_lengths[0]
-            scores = jnp.where(counts, scores, -jnp.inf)
+            is_token = jnp.arange(k.shape[1]) < key_value_seq_lengths[0]
+            scores = jnp.where(is_token, scores, -jnp.inf)
         return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores), v)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", definition)
-    return seen
+    return num_tokens
 
 
 @pytest.mark.parametrize("tokens", [6, 7])
-def test_what_is_around_it_is_the_definition(tokens, defined):
+def test_the_arithmetic_around_cudnn_matches_the_definition(tokens, cudnn_by_definition):
     with jax.enable_x64(True):
         inputs = [jnp.float64(x) for x in make_inputs(tokens)]
         out = cudnn.cudnn_attention(*inputs)
@@ -68,11 +68,11 @@ def test_what_is_around_it_is_the_definition(tokens, defined):
         plain = cudnn.cudnn_attention(*inputs[:3])
         no_gate = expected_output(*inputs[:4], np.zeros(3))
         np.testing.assert_allclose(plain, no_gate, atol=1e-12)
-    assert defined == [tokens, tokens]
+    assert cudnn_by_definition == [tokens, tokens]
 
 
 @pytest.mark.parametrize("tokens", [6, 7])
-def test_all_five_gradients_are_the_definitions(tokens, defined):
+def test_all_five_gradients_match_the_definition(tokens, cudnn_by_definition):
     def total(form, *inputs):
         return (form(*inputs) * weights).sum()
 
@@ -85,29 +85,31 @@ def test_all_five_gradients_are_the_definitions(tokens, defined):
     with jax.enable_x64(True):
         inputs = [jnp.float64(x) for x in make_inputs(tokens)]
         weights = jax.random.normal(jax.random.key(1), inputs[0].shape)
-        found, expected = (
+        gradients, expected = (
             jax.grad(functools.partial(total, form), range(5))(*inputs)
             for form in (cudnn.cudnn_attention, definition)
         )
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for actual, reference in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(actual, reference, atol=1e-5)
     # JAX has no gradient of an odd number of tokens.
-    assert defined == [tokens + tokens % 2]
+    assert cudnn_by_definition == [tokens + tokens % 2]
 
 
 @pytest.mark.parametrize("image_size", [224, 384])
 @pytest.mark.parametrize("model", models.list_models())
-def test_the_choice_for_every_model(model, image_size):
-    """All go to cuDNN, but for 576 patches: their gradients are not numbers there."""
+def test_cudnn_supports_every_model_except_for_576_patches(model, image_size):
+    """With 576 patches (image size 384) cuDNN's gradients are NaN."""
     a = models.architecture(model, image_size=image_size, dtype="bfloat16")
     patches = math.prod(a.grid)
-    refused = functools.partial(cudnn.refusal, "cuda", HOPPER, jnp.bfloat16, a.head_dim)
-    assert refused(patches + 1) is None
-    assert (refused(patches) is not None) == (image_size == 384)
+    unsupported = functools.partial(
+        cudnn.unsupported_reason, "cuda", HOPPER, jnp.bfloat16, a.head_dim
+    )
+    assert unsupported(patches + 1) is None
+    assert (unsupported(patches) is not None) == (image_size == 384)
 
 
 @pytest.mark.parametrize(
-    ("case", "words"),
+    ("case", "reason"),
     [
         (("cpu", (0, 0), jnp.bfloat16, 48, 196), "compiled for cpu"),
         (("rocm", (0, 0), jnp.bfloat16, 48, 196), "compiled for rocm"),
@@ -115,23 +117,30 @@ def test_the_choice_for_every_model(model, image_size):
         (("cuda", HOPPER, jnp.float32, 48, 196), "config.model.dtype is float32"),
         (("cuda", HOPPER, jnp.bfloat16, 12, 196), "multiple of 8 channels"),
         (("cuda", HOPPER, jnp.bfloat16, 136, 196), "at most 128"),
-        (("cuda", HOPPER, jnp.bfloat16, 48, 64), "not numbers for 64 tokens"),
-        (("cuda", HOPPER, jnp.bfloat16, 48, 576), "not numbers for 576 tokens"),
+        (("cuda", HOPPER, jnp.bfloat16, 48, 64), "gradients are NaN for 64 tokens"),
+        (("cuda", HOPPER, jnp.bfloat16, 48, 576), "gradients are NaN for 576 tokens"),
         (("cuda", AMPERE, jnp.bfloat16, 48, 576), None),
         (("cuda", HOPPER, jnp.float16, 128, 128), None),
     ],
 )
-def test_what_it_cannot_do_is_said(case, words):
-    why = cudnn.refusal(*case)
-    assert why is None if words is None else words in why
+def test_unsupported_inputs_have_a_reason(case, reason):
+    unsupported = cudnn.unsupported_reason(*case)
+    assert unsupported is None if reason is None else reason in unsupported
 
 
-def lowered_for_cuda(layer, x, grid, outputs=None):
-    """The StableHLO of a layer and of its gradient."""
+def abstract_layer(architecture, attend, gpsa=True):
+    """A layer of shapes only, without arrays."""
+    return nnx.eval_shape(
+        lambda: attention_layer(architecture, attend, gpsa=gpsa, rngs=nnx.Rngs(0))
+    )
+
+
+def lowered_for_cuda(layer, x, grid, num_outputs=None):
+    """Return the StableHLO of a layer and of its gradient."""
     graph, params = nnx.split(layer)
 
     def forward(params, x):
-        return nnx.merge(graph, params)(x, grid, outputs=outputs)
+        return nnx.merge(graph, params)(x, grid, num_outputs=num_outputs)
 
     def total(params, x):
         return forward(params, x).astype(jnp.float32).sum()
@@ -143,49 +152,47 @@ def lowered_for_cuda(layer, x, grid, outputs=None):
 
 
 @pytest.mark.parametrize("gpsa", [True, False])
-def test_a_layer_lowers_for_cuda_with_cudnns_operations(gpsa, compiled_for_gpu):
+def test_a_layer_lowers_for_cuda_with_cudnns_operations(gpsa, attention_on_gpu):
     a = models.architecture("convit_small", image_size=224, dtype="bfloat16")
-    layer = nnx.eval_shape(lambda: attention_layer(a, gpsa=gpsa, rngs=nnx.Rngs(0)))
+    layer = abstract_layer(a, attention_on_gpu(), gpsa)
     tokens = math.prod(a.grid) + (not gpsa)
     x = jax.ShapeDtypeStruct((2, tokens, a.width), jnp.bfloat16)
-    with compiled_for_gpu():
-        forward, gradient = lowered_for_cuda(layer, x, a.grid)
-        one_query, _ = lowered_for_cuda(layer, x, a.grid, outputs=1)
+    forward, gradient = lowered_for_cuda(layer, x, a.grid)
+    one_query, _ = lowered_for_cuda(layer, x, a.grid, num_outputs=1)
     assert "__cudnn$fmhaSoftmax(" in forward
     assert "Backward" not in forward
     assert "__cudnn$fmhaSoftmaxBackward(" in gradient
     assert "__cudnn" not in one_query
-    # Queries, keys and values are made apart: a joint product's parts would be copied.
+    # Queries, keys and values are separate products: slices of a joint one would be copied.
     assert f"{a.width}x{2 * a.width}xbf16" not in forward
-    with compiled_for_gpu("xla"):
-        assert "__cudnn" not in "".join(lowered_for_cuda(layer, x, a.grid))
+    layer = abstract_layer(a, attention_on_gpu("xla"), gpsa)
+    assert "__cudnn" not in "".join(lowered_for_cuda(layer, x, a.grid))
 
 
-def test_what_was_not_measured_must_be_asked_for(compiled_for_gpu):
+def test_gpus_without_measurements_use_cudnn_only_on_request(attention_on_gpu):
     a = models.architecture("convit_tiny", image_size=224, dtype="bfloat16")
-    layer = nnx.eval_shape(lambda: attention_layer(a, gpsa=True, rngs=nnx.Rngs(0)))
     x = jax.ShapeDtypeStruct((2, 196, a.width), jnp.bfloat16)
-    with compiled_for_gpu("auto", AMPERE):
-        assert "__cudnn" not in "".join(lowered_for_cuda(layer, x, a.grid))
-    with compiled_for_gpu("cudnn", AMPERE):
-        assert "__cudnn$fmha" in "".join(lowered_for_cuda(layer, x, a.grid))
+    layer = abstract_layer(a, attention_on_gpu("auto", AMPERE))
+    assert "__cudnn" not in "".join(lowered_for_cuda(layer, x, a.grid))
+    layer = abstract_layer(a, attention_on_gpu("cudnn", AMPERE))
+    assert "__cudnn$fmha" in "".join(lowered_for_cuda(layer, x, a.grid))
 
 
-def test_asking_for_what_cannot_be_had_is_refused_with_what_can(compiled_for_gpu):
-    device = jax.devices()[0]
+def test_an_unsupported_form_is_refused_with_the_supported_ones(attention_on_gpu):
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     with pytest.raises(InputError, match=r"compiled for cpu; expected auto or xla$"):
-        kernels.check_form("cudnn", device, "bfloat16", 48, 196)
+        kernels.attention_for(mesh, "cudnn").check("bfloat16", 48, 196)
     for form in ("auto", "xla", "pallas"):
-        kernels.check_form(form, device, "float32", 12, 64)
+        kernels.attention_for(mesh, form).check("float32", 12, 64)
     qkv = jnp.zeros((1, 4, 3 * 16))
-    with compiled_for_gpu("cudnn"), pytest.raises(InputError, match="dtype is float32"):
-        kernels.self_attention((qkv,), 2)
+    with pytest.raises(InputError, match="dtype is float32"):
+        attention_on_gpu("cudnn")((qkv,), 2)
 
 
-def test_parts_of_a_projection_are_the_projections():
+def test_a_linear_layer_applied_in_parts_gives_the_same_output():
     layer = models.layers.Linear(6, 12, rngs=nnx.Rngs(0), bias_init=nnx.initializers.normal())
     x = jax.random.normal(jax.random.key(0), (2, 5, 6))
-    for count in (2, 3):
-        parts = layer.parts(x, count)
-        assert [part.shape for part in parts] == [(2, 5, 12 // count)] * count
+    for num_parts in (2, 3):
+        parts = layer.apply_in_parts(x, num_parts)
+        assert [part.shape for part in parts] == [(2, 5, 12 // num_parts)] * num_parts
         np.testing.assert_allclose(jnp.concatenate(parts, axis=-1), layer(x), atol=1e-6)

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh
 
 from convit_jax import kernels
-from convit_jax.kernels import blocks as cutting
+from convit_jax.kernels import blocks as blocks_module
 from convit_jax.kernels.fused import Target, fused_attention
 
-AMPLE, MIB = 2**27, 2**20
+AMPLE_VMEM, MIB = 2**27, 2**20
 
 
 def make_inputs(batch, tokens, heads, channels, *, size=1.0, seed=0, dtype=jnp.float32):
-    """Flat queries, keys and values, a positional map, gates, and the result's gradient."""
+    """Return queries, keys and values [B, N, H D], a positional map, gates, and d_out."""
     rng = np.random.default_rng(seed)
     shape = (batch, tokens, heads * channels)
     q, k, v, d_out = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(4))
@@ -26,39 +26,39 @@ def make_inputs(batch, tokens, heads, channels, *, size=1.0, seed=0, dtype=jnp.f
 
 
 def expected(inputs, d_out):
-    """The definition and its derivatives, written out in float64."""
+    """Return the definition and its derivatives in float64."""
     q, k, v, positional, gate = (np.asarray(x, np.float64) for x in inputs)
     heads = len(gate)
 
-    def split(x):
+    def split_heads(x):
         x = np.asarray(x, np.float64)
         return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
-    def join(x):
+    def merge_heads(x):
         return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
 
-    q, k, v, d_out = (split(x) for x in (q, k, v, d_out))
+    q, k, v, d_out = (split_heads(x) for x in (q, k, v, d_out))
     scale = q.shape[-1] ** -0.5
     scores = q @ k.swapaxes(-1, -2) * scale
     content = np.exp(scores - scores.max(-1, keepdims=True))
     content /= content.sum(-1, keepdims=True)
-    share = gate[:, None, None]
-    mixture = (1 - share) * content + share * positional
+    gate_map = gate[:, None, None]
+    mixture = (1 - gate_map) * content + gate_map * positional
     d_mixture = d_out @ v.swapaxes(-1, -2)
-    d_content = (1 - share) * d_mixture
+    d_content = (1 - gate_map) * d_mixture
     d_scores = content * (d_content - (d_content * content).sum(-1, keepdims=True)) * scale
     return (
-        join(mixture @ v),
-        join(d_scores @ k),
-        join(d_scores.swapaxes(-1, -2) @ q),
-        join(mixture.swapaxes(-1, -2) @ d_out),
-        (share * d_mixture).sum(0),
+        merge_heads(mixture @ v),
+        merge_heads(d_scores @ k),
+        merge_heads(d_scores.swapaxes(-1, -2) @ q),
+        merge_heads(mixture.swapaxes(-1, -2) @ d_out),
+        (gate_map * d_mixture).sum(0),
         (d_mixture * (positional - content)).sum((0, 2, 3)),
     )
 
 
 def run(target, inputs, d_out, *, parts=1, gated=True):
-    """The kernel's result and gradients, of q, k and v together in so many arrays."""
+    """Return the kernel's result and gradients, with q, k and v joined into `parts` arrays."""
     q, k, v, positional, gate = inputs
     heads = len(gate)
 
@@ -68,27 +68,27 @@ def run(target, inputs, d_out, *, parts=1, gated=True):
             2: lambda: (jnp.concatenate([q, k], -1), v),
             3: lambda: (q, k, v),
         }[parts]()
-        extra = (positional, gate) if gated else (None, None)
-        return fused_attention(target, heads, joined, *extra)
+        gating = (positional, gate) if gated else (None, None)
+        return fused_attention(target, heads, joined, *gating)
 
     @jax.jit
-    def both(inputs, d_out):
-        out, pull = jax.vjp(apply, *inputs)
-        return out, *pull(d_out)
+    def outputs_and_gradients(inputs, d_out):
+        out, vjp = jax.vjp(apply, *inputs)
+        return out, *vjp(d_out)
 
-    return both((q, k, v, positional, gate), d_out)
+    return outputs_and_gradients((q, k, v, positional, gate), d_out)
 
 
-def assert_right(found, inputs, d_out, tolerance=1e-4):
-    wanted = expected(inputs, d_out)
-    for name, a, b in zip(("out", "dq", "dk", "dv", "dT", "dg"), found, wanted, strict=True):
+def assert_matches_definition(results, inputs, d_out, tolerance=1e-4):
+    reference = expected(inputs, d_out)
+    for name, a, b in zip(("out", "dq", "dk", "dv", "dT", "dg"), results, reference, strict=True):
         size = max(np.abs(b).max(), 1.0)
         np.testing.assert_allclose(
             np.asarray(a, np.float64) / size, b / size, atol=tolerance, err_msg=name
         )
 
 
-# A failure is told as found: making it smaller would compile for minutes.
+# Failures are reported without shrinking, which would compile for minutes.
 @settings(max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     batch=st.integers(1, 3),
@@ -100,52 +100,54 @@ def assert_right(found, inputs, d_out, tolerance=1e-4):
     size=st.sampled_from([1.0, 30.0]),
     seed=st.integers(0, 99),
 )
-def test_the_kernel_is_its_definition(batch, tokens, heads, channels, parts, extreme, size, seed):
-    """Scores of up to thousands, gates quite shut and quite open."""
+def test_the_kernel_matches_its_definition(
+    batch, tokens, heads, channels, parts, extreme, size, seed
+):
+    """Includes scores up to thousands and gates of exactly 0 and 1."""
     inputs, d_out = make_inputs(batch, tokens, heads, channels, size=size, seed=seed)
     if extreme is not None:
         inputs = (*inputs[:4], inputs[4].at[0].set(extreme))
-    found = run(Target(AMPLE, interpret=True), inputs, d_out, parts=parts)
-    assert_right(found, inputs, d_out, tolerance=1e-4 * size)
+    results = run(Target(AMPLE_VMEM, interpret=True), inputs, d_out, parts=parts)
+    assert_matches_definition(results, inputs, d_out, tolerance=1e-4 * size)
 
 
 def test_with_more_tokens_than_lanes():
     inputs, d_out = make_inputs(1, 150, 1, 8)
-    assert_right(run(Target(AMPLE, interpret=True), inputs, d_out), inputs, d_out)
+    assert_matches_definition(run(Target(AMPLE_VMEM, interpret=True), inputs, d_out), inputs, d_out)
 
 
-def test_plain_attention_is_that_of_a_shut_gate():
+def test_plain_attention_equals_a_gate_of_zero():
     inputs, d_out = make_inputs(2, 9, 2, 8)
     inputs = (*inputs[:4], jnp.zeros(2))
-    found = run(Target(AMPLE, interpret=True), inputs, d_out, gated=False)
-    wanted = expected(inputs, d_out)
-    for a, b in zip(found[:4], wanted[:4], strict=True):
+    results = run(Target(AMPLE_VMEM, interpret=True), inputs, d_out, gated=False)
+    reference = expected(inputs, d_out)
+    for a, b in zip(results[:4], reference[:4], strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_heads_in_groups_and_queries_in_tiles(gated, monkeypatch):
-    """What large images take: one group of heads after another, loops, several tiles."""
-    monkeypatch.setattr(cutting, "_WRITTEN_OUT", 0)
-    monkeypatch.setattr(cutting, "_ONE_TILE", 0)
+    """Large images need several groups of heads, loops over heads, and several tiles."""
+    monkeypatch.setattr(blocks_module, "_MAX_UNROLLED_SCORES", 0)
+    monkeypatch.setattr(blocks_module, "_MAX_SINGLE_TILE", 0)
     target = Target(11 * MIB // 2, interpret=True)
     blocks = target.blocks(1, 150, 2, 8, jnp.float32)
-    assert (blocks.groups, len(blocks.tiles), blocks.written_out) == (2, 2, False)
+    assert (blocks.groups, len(blocks.tiles), blocks.unrolled) == (2, 2, False)
     inputs, d_out = make_inputs(1, 150, 2, 8)
-    found = run(target, inputs, d_out, parts=2, gated=gated)
+    results = run(target, inputs, d_out, parts=2, gated=gated)
     if gated:
-        assert_right(found, inputs, d_out)
+        assert_matches_definition(results, inputs, d_out)
     else:
-        wanted = expected((*inputs[:4], jnp.zeros(2)), d_out)
-        for a, b in zip(found[:4], wanted[:4], strict=True):
+        reference = expected((*inputs[:4], jnp.zeros(2)), d_out)
+        for a, b in zip(results[:4], reference[:4], strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 def test_bfloat16():
     inputs, d_out = make_inputs(2, 20, 2, 16, dtype=jnp.bfloat16)
-    found = run(Target(AMPLE, interpret=True), inputs, d_out, parts=2)
-    assert [x.dtype for x in found[:4]] == [jnp.bfloat16] * 4
-    assert_right(found, inputs, d_out, tolerance=0.03)
+    results = run(Target(AMPLE_VMEM, interpret=True), inputs, d_out, parts=2)
+    assert [x.dtype for x in results[:4]] == [jnp.bfloat16] * 4
+    assert_matches_definition(results, inputs, d_out, tolerance=0.03)
 
 
 @pytest.mark.parametrize(
@@ -153,19 +155,19 @@ def test_bfloat16():
 )
 @pytest.mark.parametrize("tokens", [1, 7, 196, 197, 576, 784])
 def test_every_model_of_the_paper_fits(heads, channels, tokens):
-    """On a chip with 128 MiB of fast memory; up to 197 tokens, in one group, on one with 64."""
-    blocks = cutting.fitting_blocks(64, tokens, heads, channels, jnp.bfloat16, 128 * MIB)
+    """With 128 MiB of VMEM; up to 197 tokens also with 64 MiB, in a single group of heads."""
+    blocks = blocks_module.fitting_blocks(64, tokens, heads, channels, jnp.bfloat16, 128 * MIB)
     assert blocks.heads == blocks.group * blocks.groups
     assert blocks.lanes % blocks.tile == 0
     if tokens <= 197:
-        blocks = cutting.fitting_blocks(64, tokens, heads, channels, jnp.bfloat16, 64 * MIB)
+        blocks = blocks_module.fitting_blocks(64, tokens, heads, channels, jnp.bfloat16, 64 * MIB)
         assert blocks.groups == 1
 
 
-def test_what_does_not_fit_is_left_to_xla():
-    assert cutting.fitting_blocks(8, 4000, 4, 64, jnp.bfloat16, 16 * MIB) is None
-    assert cutting.fitting_blocks(8, 196, 4, 5, jnp.float32, AMPLE) is None
-    assert cutting.fitting_blocks(8, 196, 4, 8, jnp.bfloat16, AMPLE) is None
+def test_unsupported_inputs_have_no_blocks():
+    assert blocks_module.fitting_blocks(8, 4000, 4, 64, jnp.bfloat16, 16 * MIB) is None
+    assert blocks_module.fitting_blocks(8, 196, 4, 5, jnp.float32, AMPLE_VMEM) is None
+    assert blocks_module.fitting_blocks(8, 196, 4, 8, jnp.bfloat16, AMPLE_VMEM) is None
 
 
 @pytest.fixture
@@ -182,15 +184,12 @@ def uses_kernel(function, *arguments):
     [(None, 8, False), ("auto", 8, False), ("xla", 8, False), ("pallas", 8, True),
      ("pallas", 5, False)],
 )  # fmt: skip
-def test_the_form_is_chosen_in_one_place(form, channels, kernel, one_device):
+def test_attention_for_chooses_the_form(form, channels, kernel, one_device):
     (q, k, v, positional, gate), _ = make_inputs(2, 5, 3, channels)
-    q, k, v = (x.reshape(2, 5, 3, channels) for x in (q, k, v))
+    attend = kernels.attention_for(one_device, form) if form else kernels.DEFAULT_ATTENTION
 
-    def gated(*inputs):
-        if form is None:
-            return kernels.gated_attention(*inputs)
-        with kernels.compiled_for(one_device, ("data",), form):
-            return kernels.gated_attention(*inputs)
+    def gated(q, k, v, positional, gate):
+        return attend((q, k, v), 3, positional, gate)
 
     assert uses_kernel(gated, q, k, v, positional, gate) == kernel
 
@@ -198,25 +197,24 @@ def test_the_form_is_chosen_in_one_place(form, channels, kernel, one_device):
 def test_forms_agree(one_device):
     (q, k, v, positional, gate), _ = make_inputs(2, 6, 2, 8)
     parts = (jnp.concatenate([q, k], -1), v)
-    by_xla = kernels.self_attention(parts, 2, positional, gate, outputs=2)
-    q, k, v = (x.reshape(2, 6, 2, 8) for x in (q, k, v))
-    with kernels.compiled_for(one_device, ("data",), "pallas"):
-        by_kernel = kernels.self_attention(parts, 2, positional, gate, outputs=2)
-        plain = kernels.softmax_attention(q, k, v)
-        assert not uses_kernel(kernels.softmax_attention, q[:, :1], k, v)
-    assert by_kernel.shape == (2, 2, 16)
-    np.testing.assert_allclose(by_kernel, by_xla, atol=1e-5)
-    np.testing.assert_allclose(plain, kernels.softmax_attention(q, k, v), atol=1e-5)
+    xla, kernel = (kernels.attention_for(one_device, form) for form in ("xla", "pallas"))
+    xla_out = xla(parts, 2, positional, gate, num_outputs=2)
+    kernel_out = kernel(parts, 2, positional, gate, num_outputs=2)
+    assert kernel_out.shape == (2, 2, 16)
+    np.testing.assert_allclose(kernel_out, xla_out, atol=1e-5)
+    np.testing.assert_allclose(kernel(parts, 2), xla(parts, 2), atol=1e-5)
 
 
-def test_a_run_asks_for_a_form(make_config):
-    from convit_jax.training import make_experiment, mesh
+def test_the_config_chooses_the_form(make_config):
+    from convit_jax.distributed import mesh
+    from convit_jax.training import make_experiment
     from convit_jax.training.placement import place
 
     for form, kernel in (("pallas", True), ("auto", False)):
         config = make_config(attention=form, model__head_dim=8)
-        experiment = make_experiment(config, num_examples=100, num_classes=10)
-        placed = place(experiment, mesh.create_mesh())
+        devices = mesh.create_mesh()
+        experiment = make_experiment(config, num_examples=100, num_classes=10, mesh=devices)
+        placed = place(experiment, devices)
         batch = {
             "image": jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.uint8),
             "label": jax.ShapeDtypeStruct((16,), jnp.int32),

@@ -1,4 +1,4 @@
-"""The fused kernel on a mesh of fake devices, and compiled for TPUs that are not here."""
+"""The fused kernel on a mesh of simulated devices, and compiled ahead of time for TPUs."""
 
 import importlib.util
 import json
@@ -12,33 +12,33 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from convit_jax import kernels
-from convit_jax.training import mesh as meshes
+from convit_jax.distributed import mesh as meshes
 
 assert jax.device_count() == 8
 rng = np.random.default_rng(0)
 x = jnp.asarray(rng.normal(size=(8, 6, 48)), jnp.float32)
 positional = jax.nn.softmax(jnp.asarray(rng.normal(size=(2, 6, 6)), jnp.float32))
-gate, weights = jnp.asarray([0.3, 0.9]), jnp.asarray(rng.normal(size=(8, 6, 16)), jnp.float32)
+gate = jnp.asarray([0.3, 0.9])
+loss_weights = jnp.asarray(rng.normal(size=(8, 6, 16)), jnp.float32)
 
 def results(mesh, gated):
     def loss(x, positional, gate):
-        with kernels.compiled_for(mesh, meshes.AXES, "pallas"):
-            extra = (positional, gate) if gated else ()
-            return jnp.sum(kernels.self_attention((x,), 2, *extra) * weights)
-    whole, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
-    step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), in_shardings=(rows, whole, whole),
-                   out_shardings=(whole, (rows, whole, whole)))
+        gating = (positional, gate) if gated else ()
+        return jnp.sum(kernels.attention_for(mesh, "pallas")((x,), 2, *gating) * loss_weights)
+    replicated, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+    step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), in_shardings=(rows, replicated, replicated),
+                   out_shardings=(replicated, (rows, replicated, replicated)))
     return step(x, positional, gate)
 
 for gated in (True, False):
-    alone = results(meshes.create_mesh(1, jax.devices()[:1]), gated)
-    spread = results(meshes.create_mesh(2), gated)
-    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
+    single_device = results(meshes.create_mesh(1, jax.devices()[:1]), gated)
+    sharded = results(meshes.create_mesh(2), gated)
+    for a, b in zip(jax.tree.leaves(single_device), jax.tree.leaves(sharded), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 """
 
 
-def test_spread_over_eight_devices_it_computes_the_same(repository):
+def test_sharding_over_eight_devices_changes_nothing(repository):
     environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     subprocess.run([sys.executable, "-c", SHARDED], cwd=repository, env=environment, check=True)
 
@@ -54,67 +54,70 @@ from convit_jax.planning import find_topology, schedules
 from convit_jax.planning.program import read_cost
 
 BATCH, WIDTH = 8, 192
-found = {}
+report = {}
 for name in sys.argv[1:]:
     devices = find_topology(name).devices()
     mesh = Mesh(devices, ("data",))
-    rows, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), ()))
-    layer = nnx.eval_shape(lambda: GPSA(4, 48, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    rows, replicated = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), ()))
+    attend = kernels.attention_for(mesh)
+    layer = nnx.eval_shape(
+        lambda: GPSA(4, 48, dtype=jnp.bfloat16, attend=attend, rngs=nnx.Rngs(0)))
     graph, params = nnx.split(layer)
 
     def loss(params, x):
-        with kernels.compiled_for(mesh, ("data",)):
-            return nnx.merge(graph, params)(x, (14, 14)).astype(jnp.float32).sum()
+        return nnx.merge(graph, params)(x, (14, 14)).astype(jnp.float32).sum()
 
-    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=whole), params)
+    params = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=replicated), params)
     x = jax.ShapeDtypeStruct((BATCH, 196, WIDTH), jnp.bfloat16, sharding=rows)
     schedules.clear()
     text = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile().as_text()
-    cost = read_cost(text, schedules.recorded())
-    # Copies and transposes of something as large as the tokens, but for the positional map.
+    cost = read_cost(text, schedules.read_cycles())
+    # Copies and transposes of arrays as large as the tokens, except for the positional map.
     tokens = BATCH // len(devices) * 196 * WIDTH
-    moved = []
-    for kind, sizes, how in re.findall(r"= (\\w+)\\[([\\d,]+)\\]\\S* (copy|transpose)\\(", text):
+    copies = []
+    for dtype, sizes, operation in re.findall(
+            r"= (\\w+)\\[([\\d,]+)\\]\\S* (copy|transpose)\\(", text):
         size = 1
-        for each in sizes.split(","):
-            size *= int(each)
-        by_position = sizes in ("4,196,196", "196,196,4")
-        moved += [f"{how} {kind}[{sizes}]"] * (size >= tokens and not by_position)
-    found[name] = [cost.custom_calls, cost.unknown_calls, cost.custom_cycles, moved]
+        for side in sizes.split(","):
+            size *= int(side)
+        is_positional = sizes in ("4,196,196", "196,196,4")
+        copies += [f"{operation} {dtype}[{sizes}]"] * (size >= tokens and not is_positional)
+    report[name] = [cost.custom_calls, cost.unknown_calls, cost.custom_cycles, copies]
 
-# One token, and as many as take loops over heads and several tiles of queries.
+# One token, and enough tokens for loops over heads and several tiles of queries.
 device = find_topology("v5e-4").devices()[:1]
 for tokens in (1, 784):
     def total(qkv, positional, gate):
-        with kernels.compiled_for(Mesh(device, ("data",)), ("data",)):
-            out = kernels.self_attention((qkv,), 4, positional, gate)
+        out = kernels.attention_for(Mesh(device, ("data",)))((qkv,), 4, positional, gate)
         return out.astype(jnp.float32).sum()
 
     on = jax.sharding.SingleDeviceSharding(device[0])
-    inputs = [jax.ShapeDtypeStruct(shape, kind, sharding=on) for shape, kind in (
+    inputs = [jax.ShapeDtypeStruct(shape, dtype, sharding=on) for shape, dtype in (
         ((1, tokens, 576), jnp.bfloat16), ((4, tokens, tokens), jnp.float32), ((4,), jnp.float32))]
     text = jax.jit(jax.grad(total, (0, 1, 2))).lower(*inputs).compile().as_text()
     assert read_cost(text).custom_calls == 2
-print(json.dumps(found))
+print(json.dumps(report))
 """
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
 )
-def test_it_compiles_for_every_tpu_and_nothing_is_moved_around_it(repository):
+def test_it_compiles_for_every_tpu_without_copies_around_it(repository):
     """A GPSA layer of ConViT-Ti and its gradient, on four chips."""
     names = ["v4-8", "v5e-4", "v5p-8", "v6e-4"]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", COMPILED, *names],
         cwd=repository, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found.keys() == set(names)
-    for calls, unknown, cycles, moved in found.values():
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report.keys() == set(names)
+    for calls, unknown, cycles, copies in report.values():
         assert (calls, unknown) == (2, 0)
-        # Two images of four heads, forward and backward; the products alone take some 400 a head.
+        # Two images of four heads, forward and backward; the products alone take about 400 cycles
+        # per head.
         assert 2 * 4 * 400 < cycles < 2 * 4 * 4000
-        assert moved == []
+        assert copies == []

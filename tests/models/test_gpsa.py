@@ -12,7 +12,7 @@ def make_layer(num_heads, head_dim=4, **options):
 
 
 def nonlocality(attention, grid):
-    """D of each head (paper Eq. 8): the mean distance of what is attended to, in patches."""
+    """D of each head (paper Eq. 8): the mean distance of attended patches, in patches."""
     distance = jnp.sqrt(relative_positions(grid)[..., 2])
     return jnp.mean(jnp.sum(attention * distance, axis=-1), axis=-1)
 
@@ -35,7 +35,7 @@ def test_attention_centres_are_the_taps_of_a_kernel(num_heads, taps):
     assert centres.tolist() == [[x, y] for x in taps for y in taps]
 
 
-def test_the_initial_positional_scores_are_those_of_the_released_code():
+def test_the_initial_v_pos_is_that_of_the_released_code():
     kernel = make_layer(9, locality_strength=0.5).pos_proj.kernel[...]
     # Head h1 + 3 h2 of the released code: 0.5 (2 (h2 - 1), 2 (h1 - 1), -1).
     expected = [
@@ -45,10 +45,10 @@ def test_the_initial_positional_scores_are_those_of_the_released_code():
 
 
 @pytest.mark.parametrize(
-    ("num_heads", "by_position", "mixed"),
+    ("num_heads", "positional_distance", "mixture_distance"),
     [(4, 0.9860, 2.6789), (9, 1.2623, 2.8809), (16, 1.5616, 3.0997)],
 )
-def test_nonlocality_at_initialisation(num_heads, by_position, mixed):
+def test_nonlocality_at_initialisation(num_heads, positional_distance, mixture_distance):
     grid = (14, 14)
     layer = make_layer(num_heads)
     positional = layer.positional_attention(grid)
@@ -56,9 +56,9 @@ def test_nonlocality_at_initialisation(num_heads, by_position, mixed):
     gate = layer.gate()[:, None, None]
     np.testing.assert_allclose(gate, 0.7311, atol=1e-4)
     assert nonlocality(uniform, grid).mean() == pytest.approx(7.2808, abs=1e-4)
-    assert nonlocality(positional, grid).mean() == pytest.approx(by_position, abs=1e-4)
+    assert nonlocality(positional, grid).mean() == pytest.approx(positional_distance, abs=1e-4)
     mixture = (1 - gate) * uniform + gate * positional
-    assert nonlocality(mixture, grid).mean() == pytest.approx(mixed, abs=1e-4)
+    assert nonlocality(mixture, grid).mean() == pytest.approx(mixture_distance, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -82,21 +82,21 @@ def test_nine_local_heads_are_a_convolution_with_replicate_padding(grid):
     head_dim, width = 2, 18
     layer = make_layer(9, head_dim, locality_strength=60.0)
     layer.gating[...] = jnp.full(9, 60.0)
-    # Output projection W: the kernel's tap at a head's centre is W's rows of that head.
     images = np.random.default_rng(0).normal(size=(2, *grid, width)).astype(np.float32)
-    ours = layer(jnp.asarray(images).reshape(2, -1, width), grid).reshape(images.shape)
+    output = layer(jnp.asarray(images).reshape(2, -1, width), grid).reshape(images.shape)
 
-    weights = np.asarray(layer.proj.kernel[...]).reshape(9, head_dim, width)
+    # A head's rows of W_out are the convolution kernel's tap at the head's centre.
+    w_out = np.asarray(layer.proj.kernel[...]).reshape(9, head_dim, width)
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     expected = np.zeros_like(images)
     for head, (x, y) in enumerate(attention_centres(9).astype(int)):
         channels = slice(head * head_dim, (head + 1) * head_dim)
         rows, columns = slice(1 + y, 1 + y + grid[0]), slice(1 + x, 1 + x + grid[1])
-        expected += padded[:, rows, columns, channels] @ weights[head]
-    np.testing.assert_allclose(ours, expected, atol=1e-6)
+        expected += padded[:, rows, columns, channels] @ w_out[head]
+    np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
-def test_the_map_and_the_output_are_of_the_same_attention():
+def test_the_output_uses_the_attention_map():
     layer = make_layer(4)
     x = jax.random.normal(jax.random.key(1), (2, 6, 16))
     maps = layer.attention_map(x, (2, 3))
@@ -106,13 +106,13 @@ def test_the_map_and_the_output_are_of_the_same_attention():
     np.testing.assert_allclose(layer(x, (2, 3)), layer.proj(heads), atol=1e-6)
 
 
-def test_without_gating_the_mixture_is_half_and_half_and_nothing_is_learnt():
+def test_without_gating_the_gate_is_fixed_at_one_half():
     layer = make_layer(4, use_gating=False)
     assert layer.gate().tolist() == [0.5] * 4
     assert "gating" not in nnx.to_pure_dict(nnx.state(layer, nnx.Param))
 
 
-def test_values_start_as_the_identity_only_as_a_convolution():
+def test_values_start_as_the_identity_only_with_convolutional_init():
     assert jnp.array_equal(make_layer(4).v.kernel[...], jnp.eye(16))
     random = make_layer(4, conv_init=False).v.kernel[...]
     assert 0 < jnp.abs(random).max() < 0.1

@@ -14,7 +14,7 @@ SMALL = {"head_dim": 8, "depth": 4, "gpsa_layers": 3, "patch_size": 4, "num_clas
 
 
 def create_model(name, **options):
-    """A model made in one compilation, rather than one for each parameter."""
+    """Create a model in one compilation, instead of one per parameter."""
     return nnx.jit(lambda: convit_jax.create_model(name, **options))()
 
 
@@ -24,7 +24,7 @@ def make_images(*shape, seed=0):
 
 @nnx.jit(static_argnums=1)
 def run(model, method, images, **options):
-    """`model.method(images)` as one program."""
+    """Run `model.method(images)` as one program."""
     return getattr(model, method)(images, **options)
 
 
@@ -40,11 +40,11 @@ def test_any_grid_square_or_not(name, size):
     assert jnp.isfinite(logits).all()
     tokens = [x.shape[1] for x in trace.outputs]
     patches = size[0] * size[1] // 16
-    late = [patches] * 3 + [patches + 1]
-    assert tokens == (late if name == "convit_tiny" else [patches + 1] * 4)
+    convit_tokens = [patches] * 3 + [patches + 1]
+    assert tokens == (convit_tokens if name == "convit_tiny" else [patches + 1] * 4)
 
 
-def test_where_all_layers_are_gpsa_the_first_patch_is_classified():
+def test_if_all_layers_are_gpsa_the_first_patch_is_classified():
     model = create_model("convit_tiny", image_size=16, **SMALL | {"gpsa_layers": 4})
     trace = run(model, "trace", make_images(2, 16, 16, 3))
     assert [x.shape[1] for x in trace.outputs] == [16] * 4
@@ -53,18 +53,18 @@ def test_where_all_layers_are_gpsa_the_first_patch_is_classified():
 
 @pytest.mark.parametrize("gpsa_layers", [3, 4])
 @pytest.mark.parametrize("seed", [None, 0])
-def test_the_call_computes_less_and_the_same(gpsa_layers, seed):
+def test_the_call_returns_the_logits_of_the_full_trace(gpsa_layers, seed):
     options = SMALL | {"gpsa_layers": gpsa_layers, "drop_path_rate": 0.5}
     model = create_model("convit_tiny", image_size=16, **options)
     key = None if seed is None else jax.random.key(seed)
     images = make_images(4, 16, 16, 3)
-    whole = run(model, "trace", images, key=key)
+    trace = run(model, "trace", images, key=key)
     np.testing.assert_allclose(
-        run(model, "__call__", images, key=key), whole.logits, rtol=1e-5, atol=1e-6
+        run(model, "__call__", images, key=key), trace.logits, rtol=1e-5, atol=1e-6
     )
 
 
-def test_the_residual_stream_is_unbroken():
+def test_each_block_reads_the_output_of_the_one_before():
     model = create_model("convit_tiny", image_size=16, **SMALL)
     trace = run(model, "trace", make_images(1, 16, 16, 3))
     assert jnp.array_equal(trace.inputs[0], trace.embedded)
@@ -72,7 +72,7 @@ def test_the_residual_stream_is_unbroken():
     assert jnp.array_equal(trace.inputs[3][:, 1:], trace.outputs[2])
 
 
-def test_without_a_key_nothing_is_random_and_with_one_it_is_a_function_of_the_key():
+def test_dropout_is_a_function_of_the_key():
     model = create_model("convit_tiny", image_size=16, drop_path_rate=0.5, **SMALL)
     images = make_images(4, 16, 16, 3)
     assert jnp.array_equal(run(model, "__call__", images), run(model, "__call__", images))
@@ -97,21 +97,21 @@ def test_stochastic_depth_grows_linearly_and_keeps_the_mean():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
-def test_gelu_and_its_slope_are_those_of_the_normal_distribution(dtype, tolerance):
+def test_gelu_and_its_derivative_match_the_normal_distribution(dtype, tolerance):
     x = jnp.linspace(-6, 6, 241).astype(dtype)
     exact = np.asarray(x, np.float64)
     distribution = np.array([NormalDist().cdf(value) for value in exact])
     density = np.array([NormalDist().pdf(value) for value in exact])
-    near = {"rtol": tolerance, "atol": tolerance}
-    np.testing.assert_allclose(layers.gelu(x).astype(float), exact * distribution, **near)
-    value, pull = jax.vjp(layers.gelu, x)
-    np.testing.assert_allclose(value.astype(float), exact * distribution, **near)
-    (slope,) = pull(jnp.ones_like(x))
+    tolerances = {"rtol": tolerance, "atol": tolerance}
+    np.testing.assert_allclose(layers.gelu(x).astype(float), exact * distribution, **tolerances)
+    value, vjp = jax.vjp(layers.gelu, x)
+    np.testing.assert_allclose(value.astype(float), exact * distribution, **tolerances)
+    (slope,) = vjp(jnp.ones_like(x))
     assert slope.dtype == dtype
-    np.testing.assert_allclose(slope.astype(float), distribution + exact * density, **near)
+    np.testing.assert_allclose(slope.astype(float), distribution + exact * density, **tolerances)
 
 
-def test_recomputation_changes_no_number():
+def test_recomputation_does_not_change_the_gradient():
     images, key = make_images(2, 16, 16, 3), jax.random.key(0)
 
     def gradient(remat):
@@ -126,22 +126,22 @@ def test_recomputation_changes_no_number():
         np.testing.assert_allclose(plain, recomputed, rtol=1e-5, atol=1e-6)
 
 
-# A bfloat16 forward pass of the untrained model stays this near the float32 one, as a share of
-# the largest logit; bfloat16 has 8 bits of mantissa.
+# Largest difference of an untrained model's logits between bfloat16 (8 bits of mantissa) and
+# float32, relative to the largest logit.
 BFLOAT16_DISTANCE = 0.02
 
 
 def test_bfloat16_stays_near_float32_with_finite_gradients():
     options = SMALL | {"image_size": 32}
     exact = create_model("convit_tiny", **options)
-    rough = create_model("convit_tiny", **options, dtype="bfloat16")
+    bfloat16 = create_model("convit_tiny", **options, dtype="bfloat16")
     images = make_images(4, 32, 32, 3)
-    expected, logits = run(exact, "__call__", images), run(rough, "__call__", images)
+    expected, logits = run(exact, "__call__", images), run(bfloat16, "__call__", images)
     assert logits.dtype == jnp.float32
     assert jnp.abs(logits - expected).max() < BFLOAT16_DISTANCE * jnp.abs(expected).max()
     assert not jnp.array_equal(logits, expected)
 
-    graph, state = nnx.split(rough)
+    graph, state = nnx.split(bfloat16)
     gradients = jax.jit(jax.grad(lambda s: nnx.merge(graph, s)(images)[:, 0].sum()))(state)
     for leaf in jax.tree.leaves(gradients):
         assert leaf.dtype == jnp.float32
@@ -179,7 +179,7 @@ def _equations(jaxpr):
         (jnp.zeros((2, 16, 16, 3), jnp.uint8), "images are uint8.*normalised"),
     ],
 )
-def test_images_that_do_not_fit_are_told_in_a_sentence(images, message):
+def test_images_of_another_shape_or_type_are_refused(images, message):
     model = create_model("convit_tiny", image_size=16, **SMALL)
     with pytest.raises(InputError, match=message):
         model(images)

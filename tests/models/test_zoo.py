@@ -36,24 +36,24 @@ def deit_parameters(width, depth=12, tokens=197, classes=1000, pixels=16 * 16 * 
 
     block = 4 * width + linear(width, 3 * width) + linear(width, width)
     block += linear(width, 4 * width) + linear(4 * width, width)
-    ends = linear(pixels, width) + width + tokens * width + 2 * width + linear(width, classes)
-    return depth * block + ends
+    outer = linear(pixels, width) + width + tokens * width + 2 * width + linear(width, classes)
+    return depth * block + outer
 
 
 PARAMETERS |= {name: deit_parameters(width) for name, width in DEIT_WIDTHS.items()}
 
 
-# 10⁹ multiply-adds of all matrix products, by torch's counter on timm's models; the paper's Table 1
-# has 5.4 for ConViT-S and 4.3 for DeiT-S.
+# 10⁹ multiply-adds of all matrix products, counted with torch on timm's models; the paper's Table 1
+# gives 5.4 for ConViT-S and 4.3 for DeiT-S.
 MULTIPLY_ADDS = {"convit_tiny": 1.252, "convit_small": 5.747, "convit_base": 17.505}
 
 
 @pytest.mark.parametrize("name", MULTIPLY_ADDS)
-def test_arithmetic_is_that_of_the_matrix_products(name):
-    """All but what nobody reads: the last layer's other tokens. Softmax and the like add 4 %."""
+def test_flops_are_those_of_the_matrix_products(name):
+    """Except for the last layer's unused tokens. Softmax and other operations add up to 4 %."""
     width = architecture(name).width
-    unread = 196 * 10 * width**2 + 2 * 196 * 197 * width
-    products = 2 * (1e9 * MULTIPLY_ADDS[name] - unread)
+    unused = 196 * 10 * width**2 + 2 * 196 * 197 * width
+    products = 2 * (1e9 * MULTIPLY_ADDS[name] - unused)
     flops = forward_flops(architecture(name))
     assert products < flops < 1.04 * products
     assert forward_flops(architecture(name, dtype="bfloat16", remat=True)) == flops
@@ -64,7 +64,7 @@ def abstract_parameters(name, **overrides):
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def test_the_twelve_models_are_listed():
+def test_list_models_lists_the_twelve_models():
     assert convit_jax.list_models() == list(PARAMETERS)
 
 
@@ -76,8 +76,7 @@ def test_parameter_counts_are_exact(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
-    [("tiny", 9_972_712), ("small", 48_979_432), ("base", 153_134_056)],
+    ("name", "count"), [("tiny", 9_972_712), ("small", 48_979_432), ("base", 153_134_056)]
 )
 def test_plus_models_without_gpsa_have_the_released_codes_counts(name, count):
     leaves = jax.tree.leaves(abstract_parameters(f"convit_{name}_plus", gpsa_layers=0))
@@ -113,15 +112,15 @@ def test_every_field_is_covered_by_the_test_below():
 
 
 def behaviour(**overrides):
-    """Shapes of the parameters, some logits in training, and whether anything is recomputed."""
+    """Return the parameters' shapes, training logits, and whether blocks are recomputed."""
     options = TINY | {"image_size": 16, "num_classes": 5} | overrides
-    made = architecture("convit_tiny", **options)
-    images = np.random.default_rng(0).normal(size=(2, *made.image_size, made.in_channels))
+    a = architecture("convit_tiny", **options)
+    images = np.random.default_rng(0).normal(size=(2, *a.image_size, a.in_channels))
     images = images.astype(np.float32)
     shapes = jax.tree.map(jnp.shape, abstract_parameters("convit_tiny", **options))
-    logits = jax.jit(lambda: build(made)(images, key=jax.random.key(0)))()
-    # Recomputation changes the program of the gradient, and no number.
-    graph, state = nnx.split(nnx.eval_shape(lambda: build(made)))
+    logits = jax.jit(lambda: build(a)(images, key=jax.random.key(0)))()
+    # Recomputation changes only the program of the gradient, not the numbers.
+    graph, state = nnx.split(nnx.eval_shape(lambda: build(a)))
     program = jax.make_jaxpr(jax.grad(lambda s: nnx.merge(graph, s)(images).sum()))(state)
     return shapes, np.asarray(logits).tolist(), "remat" in str(program)
 
@@ -136,7 +135,7 @@ def test_every_field_changes_the_model(field, unchanged):
     assert behaviour(**{field: CHANGES[field]}) != unchanged
 
 
-def test_the_class_token_of_deit_has_a_position_of_its_own():
+def test_the_class_token_of_deit_has_its_own_position():
     rows = abstract_parameters("deit_tiny")["pos_embed"].shape[1]
     assert rows == 197
     rows = abstract_parameters("deit_tiny", class_token_position=False)["pos_embed"].shape[1]
@@ -157,26 +156,26 @@ def test_parameters_are_a_function_of_the_seed():
         ("convit_smal", {}, "did you mean 'convit_small'"),
         ("convit_tiny", {"dept": 3}, "did you mean 'depth'"),
         ("convit_tiny", {"num_heads": 6}, "not a perfect square.*use 4 or 9"),
-        ("convit_tiny", {"image_size": 100}, r"nearest size that is, is \(96, 96\)"),
+        ("convit_tiny", {"image_size": 100}, r"nearest size that fits is \(96, 96\)"),
         ("convit_tiny", {"dtype": "float16"}, "expected 'float32' or 'bfloat16'"),
         ("convit_tiny", {"mlp_ratio": 0.001}, "mlp_ratio=0.001: expected at least 0.00521, one ch"),
         ("convit_tiny", {"mlp_ratio": math.nan}, "mlp_ratio=nan: expected a finite number"),
         ("convit_tiny", {"gpsa_layers": 13}, "expected 0 to 12"),
         ("convit_tiny", {"drop_path_rate": 1.0}, "expected at least 0, below 1"),
-        ("deit_tiny", {"use_gating": False}, "would not read use_gating: it has no GPSA layers"),
+        ("deit_tiny", {"use_gating": False}, "does not use use_gating: it has no GPSA layers"),
         ("deit_tiny", {"gpsa_layers": 3}, "use convit_tiny"),
         (
             "convit_tiny",
             {"conv_init": False, "locality_strength": 2.0},
-            "would not read locality_strength: conv_init is off",
+            "does not use locality_strength: conv_init is off",
         ),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(name, overrides, message):
+def test_mistakes_have_a_message(name, overrides, message):
     with pytest.raises(InputError, match=message):
         nnx.eval_shape(lambda: convit_jax.create_model(name, **overrides))
 
 
-def test_any_number_of_heads_will_do_without_convolutional_initialisation():
+def test_without_convolutional_init_any_number_of_heads_is_allowed():
     assert architecture("convit_tiny", num_heads=6, conv_init=False).width == 288
     nnx.eval_shape(lambda: convit_jax.create_model("convit_tiny", num_heads=6, conv_init=False))

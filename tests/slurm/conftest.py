@@ -1,4 +1,4 @@
-"""A true Slurm of two nodes on this machine alone, where Slurm is installed."""
+"""A real Slurm cluster of two nodes on this machine, if Slurm is installed."""
 
 import contextlib
 import dataclasses
@@ -20,8 +20,8 @@ import pytest
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue")
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
-# JAX connects to the first node by its name, which must resolve: these do without /etc/hosts. The
-# GPUs are pretended. `urgent` jobs take the place of others, which have 30 seconds to save.
+# JAX connects to the first node by its name, which must resolve; addresses need no /etc/hosts. The
+# GPUs are fake. Jobs in `urgent` preempt others, which have 30 seconds to save.
 _CONFIG = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -59,61 +59,61 @@ _NODES = ("127.0.0.1", "127.0.0.2")
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """A Slurm that runs.
+    """A running Slurm cluster.
 
     Attributes:
-        directory: where its own files are.
-        environment: of its commands.
-        checkout: what jobs are submitted from.
+        directory: directory of its files.
+        environment: environment of its commands.
+        checkout: directory from which jobs are submitted.
     """
 
     directory: pathlib.Path
     environment: Mapping[str, str]
     checkout: pathlib.Path
 
-    def ask(self, *command: str, check: bool = True) -> str:
-        """What a command of Slurm prints."""
-        done = subprocess.run(
+    def run(self, *command: str, check: bool = True) -> str:
+        """Run a Slurm command and return its output."""
+        result = subprocess.run(
             command, env=self.environment, cwd=self.checkout, capture_output=True, text=True,
             check=False, timeout=60,
         )  # fmt: skip
-        assert done.returncode == 0 or not check, f"{command}: {done.stderr}"
-        return done.stdout
+        assert result.returncode == 0 or not check, f"{command}: {result.stderr}"
+        return result.stdout
 
-    def told(self, job: str, what: str) -> str:
-        """What `scontrol show job` tells of a job, such as its JobState."""
-        shown = self.ask("scontrol", "show", "job", job, "--oneliner")
-        (value,) = re.findall(rf"\b{what}=(\S+)", shown)
+    def job_field(self, job: str, name: str) -> str:
+        """Return a field of a job from `scontrol show job`, such as its JobState."""
+        output = self.run("scontrol", "show", "job", job, "--oneliner")
+        (value,) = re.findall(rf"\b{name}=(\S+)", output)
         return value
 
     def wait_for(self, job: str, pattern: str, log: pathlib.Path, seconds: float = 300) -> None:
-        """Waits for words in the log of a job that has not ended."""
-        end = time.monotonic() + seconds
-        while not re.search(pattern, said := log.read_text() if log.exists() else ""):
-            state = self.told(job, "JobState")
-            assert state not in _ENDED, f"{job} is {state} without '{pattern}': {said[-5000:]}"
-            assert time.monotonic() < end, f"no '{pattern}' in {said[-5000:]}"
+        """Wait for a pattern in the log of a job that has not ended."""
+        deadline = time.monotonic() + seconds
+        while not re.search(pattern, text := log.read_text() if log.exists() else ""):
+            state = self.job_field(job, "JobState")
+            assert state not in _ENDED, f"{job} is {state} without '{pattern}': {text[-5000:]}"
+            assert time.monotonic() < deadline, f"no '{pattern}' in {text[-5000:]}"
             time.sleep(0.2)
 
     def wait_for_end(self, job: str, seconds: float = 300) -> str:
-        """Waits until a job does not run any more and says its state: PENDING, if requeued."""
-        end = time.monotonic() + seconds
-        while (state := self.told(job, "JobState")) not in _ENDED:
-            if state == "PENDING" and self.told(job, "Restarts") != "0":
+        """Wait until a job has stopped running and return its state: PENDING, if requeued."""
+        deadline = time.monotonic() + seconds
+        while (state := self.job_field(job, "JobState")) not in _ENDED:
+            if state == "PENDING" and self.job_field(job, "Restarts") != "0":
                 break
-            assert time.monotonic() < end, f"{job} is still {state}"
+            assert time.monotonic() < deadline, f"{job} is still {state}"
             time.sleep(0.2)
         return state
 
-    def begin_again(self, job: str) -> None:
-        """Does not let a requeued job wait: Slurm would, for two minutes."""
+    def restart(self, job: str) -> None:
+        """Start a requeued job now; Slurm would wait for two minutes."""
         assert self.wait_for_end(job) == "PENDING"
-        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 @pytest.fixture(scope="session")
 def cluster(repository) -> Iterator[Cluster]:
-    """The cluster; all tests that need it are skipped where it cannot be had."""
+    """The cluster; tests that need it are skipped if Slurm is not available."""
     missing = [name for name in _PROGRAMS if not shutil.which(name, path=_PATH)]
     if missing:
         pytest.skip(f"no Slurm here, without {missing[0]}: apt-get install slurm-wlm munge")
@@ -134,15 +134,15 @@ def cluster(repository) -> Iterator[Cluster]:
         stack.enter_context(_daemon(directory, environment, "slurmctld", "-D"))
         for node in _NODES:
             stack.enter_context(_daemon(directory, environment, "slurmd", "-D", "-N", node))
-        running = Cluster(directory, environment, repository)
-        idle = ("sinfo", "--noheader", "--partition=all", "--states=idle", "--format=%D")
-        _wait_until(lambda: running.ask(*idle, check=False).strip() == "2", directory)
-        stack.callback(_cancel_all, running)
-        yield running
+        cluster = Cluster(directory, environment, repository)
+        count_idle = ("sinfo", "--noheader", "--partition=all", "--states=idle", "--format=%D")
+        _wait_until(lambda: cluster.run(*count_idle, check=False).strip() == "2", directory)
+        stack.callback(_cancel_all, cluster)
+        yield cluster
 
 
 def _configure(directory: pathlib.Path) -> None:
-    """Writes what the daemons read; their ports are free ones."""
+    """Write the configuration of the daemons, with free ports."""
     (directory / "state").mkdir()
     for node in _NODES:
         (directory / f"spool.{node}").mkdir()
@@ -166,7 +166,7 @@ def _configure(directory: pathlib.Path) -> None:
 def _daemon(
     directory: pathlib.Path, environment: Mapping[str, str], *command: str
 ) -> Iterator[None]:
-    """Runs a daemon in the foreground, as a child; SIGTERM ends it."""
+    """Run a daemon as a child process in the foreground, ended with SIGTERM."""
     path = shutil.which(command[0], path=_PATH)
     with (directory / f"{command[0]}.log").open("a") as log:
         process = subprocess.Popen(
@@ -183,10 +183,10 @@ def _daemon(
             process.wait()
 
 
-def _wait_until(holds: Callable[[], bool], directory: pathlib.Path) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        if time.monotonic() > end:
+def _wait_until(condition: Callable[[], bool], directory: pathlib.Path) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
             logs = [path.read_text().strip() for path in sorted(directory.glob("*.log"))]
             lines = [line for log in logs for line in log.splitlines() if "error" in line.lower()]
             pytest.skip(f"Slurm is installed, but does not start here: {lines[-3:] or logs}")
@@ -194,29 +194,34 @@ def _wait_until(holds: Callable[[], bool], directory: pathlib.Path) -> None:
 
 
 def _cancel_all(cluster: Cluster) -> None:
-    cluster.ask("scancel", "--state=PENDING", check=False)
-    cluster.ask("scancel", "--signal=KILL", "--full", "--state=RUNNING", check=False)
+    cluster.run("scancel", "--state=PENDING", check=False)
+    cluster.run("scancel", "--signal=KILL", "--full", "--state=RUNNING", check=False)
     for _ in range(100):
-        if not cluster.ask("squeue", "--noheader", check=False).strip():
+        if not cluster.run("squeue", "--noheader", check=False).strip():
             return
         time.sleep(0.2)
 
 
 def _kill_leftovers(directory: pathlib.Path) -> None:
-    """Ends what the daemons left behind: all of it has the cluster's SLURM_CONF."""
-    mark = f"SLURM_CONF={directory}/slurm.conf".encode()
+    """Kill remaining processes of the cluster, recognised by their SLURM_CONF."""
+    variable = f"SLURM_CONF={directory}/slurm.conf".encode()
     for process in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
-            if mark in (process / "environ").read_bytes().split(b"\0"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+            if variable in (process / "environ").read_bytes().split(b"\0"):
                 os.kill(int(process.name), signal.SIGKILL)
 
 
 @pytest.fixture
 def submit(cluster, tmp_path):
-    """A function: submits the launcher with options of sbatch and flags, and returns the job.
+    """A function that submits the launcher and returns the job; running jobs are cancelled later.
 
-    `python` is a shell script in place of the environment's Python. The job's log is
-    `tmp_path`/log, an array's are `tmp_path`/log.1 and so on. What still runs is ended at the end.
+    Args:
+        flags: flags of the launcher.
+        options: options of sbatch.
+        python: a shell script in place of the environment's Python.
+        variables: environment variables.
+
+    The job's log is `tmp_path`/log; those of an array are `tmp_path`/log.1 and so on.
     """
     jobs = []
 
@@ -229,11 +234,11 @@ def submit(cluster, tmp_path):
         log = f"--output={tmp_path}/log{'.%a' if is_array else ''}"
         command = ["sbatch", "--parsable", log, *options, "scripts/slurm.sh", *map(str, flags)]
         variables = {"VENV": str(environment)} | variables
-        given = dataclasses.replace(cluster, environment=cluster.environment | variables)
-        jobs.append(given.ask(*command).strip())
+        submitter = dataclasses.replace(cluster, environment=cluster.environment | variables)
+        jobs.append(submitter.run(*command).strip())
         return jobs[-1]
 
     yield run
     for job in jobs:
-        cluster.ask("scancel", "--signal=KILL", "--full", job, check=False)
-        cluster.ask("scancel", job, check=False)
+        cluster.run("scancel", "--signal=KILL", "--full", job, check=False)
+        cluster.run("scancel", job, check=False)

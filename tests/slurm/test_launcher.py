@@ -1,4 +1,4 @@
-"""scripts/slurm.sh under a true Slurm, with true runs and with programs in place of train.py."""
+"""scripts/slurm.sh under a real Slurm, with real runs and with programs in place of train.py."""
 
 import collections
 import csv
@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-# A run of seconds, or of hours.
+# A tiny run, of seconds or of hours.
 TINY = [
     "--config=configs/digits.py",
     "--config.model.num_heads=4", "--config.model.head_dim=4", "--config.model.depth=2",
@@ -22,8 +22,8 @@ TINY = [
 NEVER = "1000000 steps"
 
 
-def run_of(workdir, train_for, every=NEVER):
-    """The flags of a tiny run."""
+def tiny_run(workdir, train_for, every=NEVER):
+    """Return the flags of a tiny run."""
     durations = {"train_for": train_for, "eval_every": every, "checkpoint.every": every}
     return [
         *TINY, f"--workdir={workdir}", "--config.log_every=1 steps",
@@ -36,32 +36,32 @@ def saved_steps(workdir):
 
 
 def steps_of(workdir, name):
-    """The steps of which metrics.jsonl tells a metric, in its order."""
+    """Return the steps with a metric in metrics.jsonl, in the order of its lines."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [line["step"] for line in lines if name in line]
 
 
 def test_two_nodes_train_one_run(cluster, submit, tmp_path):
     workdir = tmp_path / "run"
-    job = submit(*run_of(workdir, "12 steps", "6 steps"), options=["--nodes=2"])
+    job = submit(*tiny_run(workdir, "12 steps", "6 steps"), options=["--nodes=2"])
     state = cluster.wait_for_end(job)
     log = (tmp_path / "log").read_text()
     assert state == "COMPLETED", log
-    where = cluster.told(job, "NodeList")
-    assert where == "127.0.0.[1-2]"
-    assert f"start 1 of job {job}: train.py in 2 process(es) of 0 GPU(s) on {where}" in log
+    nodes = cluster.job_field(job, "NodeList")
+    assert nodes == "127.0.0.[1-2]"
+    assert f"start 1 of job {job}: train.py in 2 process(es) of 0 GPU(s) on {nodes}" in log
     assert "2 device(s) (cpu) in 2 process(es)" in log
     assert saved_steps(workdir)[-1] == 12
     assert steps_of(workdir, "train/loss") == list(range(1, 13))
     assert steps_of(workdir, "eval/loss") == [6, 12]
 
 
-def test_a_requeued_job_saves_and_goes_on_and_ends_where_a_process_dies(cluster, submit, tmp_path):
+def test_a_requeued_job_saves_and_resumes_and_ends_if_a_process_dies(cluster, submit, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
-    job = submit(*run_of(workdir, NEVER), options=["--nodes=2"])
+    job = submit(*tiny_run(workdir, NEVER), options=["--nodes=2"])
     cluster.wait_for(job, "step 3/", log)
-    cluster.ask("scontrol", "requeue", job)
-    cluster.begin_again(job)
+    cluster.run("scontrol", "requeue", job)
+    cluster.restart(job)
     (saved,) = saved_steps(workdir)
     assert f"stopped by SIGTERM after step {saved} of" in log.read_text()
     cluster.wait_for(job, f"step {saved + 3}/", log)
@@ -72,46 +72,46 @@ def test_a_requeued_job_saves_and_goes_on_and_ends_where_a_process_dies(cluster,
     os.kill(process_of(cluster, job, 1), signal.SIGKILL)
     assert cluster.wait_for_end(job, seconds=60) == "FAILED"
     assert "127.0.0.2: task 1: Killed" in log.read_text()
-    assert last_words(log)[-1] == "train.py ended with code 137: not requeued"
+    assert launcher_messages(log)[-1] == "train.py ended with code 137: not requeued"
 
 
 def process_of(cluster, job, index):
-    """The number of a process of a job."""
-    wanted = {f"SLURM_JOB_ID={job}", f"SLURM_PROCID={index}"}
-    wanted.add(f"SLURM_CONF={cluster.environment['SLURM_CONF']}")
+    """Return the PID of a process of a job."""
+    expected = {f"SLURM_JOB_ID={job}", f"SLURM_PROCID={index}"}
+    expected.add(f"SLURM_CONF={cluster.environment['SLURM_CONF']}")
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_text().split("\0")
-            told = set((process / "environ").read_text().split("\0"))
+            arguments = (process / "cmdline").read_text().split("\0")
+            variables = set((process / "environ").read_text().split("\0"))
         except OSError:
-            continue  # it has ended meanwhile
-        if "train.py" in words and wanted <= told:
+            continue  # ended meanwhile
+        if "train.py" in arguments and expected <= variables:
             return int(process.name)
     return pytest.fail(f"{job} has no process {index}")
 
 
-def test_before_its_time_is_over_a_job_saves_and_goes_on_and_a_cancelled_one_saves(
+def test_a_job_saves_and_resumes_before_its_time_limit_and_saves_when_cancelled(
     cluster, submit, tmp_path
 ):
-    """Two processes on one node, as there are with one a GPU."""
+    """Two processes on one node, as with one per GPU."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     options = ["--signal=B:USR1@60", "--ntasks-per-node=2"]
-    job = submit(*run_of(workdir, NEVER), options=options)
+    job = submit(*tiny_run(workdir, NEVER), options=options)
     cluster.wait_for(job, "step 3/", log)
-    hours, minutes, _ = map(int, cluster.told(job, "RunTime").split(":"))
-    cluster.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
-    cluster.wait_for(job, "saved, and back into the queue", log)
-    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
-    cluster.begin_again(job)
+    hours, minutes, _ = map(int, cluster.job_field(job, "RunTime").split(":"))
+    cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
+    cluster.wait_for(job, "saved and requeued", log)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
+    cluster.restart(job)
     (saved,) = saved_steps(workdir)
-    said = log.read_text()
-    assert "its time is nearly over" in said
-    assert f"stopped by SIGTERM after step {saved} of" in said
-    assert "2 device(s) (cpu) in 2 process(es)" in said
+    text = log.read_text()
+    assert "the time limit is near" in text
+    assert f"stopped by SIGTERM after step {saved} of" in text
+    assert "2 device(s) (cpu) in 2 process(es)" in text
     cluster.wait_for(job, f"resuming after step {saved} from(.|\n)*step {saved + 2}/", log)
-    assert cluster.told(job, "Restarts") == "1"
+    assert cluster.job_field(job, "Restarts") == "1"
 
-    cluster.ask("scancel", job)
+    cluster.run("scancel", job)
     assert cluster.wait_for_end(job) == "CANCELLED"
     last = saved_steps(workdir)[-1]
     assert last >= saved + 2
@@ -119,8 +119,8 @@ def test_before_its_time_is_over_a_job_saves_and_goes_on_and_a_cancelled_one_sav
     assert steps_of(workdir, "train/loss") == list(range(1, last + 1))
 
 
-def last_words(log):
-    """What the launcher says, without the time."""
+def launcher_messages(log):
+    """Return the messages of the launcher, without their times."""
     return [line.split(" ", 2)[2] for line in log.read_text().splitlines() if "slurm.sh: " in line]
 
 
@@ -140,8 +140,8 @@ def test_the_tasks_of_an_array_share_the_cells_of_a_study(cluster, submit, tmp_p
     assert set(collections.Counter(trained[0] + trained[1]).values()) == {1}
 
 
-# In place of train.py: at SIGTERM it leaves a checkpoint in $RUN, and the code of a run that saved.
-# It sleeps first, since Slurm loses a signal that comes in the very moment when a task starts.
+# Replaces train.py: on SIGTERM it writes a checkpoint to $RUN and exits with the code of a saved
+# run. It sleeps first, because Slurm loses a signal sent at the moment when a task starts.
 PROGRAM = """
 import os, signal, sys, time
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -152,67 +152,73 @@ if os.environ["RUN"]:
     os.makedirs(f"{os.environ['RUN']}/checkpoints/{time.time_ns()}")
 sys.exit(143)
 """
-STOPS = f"exec {sys.executable} -c {shlex.quote(PROGRAM)}"
+SAVE_ON_SIGTERM = f"exec {sys.executable} -c {shlex.quote(PROGRAM)}"
 
 
-def ended(cluster, job):
-    """State, exit code and number of restarts of a job that does not run any more."""
+def final_state(cluster, job):
+    """Wait for the end of a job and return its state, exit code and number of restarts."""
     cluster.wait_for_end(job)
-    return [cluster.told(job, what) for what in ("JobState", "ExitCode", "Restarts")]
+    return [cluster.job_field(job, name) for name in ("JobState", "ExitCode", "Restarts")]
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 134])
-def test_what_ended_by_itself_is_not_requeued(code, cluster, submit, tmp_path):
+def test_a_job_that_ended_by_itself_is_not_requeued(code, cluster, submit, tmp_path):
     job = submit(f"--workdir={tmp_path}", python=f"exit {code}", options=["--nodes=2"])
     state = "FAILED" if code else "COMPLETED"
-    assert ended(cluster, job) == [state, f"{code}:0", "0"]
-    start, *rest = last_words(tmp_path / "log")
+    assert final_state(cluster, job) == [state, f"{code}:0", "0"]
+    start, *others = launcher_messages(tmp_path / "log")
     assert start.startswith(f"start 1 of job {job}")
-    assert rest == ([f"train.py ended with code {code}: not requeued"] if code else [])
+    assert others == ([f"train.py ended with code {code}: not requeued"] if code else [])
 
 
-def test_where_one_process_fails_and_another_hangs_the_job_ends(cluster, submit, tmp_path):
-    python = f'[ "$SLURM_PROCID" = 0 ] || exit 1; {STOPS}'
+def test_if_one_process_fails_and_another_hangs_the_job_ends(cluster, submit, tmp_path):
+    python = f'[ "$SLURM_PROCID" = 0 ] || exit 1; {SAVE_ON_SIGTERM}'
     job = submit(f"--workdir={tmp_path}", python=python, options=["--nodes=2"], RUN=str(tmp_path))
-    assert ended(cluster, job) == ["FAILED", "137:0", "0"]
+    assert final_state(cluster, job) == ["FAILED", "137:0", "0"]
     assert "127.0.0.2: task 1: Exited with exit code 1" in (tmp_path / "log").read_text()
-    assert last_words(tmp_path / "log")[1:] == ["train.py ended with code 137: not requeued"]
+    assert launcher_messages(tmp_path / "log")[1:] == ["train.py ended with code 137: not requeued"]
 
 
-def test_a_preempted_job_saves_and_goes_back_into_the_queue(cluster, submit, tmp_path):
+def test_a_preempted_job_saves_and_is_requeued(cluster, submit, tmp_path):
     log = tmp_path / "log"
-    job = submit(f"--workdir={tmp_path}", python=STOPS, options=["--exclusive"], RUN=str(tmp_path))
+    job = submit(
+        f"--workdir={tmp_path}", python=SAVE_ON_SIGTERM, options=["--exclusive"], RUN=str(tmp_path)
+    )
     cluster.wait_for(job, "trains", log)
     urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
-    other = cluster.ask("sbatch", "--parsable", *urgent, "--wrap=sleep 2").strip()
+    other = cluster.run("sbatch", "--parsable", *urgent, "--wrap=sleep 2").strip()
     assert cluster.wait_for_end(job) == "PENDING"
-    assert last_words(log)[-1] == "saved, and back into the queue"
-    assert ended(cluster, other)[0] == "COMPLETED"
-    cluster.begin_again(job)
+    assert launcher_messages(log)[-1] == "saved and requeued"
+    assert final_state(cluster, other)[0] == "COMPLETED"
+    cluster.restart(job)
     cluster.wait_for(job, f"start 2 of job {job}", log)
 
 
-def test_the_warning_by_hand_saves_and_goes_back_into_the_queue(cluster, submit, tmp_path):
-    """In two of three tasks of an array, the last of which has the array's number.
+def test_a_manual_warning_saves_and_requeues(cluster, submit, tmp_path):
+    """In two of three tasks of an array, including the last, which has the array's number.
 
-    SIGTERM to the launcher alone, which is not to end before its processes, changes nothing.
+    SIGTERM to the launcher alone has no effect, because it must not end before its processes.
     """
     job = submit(
-        "study", f"--out={tmp_path}", python=STOPS, options=["--array=1-3"], RUN=str(tmp_path)
+        "study",
+        f"--out={tmp_path}",
+        python=SAVE_ON_SIGTERM,
+        options=["--array=1-3"],
+        RUN=str(tmp_path),
     )
     for task in (1, 2, 3):
         cluster.wait_for(f"{job}_{task}", "trains", tmp_path / f"log.{task}")
-    cluster.ask("scancel", "--signal=TERM", "--batch", f"{job}_2")
+    cluster.run("scancel", "--signal=TERM", "--batch", f"{job}_2")
     for task in (1, 3):
-        cluster.ask("scancel", "--signal=USR1", "--batch", f"{job}_{task}")
+        cluster.run("scancel", "--signal=USR1", "--batch", f"{job}_{task}")
         assert cluster.wait_for_end(f"{job}_{task}") == "PENDING"
-        words = ["its time is nearly over", "saved, and back into the queue"]
-        assert last_words(tmp_path / f"log.{task}")[1:] == words
-    assert cluster.told(f"{job}_2", "JobState") == "RUNNING"
+        messages = launcher_messages(tmp_path / f"log.{task}")
+        assert messages[1:] == ["the time limit is near", "saved and requeued"]
+    assert cluster.job_field(f"{job}_2", "JobState") == "RUNNING"
 
 
 @pytest.mark.parametrize(
-    ("saves", "options", "how", "words"),
+    ("saves", "options", "signal_name", "message"),
     [
         (True, [], "TERM", "ended by a SIGTERM that was neither the warning"),
         (False, [], "USR1", "no step was taken in the"),
@@ -220,17 +226,21 @@ def test_the_warning_by_hand_saves_and_goes_back_into_the_queue(cluster, submit,
     ],
     ids=["another signal", "no progress", "no requeue"],
 )
-def test_a_job_that_saved_and_is_not_requeued_says_why(
-    saves, options, how, words, cluster, submit, tmp_path
+def test_a_job_that_is_not_requeued_says_why(
+    saves, options, signal_name, message, cluster, submit, tmp_path
 ):
     log = tmp_path / "log"
     job = submit(
-        f"--workdir={tmp_path}", python=STOPS, options=options, RUN=str(tmp_path) if saves else ""
+        f"--workdir={tmp_path}",
+        python=SAVE_ON_SIGTERM,
+        options=options,
+        RUN=str(tmp_path) if saves else "",
     )
     cluster.wait_for(job, "trains", log)
-    cluster.ask("scancel", f"--signal={how}", *(["--batch"] if how == "USR1" else []), job)
-    assert ended(cluster, job) == ["FAILED", "143:0", "0"]
-    assert last_words(log)[-1].startswith(words)
+    batch = ["--batch"] if signal_name == "USR1" else []
+    cluster.run("scancel", f"--signal={signal_name}", *batch, job)
+    assert final_state(cluster, job) == ["FAILED", "143:0", "0"]
+    assert launcher_messages(log)[-1].startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +254,7 @@ def test_every_process_has_its_gpus_and_cores(tasks, expected, cluster, submit, 
     python = '[ "$1" = -c ] || echo "$SLURM_PROCID: $JAX_LOCAL_DEVICE_IDS of $SRUN_CPUS_PER_TASK"'
     options = ["--nodes=2", "--gpus-per-node=2", f"--ntasks-per-node={tasks}", "--cpus-per-task=3"]
     job = submit(f"--workdir={tmp_path}", python=python, options=options, JAX_PLATFORMS="")
-    assert ended(cluster, job)[0] == "COMPLETED"
+    assert final_state(cluster, job)[0] == "COMPLETED"
     lines = (tmp_path / "log").read_text().splitlines()
     assert sorted(line for line in lines if line[1] == ":") == expected
     assert f"in {2 * tasks} process(es) of {2 // tasks} GPU(s) on 127.0.0.[1-2]" in lines[0]
@@ -257,6 +267,6 @@ def test_every_process_has_its_gpus_and_cores(tasks, expected, cluster, submit, 
 def test_the_tasks_of_an_array_are_workers(flags, expected, cluster, submit, tmp_path):
     job = submit("study", f"--out={tmp_path}", *flags, python='echo "$*"', options=["--array=7-8"])
     for task, worker in zip((7, 8), expected, strict=True):
-        assert ended(cluster, f"{job}_{task}")[0] == "COMPLETED"
+        assert final_state(cluster, f"{job}_{task}")[0] == "COMPLETED"
         line = (tmp_path / f"log.{task}").read_text().splitlines()[-1]
         assert re.fullmatch(rf"-m convit_jax.study --out={tmp_path} --worker[ =]{worker}", line)

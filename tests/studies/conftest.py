@@ -9,7 +9,7 @@ from convit_jax.studies.results import Result
 
 @pytest.fixture
 def twins(make_config):
-    """A ConViT of three layers, two of them GPSA, and its DeiT, to be trained for 12 steps."""
+    """Configs of a ConViT with three layers, two of them GPSA, and of its DeiT, for 12 steps."""
     size = {"num_heads": 4, "head_dim": 4, "depth": 3, "patch_size": 4, "in_channels": 1}
     return {
         "convit": make_config(model=size | {"name": "convit_tiny", "gpsa_layers": 2}),
@@ -19,12 +19,12 @@ def twins(make_config):
 
 @pytest.fixture
 def make_result():
-    """A function of some of a result's fields."""
-    usual = {
+    """Return a function that makes a result from the fields that differ from a default."""
+    default = {
         "cell": "c", "model": "convit", "variant": "a", "fraction": 1.0, "seed": 0,
         "locality_strength": 1.0, "gpsa_layers": 2, "examples": 1400, "steps": 12, "seen": 192,
         "top1": 0.5, "top5": 0.9, "loss": 1.0, "best_top1": 0.6, "classes": 10, "seconds": 6.0,
         "timed_steps": 12,
     }  # fmt: skip
-    assert usual.keys() == {field.name for field in dataclasses.fields(Result)}
-    return lambda **fields: Result(**usual | fields)
+    assert default.keys() == {field.name for field in dataclasses.fields(Result)}
+    return lambda **fields: Result(**default | fields)

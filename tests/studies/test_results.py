@@ -1,4 +1,4 @@
-"""What cells came to, against sums done by hand."""
+"""Results of cells, their means and tables, against values computed by hand."""
 
 import csv
 import dataclasses
@@ -13,18 +13,12 @@ from convit_jax.studies import summaries
 from convit_jax.studies.cells import list_cells, make_jobs
 from convit_jax.studies.progress import Pace
 from convit_jax.studies.report import write_figures, write_tables
-from convit_jax.studies.results import (
-    Mean,
-    read_result,
-    read_results,
-    results_csv,
-    write_result,
-)
+from convit_jax.studies.results import Mean, read_result, read_results, results_csv, write_result
 from convit_jax.studies.tables import markdown
 
 
 def rows_of(text, heading):
-    """The cells of the first table under a heading."""
+    """Return the fields of the first table under a heading."""
     lines = text.partition(heading)[2].partition("\n# ")[0].splitlines()
     table = [line[2:-2].split(" | ") for line in lines if line.startswith("|")]
     return [[field.strip() for field in row] for row in table if row[0] != "---"]
@@ -36,8 +30,8 @@ def job(twins):
     return make_jobs(configs, list_cells(configs, [0.1], 1))[0]
 
 
-def tell(directory, *evaluations):
-    """A run's metrics, other lines among the evaluations."""
+def write_metrics(directory, *evaluations):
+    """Write a run's metrics with (step, accuracy) of each evaluation."""
     lines = [{"step": 0, "train/loss": 1.0}]
     lines += [
         {"step": s, "eval/accuracy": a, "eval/accuracy_top5": 0.9, "eval/loss": 0.5}
@@ -46,8 +40,8 @@ def tell(directory, *evaluations):
     (directory / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
 
 
-def test_the_last_evaluation_counts_and_the_best_is_told(job, tmp_path):
-    tell(tmp_path, (6, 0.75), (12, 0.5))
+def test_result_has_the_last_and_the_best_evaluation(job, tmp_path):
+    write_metrics(tmp_path, (6, 0.75), (12, 0.5))
     assert read_result(tmp_path) is None
     result = write_result(tmp_path, job, seconds=3.21, timed_steps=8)
     assert (result.top1, result.best_top1, result.seen) == (0.5, 0.75, 12 * 16)
@@ -59,8 +53,8 @@ def test_the_last_evaluation_counts_and_the_best_is_told(job, tmp_path):
     assert float(row["top1"]) == 0.5
 
 
-def test_a_run_without_its_last_evaluation_is_not_finished(job, tmp_path):
-    tell(tmp_path, (6, 0.75))
+def test_run_without_its_last_evaluation_is_not_finished(job, tmp_path):
+    write_metrics(tmp_path, (6, 0.75))
     with pytest.raises(RunError, match="no evaluation of step 12"):
         write_result(tmp_path, job, seconds=1, timed_steps=1)
     assert read_result(tmp_path) is None
@@ -69,20 +63,20 @@ def test_a_run_without_its_last_evaluation_is_not_finished(job, tmp_path):
         read_result(tmp_path)
 
 
-def test_means_and_spreads_are_over_seeds(make_result):
+def test_mean_and_spread_over_seeds(make_result):
     values = [0.9, 0.8, 0.85]
     results = [make_result(seed=n, top1=v) for n, v in enumerate(values)]
     results += [make_result(variant="b", top1=0.1), make_result(model="deit", top1=0.2)]
-    found = summaries.efficiency(results, "top1", "convit")
-    assert found.keys() == {1.0}
-    assert found[1.0].mean == pytest.approx(np.mean(values))
-    assert found[1.0].spread == pytest.approx(np.std(values, ddof=1))
-    assert Mean.of([0.3]) == Mean(0.3, None, 1)
+    means = summaries.efficiency(results, "top1", "convit")
+    assert means.keys() == {1.0}
+    assert means[1.0].mean == pytest.approx(np.mean(values))
+    assert means[1.0].spread == pytest.approx(np.std(values, ddof=1))
+    assert Mean.from_values([0.3]) == Mean(0.3, None, 1)
 
 
 @pytest.fixture
 def results(make_result):
-    """Two models at two fractions with two seeds."""
+    """Results of two models, two fractions and two seeds."""
     top1 = {
         ("convit", 0.1): (0.60, 0.62), ("convit", 1.0): (0.90, 0.90),
         ("deit", 0.1): (0.40, 0.44), ("deit", 1.0): (0.88, 0.86),
@@ -96,52 +90,52 @@ def results(make_result):
 
 def test_table_2_has_means_spreads_and_the_relative_gap(results):
     text = markdown(results, ["convit", "deit"], {})
-    head, tenth, whole = rows_of(text, "# Sample efficiency")
-    assert head == ["train fraction", "examples", "convit top-1", "deit top-1", "gap"]
-    # 0.61 over 0.42 is 45 % more; the spreads are 0.01 √2 and 0.02 √2.
+    header, tenth, full = rows_of(text, "# Sample efficiency")
+    assert header == ["train fraction", "examples", "convit top-1", "deit top-1", "gap"]
+    # 0.61 is 45 % more than 0.42; the standard deviations are 0.01 √2 and 0.02 √2.
     assert tenth == ["10 %", "100", "61.0 ± 1.4", "42.0 ± 2.8", "+45 %"]
-    assert whole == ["100 %", "1,000", "90.0 ± 0.0", "87.0 ± 1.4", "+3 %"]
+    assert full == ["100 %", "1,000", "90.0 ± 0.0", "87.0 ± 1.4", "+3 %"]
     assert "seeds 0, 1" in text
     assert "192 images" in text
     assert "Ablations" not in text
     assert "Fig. 8a" not in text
 
 
-def test_what_is_missing_is_left_empty(results):
+def test_missing_cells_are_empty(results):
     text = markdown([r for r in results if r.model == "convit"][1:], ["convit", "deit"], {})
-    # Of two seeds one is there, and said to be.
+    # Only one of two seeds is finished.
     assert rows_of(text, "# Sample efficiency")[1] == ["10 %", "100", "62.0 (n=1)", "", ""]
     assert "No cell is finished yet" in markdown([], ["convit", "deit"], {})
 
 
-def test_the_paper_stands_beside_imagenet(make_result):
+def test_published_values_are_shown_for_imagenet(make_result):
     zoo = {"ours": "convit_small", "theirs": "deit_small"}
     results = [make_result(model=m, variant="", fraction=0.05, classes=1000) for m in zoo]
     text = markdown(results, list(zoo), zoo)
     assert "top-5" in text
     assert rows_of(text, "# Sample efficiency")[1][-2:] == ["47.8", "34.8"]
-    # The gaps that the paper prints, out of the values that it prints.
+    # The paper's gaps follow from its accuracies.
     from convit_jax.analysis.published import SAMPLE_EFFICIENCY
     from convit_jax.studies.tables import relative_gap
 
     ours, theirs = (SAMPLE_EFFICIENCY[name] for name in zoo.values())
-    for number, printed in enumerate(((37, 24, 12, 5, 2), (22, 12, 5, 2, 1))):
-        gaps = [100 * relative_gap(ours[f][number], theirs[f][number]) for f in sorted(ours)]
-        assert np.allclose(gaps, printed, atol=0.75)
+    for i, published in enumerate(((37, 24, 12, 5, 2), (22, 12, 5, 2, 1))):
+        gaps = [100 * relative_gap(ours[f][i], theirs[f][i]) for f in sorted(ours)]
+        assert np.allclose(gaps, published, atol=0.75)
 
 
-def test_ablations_are_table_3(make_result):
+def test_ablations_as_in_table_3(make_result):
     results = [make_result(variant=v, fraction=0.1, seed=s, top1=t)
                for v, s, t in (("a", 0, 0.6), ("a", 1, 0.7), ("f", 0, 0.5))]  # fmt: skip
-    head, first, frozen = rows_of(markdown(results, ["convit"], {}), "# Ablations of convit")
-    assert head == ["row", "train gating", "conv init", "train GPSA", "use GPSA", "10 %"]
+    header, first, frozen = rows_of(markdown(results, ["convit"], {}), "# Ablations of convit")
+    assert header == ["row", "train gating", "conv init", "train GPSA", "use GPSA", "10 %"]
     assert first == ["a", "yes", "yes", "yes", "yes", "65.0 ± 7.1"]
     assert frozen == ["f", "no", "yes", "no", "yes", "50.0 (n=1)"]
     text = markdown(results, ["convit"], {"convit": "convit_small_plus"})
     assert rows_of(text, "# Ablations")[2][-1] == "54.3"
 
 
-def test_points_are_fig_8a_and_no_layers_fill_a_row(make_result, tmp_path, twins):
+def test_grid_as_in_fig_8a_with_equal_values_without_gpsa_layers(make_result, tmp_path, twins):
     points = {(0.1, 1): 0.3, (1.0, 1): 0.4, (0.1, 2): 0.5, (1.0, 2): 0.6, (None, 0): 0.2}
     results = [
         make_result(locality_strength=s, gpsa_layers=n, top1=t,
@@ -159,7 +153,7 @@ def test_points_are_fig_8a_and_no_layers_fill_a_row(make_result, tmp_path, twins
     assert names == ["efficiency", "locality_convit_fraction1"]
 
 
-def test_without_a_strength_there_is_no_fig_8a(make_result):
+def test_no_grid_without_a_locality_strength(make_result):
     results = [make_result(locality_strength=None, gpsa_layers=n, variant=v)
                for n, v in ((2, "a"), (1, "gpsa1"), (0, "gpsa0"))]  # fmt: skip
     assert summaries.grid(results, "convit", 1.0) == {}
@@ -167,31 +161,31 @@ def test_without_a_strength_there_is_no_fig_8a(make_result):
     assert summaries.grid(strong, "convit", 1.0).keys() == {(1.0, 2), (None, 0)}
 
 
-def test_a_study_s_directory_gets_its_tables_and_figures(results, tmp_path, twins):
+def test_tables_and_figures_are_written(results, tmp_path, twins):
     text = write_tables(str(tmp_path), results, twins)
     assert (tmp_path / "table.md").read_text() == text
-    read = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [float(row["top1"]) for row in read] == [r.top1 for r in results]
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [float(row["top1"]) for row in rows] == [r.top1 for r in results]
     assert write_figures(str(tmp_path), results, twins) == ["efficiency"]
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"table.md", "results.csv", "efficiency.png", "efficiency.svg"}
 
 
-def test_finished_cells_are_read_in_order(make_result, tmp_path):
+def test_results_are_sorted(make_result, tmp_path):
     for number, model in enumerate(("deit", "convit")):
         directory = tmp_path / str(number)
         directory.mkdir()
         record = dataclasses.asdict(make_result(model=model))
         (directory / "result.json").write_text(json.dumps(record))
-    (tmp_path / "begun").mkdir()
+    (tmp_path / "unfinished").mkdir()
     assert [r.model for r in read_results(sorted(tmp_path.iterdir()))] == ["convit", "deit"]
 
 
-def test_time_is_that_of_the_same_model_or_else_of_all(make_result, twins):
+def test_pace_of_the_same_model_or_else_of_all(make_result, twins):
     jobs = make_jobs(twins, list_cells(twins, [1.0], 1))
     assert Pace([]).seconds_for(jobs) is None
     pace = Pace([make_result(seconds=6.0, timed_steps=12), make_result(timed_steps=0, seconds=99)])
     assert pace.seconds_for(jobs) == pytest.approx(12 * 0.5 * 2)
     pace.add("deit", 10, 1.0)
-    assert pace.seconds_for(jobs, done=2) == pytest.approx(10 * 0.5 + 12 * 0.1)
+    assert pace.seconds_for(jobs, completed=2) == pytest.approx(10 * 0.5 + 12 * 0.1)
     assert Pace([], images_per_second=32).seconds_for(jobs) == pytest.approx(2 * 12 * 16 / 32)

@@ -1,4 +1,4 @@
-"""Every row of the paper's Table 3 changes what is trained, and that alone."""
+"""Each row of the paper's Table 3 changes what is trained, and nothing else."""
 
 import dataclasses
 import importlib.util
@@ -12,7 +12,7 @@ from convit_jax import models
 from convit_jax.config import architecture, resolve
 from convit_jax.errors import InputError
 from convit_jax.models.gpsa import convolutional_positions
-from convit_jax.studies.variants import TABLE_3, Variant, grid_variant, row_variant, varied
+from convit_jax.studies.variants import TABLE_3, Variant, apply_variant, grid_variant, row_variant
 from convit_jax.training import make_experiment
 from convit_jax.training.optimizer import match_parameters, parameter_names
 
@@ -22,8 +22,8 @@ def convit(twins):
     return twins["convit"]
 
 
-def trained(config):
-    """Every parameter by name, before and after two steps, with weight decay and all."""
+def train_two_steps(config):
+    """Return (before, after) of each parameter by name."""
     experiment = make_experiment(config, num_examples=100, num_classes=10)
     rng = np.random.default_rng(0)
     batch = {
@@ -40,94 +40,96 @@ def trained(config):
 
 
 @pytest.mark.parametrize("row", TABLE_3)
-def test_a_row_trains_what_the_paper_says(row, convit):
+def test_row_trains_what_the_paper_says(row, convit):
     expected = TABLE_3[row]
     small = dataclasses.replace(convit.model, depth=2, gpsa_layers=1)
     convit = dataclasses.replace(convit, model=small)
-    found = trained(varied(convit, row_variant(row, convit, "m")))
-    gpsa = {name for name in found if name.startswith("blocks.0.attention")}
+    params = train_two_steps(apply_variant(convit, row_variant(row, convit, "m")))
+    gpsa = {name for name in params if name.startswith("blocks.0.attention")}
     positional = {name for name in gpsa if "pos_proj" in name}
     if not expected.use_gpsa:
         assert not positional
-        assert "blocks.0.attention.qkv.bias" in found
+        assert "blocks.0.attention.qkv.bias" in params
     else:
         assert len(positional) == 2
         assert any("gating" in name for name in gpsa) == expected.train_gating
-        values = found["blocks.0.attention.v.kernel"][0]
-        positions = found["blocks.0.attention.pos_proj.kernel"][0]
+        values = params["blocks.0.attention.v.kernel"][0]
+        positions = params["blocks.0.attention.pos_proj.kernel"][0]
         assert np.array_equal(values, np.eye(16)) == expected.conv_init
         as_convolution = np.array_equal(positions, convolutional_positions(4, 1.0))
         assert as_convolution == expected.conv_init
-    moved = {name for name, (before, after) in found.items() if not np.array_equal(before, after)}
-    still = found.keys() - moved
-    # The bias of the positional scores cancels in the softmax: its gradient is rounding at most.
-    still = {name for name in still if not name.endswith("pos_proj.bias")}
+    changed = {
+        name for name, (before, after) in params.items() if not np.array_equal(before, after)
+    }
+    unchanged = params.keys() - changed
+    # The bias of the positional scores cancels in the softmax: its gradient is only rounding.
+    unchanged = {name for name in unchanged if not name.endswith("pos_proj.bias")}
     frozen = expected.use_gpsa and not expected.train_gpsa
-    assert still == ({n for n in gpsa if not n.endswith("pos_proj.bias")} if frozen else set())
+    assert unchanged == ({n for n in gpsa if not n.endswith("pos_proj.bias")} if frozen else set())
     if frozen:
-        assert not gpsa & moved
+        assert not gpsa & changed
 
 
-def test_gates_that_are_not_learned_stay_at_one_half(convit):
-    config = varied(convit, row_variant("b", convit, "m"))
+def test_gates_that_are_not_trained_are_one_half(convit):
+    config = apply_variant(convit, row_variant("b", convit, "m"))
     model = models.build(architecture(config, 10))
     assert np.allclose(model.blocks[0].attention.gate(), 0.5)
     learned = models.build(architecture(convit, 10))
     assert np.allclose(learned.blocks[0].attention.gate(), jax.nn.sigmoid(1.0))
 
 
-def test_row_e_is_the_twin(twins):
-    """The very DeiT that a config would make: same heads, width and parameters."""
-    config = varied(twins["convit"], Variant("e"))
+def test_row_e_is_the_deit_twin(twins):
+    """Row e has the same heads, width and parameters as a DeiT config."""
+    config = apply_variant(twins["convit"], Variant("e"))
     assert architecture(config, 10) == architecture(twins["deit"], 10)
 
 
 @pytest.mark.parametrize("row", TABLE_3)
-def test_rows_are_those_of_the_imagenet_configs(row, repository):
+def test_rows_agree_with_the_imagenet_configs(row, repository):
     path = repository / "configs" / "convit_s_plus.py"
     spec = importlib.util.spec_from_file_location("convit_s_plus", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    ours = varied(resolve(module.get_config()), Variant(row))
+    ours = apply_variant(resolve(module.get_config()), Variant(row))
     theirs = resolve(module.get_config(f"ablation={row}"))
-    made = architecture(theirs, 1000)
-    assert architecture(ours, 1000) == made
-    params = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: models.build(made)))[1])
+    expected = architecture(theirs, 1000)
+    assert architecture(ours, 1000) == expected
+    params = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: models.build(expected)))[1])
     frozen = [
         jax.tree.leaves(match_parameters(params, config.optimizer.frozen, "frozen"))
         for config in (ours, theirs)
     ]
     assert frozen[0] == frozen[1]
-    rest = [
+    other_keys = [
         dataclasses.replace(
             c, model=ours.model, optimizer=dataclasses.replace(c.optimizer, frozen=())
         )
         for c in (ours, theirs)
     ]
-    assert rest[0] == rest[1]
+    assert other_keys[0] == other_keys[1]
 
 
-def test_points_change_strength_and_layers(convit):
-    made = architecture(varied(convit, grid_variant(0.1, 3, convit, "m")), 10)
-    assert (made.locality_strength, made.gpsa_layers) == (0.1, 3)
-    plain = architecture(varied(convit, grid_variant(0.1, 0, convit, "m")), 10)
+def test_points_change_strength_and_number_of_layers(convit):
+    changed = architecture(apply_variant(convit, grid_variant(0.1, 3, convit, "m")), 10)
+    assert (changed.locality_strength, changed.gpsa_layers) == (0.1, 3)
+    plain = architecture(apply_variant(convit, grid_variant(0.1, 0, convit, "m")), 10)
     assert plain.gpsa_layers == 0
     assert grid_variant(0.1, 0, convit, "m") == grid_variant(1.0, 0, convit, "m")
     assert grid_variant(1.0, 2, convit, "m") == grid_variant(None, None, convit, "m")
     assert grid_variant(1.0, 2, convit, "m").unchanged
 
 
-def test_a_strength_of_the_config_does_not_stand_in_a_row_s_way(convit):
+def test_rows_of_a_config_with_a_locality_strength(convit):
     strong = dataclasses.replace(
         convit, model=dataclasses.replace(convit.model, locality_strength=2.0)
     )
     for row in TABLE_3:
-        made = architecture(varied(strong, Variant(row)), 10)
-        assert made.conv_init == (TABLE_3[row].conv_init or row == "e")
-    assert architecture(varied(strong, Variant("", None, 0)), 10).gpsa_layers == 0
+        changed = architecture(apply_variant(strong, Variant(row)), 10)
+        assert changed.conv_init == (TABLE_3[row].conv_init or row == "e")
+    assert architecture(apply_variant(strong, Variant("", None, 0)), 10).gpsa_layers == 0
 
 
-def test_mistakes(twins):
+def test_invalid_variants(twins):
     with pytest.raises(InputError, match=r"no row 'h' in Table 3, expected one of a, b, c"):
         row_variant("h", twins["convit"], "m")
     with pytest.raises(InputError, match=r"--variants: the model 'deit' has no GPSA layers"):
@@ -135,4 +137,4 @@ def test_mistakes(twins):
     with pytest.raises(InputError, match=r"--gpsa-layers: the model 'deit' has no GPSA layers"):
         grid_variant(0.1, 2, twins["deit"], "deit")
     with pytest.raises(InputError, match=r"gpsa_layers=9: expected 0 to 3"):
-        varied(twins["convit"], Variant("", None, 9))
+        apply_variant(twins["convit"], Variant("", None, 9))

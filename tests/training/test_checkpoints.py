@@ -16,16 +16,18 @@ import pytest
 from etils import epath
 
 from convit_jax.config import CheckpointConfig
+from convit_jax.distributed import mesh
 from convit_jax.errors import InputError, MachineError, RunError
 from convit_jax.training import checkpoints as saving
-from convit_jax.training import integrity, make_experiment, mesh
+from convit_jax.training import integrity, make_experiment
+from convit_jax.training.restoration import restore_newest
 from convit_jax.training.resumption import check_same_run
 from convit_jax.weights import Card
 
 
 @pytest.fixture
 def state_at(make_config):
-    """A function of the step: a state that tells it from others."""
+    """A function of the step that returns a state with that step."""
     experiment = make_experiment(make_config(), num_examples=100, num_classes=10)
     everywhere = mesh.replicated(mesh.create_mesh())
     fresh = jax.jit(experiment.init_state, out_shardings=everywhere)()
@@ -38,7 +40,7 @@ def state_at(make_config):
 
 @pytest.fixture
 def store(tmp_path, make_config, state_at):
-    """A function that opens the directory, after saving the given {step: accuracy}."""
+    """A function that saves the given {step: accuracy} and returns the open checkpoints."""
     opened = []
 
     def open_store(accuracies=None, **overrides):
@@ -51,17 +53,17 @@ def store(tmp_path, make_config, state_at):
         return store
 
     yield open_store
-    for one in opened:
-        one.close()
+    for store in opened:
+        store.close()
 
 
 def restore(store, state_at):
     everywhere = mesh.replicated(mesh.create_mesh())
     abstract = jax.eval_shape(lambda: state_at(0))
-    return saving.restore_newest(store, abstract, jax.tree.map(lambda _: everywhere, abstract))
+    return restore_newest(store, abstract, jax.tree.map(lambda _: everywhere, abstract))
 
 
-def test_what_is_saved_comes_back_bit_for_bit(store, state_at):
+def test_the_state_is_restored_bit_for_bit(store, state_at):
     saved = state_at(3)
     restored = restore(store({3: 0.5}), state_at)
     assert jax.tree.structure(saved) == jax.tree.structure(restored)
@@ -74,26 +76,26 @@ def test_an_empty_directory_has_nothing_to_restore(store, state_at):
 
 def test_the_latest_and_the_best_are_kept(store):
     accuracies = {1: 0.5, 2: 0.9, 3: 0.3, 4: None, 5: 0.2, 6: None}
-    kept = store(accuracies, checkpoint__keep_latest=2, checkpoint__keep_best=1)
-    assert kept.all_steps() == [2, 5, 6]
-    assert kept.best_step() == 2
+    checkpoints = store(accuracies, checkpoint__keep_latest=2, checkpoint__keep_best=1)
+    assert checkpoints.all_steps() == [2, 5, 6]
+    assert checkpoints.best_step() == 2
 
 
 def test_an_evaluation_is_worth_a_checkpoint_only_if_it_is_the_best(store):
-    kept, keep = store({1: 0.5}), CheckpointConfig()
-    assert saving.is_best(kept, keep, 0.6)
-    assert not saving.is_best(kept, keep, 0.5)
-    assert not saving.is_best(kept, keep, None)
-    assert not saving.is_best(kept, CheckpointConfig(keep_best=0), 0.6)
+    checkpoints, config = store({1: 0.5}), CheckpointConfig()
+    assert saving.is_best(checkpoints, config, 0.6)
+    assert not saving.is_best(checkpoints, config, 0.5)
+    assert not saving.is_best(checkpoints, config, None)
+    assert not saving.is_best(checkpoints, CheckpointConfig(keep_best=0), 0.6)
 
 
-def test_a_checkpoint_that_has_no_room_is_not_begun(store, state_at, monkeypatch):
-    kept = store({1: 0.5})
-    usage = shutil.disk_usage(kept.directory)
+def test_a_checkpoint_without_disk_space_is_not_started(store, state_at, monkeypatch):
+    checkpoints = store({1: 0.5})
+    usage = shutil.disk_usage(checkpoints.directory)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(RunError, match=r"could not be written.* MB needed, 0.0 MB free.*step 1"):
-        saving.save(kept, state_at(2), 2, None, Card(), None, 100)
-    assert kept.all_steps() == [1]
+        saving.save(checkpoints, state_at(2), 2, None, Card(), None, 100)
+    assert checkpoints.all_steps() == [1]
 
 
 def truncate_arrays(checkpoint, other):
@@ -131,7 +133,7 @@ def garble_metrics(checkpoint, other):
     (checkpoint / "metrics" / "metrics").write_text("")
 
 
-def no_number_in_metrics(checkpoint, other):
+def write_nan_metrics(checkpoint, other):
     (checkpoint / "metrics" / "metrics").write_text('{"accuracy": NaN}')
 
 
@@ -151,7 +153,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+def test_a_damaged_checkpoint_is_set_aside_for_the_previous_one(
     damage, store, state_at, make_config, tmp_path, caplog
 ):
     store({4: 0.3, 8: 0.5}).close()
@@ -168,97 +170,99 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     assert reopened.all_steps() == [4, 8]
 
 
-@pytest.mark.parametrize("damage", [garble_metrics, no_number_in_metrics])
-def test_where_the_metrics_alone_are_garbled_the_state_is_taken(
+@pytest.mark.parametrize("damage", [garble_metrics, write_nan_metrics])
+def test_if_only_the_metrics_are_damaged_the_state_is_restored(
     damage, store, state_at, tmp_path, caplog
 ):
-    """Orbax would refuse all checkpoints; this one counts as not evaluated, and never as best."""
+    """Orbax would refuse all checkpoints. This one counts as not evaluated, and never as best."""
     store({4: 0.3, 8: 0.5}).close()
     damage(tmp_path / "checkpoints" / "8", None)
     reopened = store()
     assert "the metrics of the checkpoint of step 8 are damaged" in caplog.text
     assert int(restore(reopened, state_at).step) == 8
     assert reopened.best_step() == 4
-    assert saving.owes_evaluation(reopened, 8, every=8)
+    assert saving.evaluation_missing(reopened, 8, every=8)
     assert (tmp_path / "checkpoints" / "8.metrics.damaged" / "metrics").is_file()
 
 
-def truncated(path, other):
+def truncate(path, other):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def emptied(path, other):
+def empty(path, other):
     path.write_bytes(b"")
 
 
-def flipped(path, other):
+def flip_a_bit(path, other):
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0x10
     path.write_bytes(content)
 
 
-def removed(path, other):
+def remove(path, other):
     path.unlink()
 
 
-def swapped(path, other):
-    """With the same file of another step; of files with random names, the one of its size."""
+def swap(path, other):
+    """Copy the file from another step, or the one closest in size if names are random."""
     if not other.exists():
         size = path.stat().st_size
-        other = min(other.parent.iterdir(), key=lambda it: abs(it.stat().st_size - size))
+        other = min(other.parent.iterdir(), key=lambda p: abs(p.stat().st_size - size))
     path.write_bytes(other.read_bytes())
 
 
-@pytest.mark.parametrize("damage", [truncated, emptied, flipped, removed, swapped])
-def test_whatever_file_is_damaged_a_sound_state_is_taken(
+@pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit, remove, swap])
+def test_whichever_file_is_damaged_a_sound_state_is_restored(
     damage, store, state_at, make_config, tmp_path
 ):
-    """Of each file of a checkpoint: its own state, bit for bit, or that of the one before."""
+    """The checkpoint's state is restored bit for bit, or that of the previous one."""
     store({4: 0.3, 8: 0.5}).close()
-    kept = tmp_path / "checkpoints"
-    shutil.copytree(kept, tmp_path / "sound")
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(directory, tmp_path / "sound")
     expected = {step: integrity.checksums(state_at(step)) for step in (4, 8)}
-    files = [path for path in sorted((kept / "8").rglob("*")) if path.is_file()]
+    files = [path for path in sorted((directory / "8").rglob("*")) if path.is_file()]
     assert len(files) > 10
     refused = []
     for path in files:
-        name = path.relative_to(kept / "8")
-        damage(path, kept / "4" / name)
+        name = path.relative_to(directory / "8")
+        damage(path, directory / "4" / name)
         state = None
-        with contextlib.suppress(InputError, RunError):  # a sentence, and nothing renamed
+        with contextlib.suppress(InputError, RunError):  # with nothing renamed
             state = restore(store(), state_at)
         if state is None:
             refused.append(str(name))
-            assert sorted(path.name for path in kept.iterdir()) == ["4", "8"]
+            assert sorted(path.name for path in directory.iterdir()) == ["4", "8"]
         else:
             step = int(state.step)
             assert integrity.checksums(state) == expected[step], name
             assert {4: ["4", "8.damaged"], 8: ["4", "8"]}[step] == sorted(
-                path.name for path in kept.iterdir() if ".metrics" not in path.name
+                path.name for path in directory.iterdir() if ".metrics" not in path.name
             ), name
-        assert (kept / "4").is_dir(), name
-        shutil.rmtree(kept)
-        shutil.copytree(tmp_path / "sound", kept)
-    assert refused in ([], ["state/_METADATA"])  # which may tell of another model
+        assert (directory / "4").is_dir(), name
+        shutil.rmtree(directory)
+        shutil.copytree(tmp_path / "sound", directory)
+    assert refused in ([], ["state/_METADATA"])  # which may describe another model
 
 
 def test_any_flipped_bit_is_noticed(store, state_at, tmp_path):
-    """What reads arrays takes most of these for numbers."""
+    """Reading the arrays does not notice most flipped bits."""
     store({4: 0.3}).close()
     saved = jax.tree.map(np.asarray, state_at(4))
-    told = json.loads((tmp_path / "checkpoints" / "4" / "checksums" / "metadata").read_text())
-    assert integrity.changed_arrays(saved, told) == []
+    saved_checksums = json.loads(
+        (tmp_path / "checkpoints" / "4" / "checksums" / "metadata").read_text()
+    )
+    assert integrity.changed_arrays(saved, saved_checksums) == []
     rng = np.random.default_rng(0)
 
     def with_a_flipped_bit(array):
-        content = array.copy().reshape(-1)
-        raw = content.view(np.uint8)
+        flipped = array.copy().reshape(-1)
+        raw = flipped.view(np.uint8)
         raw[rng.integers(len(raw))] ^= 1 << rng.integers(8)
-        return content.reshape(array.shape)
+        return flipped.reshape(array.shape)
 
     for _ in range(8):
         changed = jax.tree.map(with_a_flipped_bit, saved)
-        assert integrity.changed_arrays(changed, told) == list(told)
+        assert integrity.changed_arrays(changed, saved_checksums) == list(saved_checksums)
 
 
 def test_checksums_do_not_depend_on_the_devices(repository):
@@ -268,7 +272,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from convit_jax.training.integrity import checksums
 x = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 half = x.astype("bfloat16")
-tree = lambda where: {"a": jax.device_put(x, where), "b": jax.device_put(half, where)}
+tree = lambda sharding: jax.device_put({"a": x, "b": half}, sharding)
 mesh = Mesh(np.array(jax.devices()), ("data",))
 sums = [checksums(tree(NamedSharding(mesh, spec))) for spec in (P(), P("data"))]
 assert len(jax.devices()) == 4 and sums[0] == sums[1], sums
@@ -287,7 +291,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_checksums(store, state_at, tm
 
 
 @pytest.mark.parametrize(
-    ("fault", "raised", "words"),
+    ("fault", "raised", "message"),
     [
         (PermissionError(errno.EACCES, "x"), MachineError, "step 8: permission denied"),
         (OSError(errno.EIO, "x"), MachineError, "step 8: input/output error"),
@@ -298,29 +302,27 @@ def test_a_checkpoint_of_an_earlier_version_has_no_checksums(store, state_at, tm
     ],
     ids=range(6),
 )
-def test_what_is_no_damage_renames_nothing(
-    fault, raised, words, store, state_at, tmp_path, monkeypatch
+def test_errors_other_than_damage_rename_nothing(
+    fault, raised, message, store, state_at, tmp_path, monkeypatch
 ):
-    """Whatever restoring raises: the files are there and can be read."""
+    """Whatever restoring raises, the files exist and can be read."""
     store({4: 0.3, 8: 0.5}).close()
     reopened = store()
     read = ocp.StandardCheckpointHandler.restore
 
     def refuse(handler, directory, args):
-        """The devices of the run, not this process's memory."""
+        """Fail to restore onto the run's devices, but not into this process's memory."""
         if isinstance(jax.tree.leaves(args.item)[0].sharding, jax.sharding.NamedSharding):
             raise fault
         return read(handler, directory, args=args)
 
     monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", refuse)
-    with pytest.raises(raised, match=words):
+    with pytest.raises(raised, match=message):
         restore(reopened, state_at)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
 
 
-def test_a_file_that_the_machine_does_not_let_be_read_is_no_damage(
-    store, state_at, tmp_path, monkeypatch
-):
+def test_a_read_error_of_the_machine_is_not_damage(store, state_at, tmp_path, monkeypatch):
     store({4: 0.3, 8: 0.5}).close()
     remove_metadata(tmp_path / "checkpoints" / "8", None)
     opened = type(epath.Path(tmp_path)).open
@@ -336,17 +338,17 @@ def test_a_file_that_the_machine_does_not_let_be_read_is_no_damage(
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
 
 
-def test_to_train_from_the_beginning_must_be_asked_for(store, state_at, tmp_path):
+def test_with_only_damaged_checkpoints_training_does_not_start_over(store, state_at, tmp_path):
     store({4: 0.3, 8: 0.5}).close()
     for step in ("4", "8"):
         truncate_arrays(tmp_path / "checkpoints" / step, None)
-    for _ in range(2):  # the next start finds no checkpoint at all
+    for _ in range(2):  # the second start finds no checkpoint at all
         with pytest.raises(
-            InputError, match=r"damaged checkpoints alone \(4\.damaged, 8\.damaged\)"
+            InputError, match=r"holds only damaged checkpoints \(4\.damaged, 8\.damaged\)"
         ):
             restore(store(), state_at)
-    for aside in (tmp_path / "checkpoints").iterdir():
-        shutil.rmtree(aside)
+    for damaged in (tmp_path / "checkpoints").iterdir():
+        shutil.rmtree(damaged)
     assert restore(store(), state_at) is None
 
 
@@ -354,46 +356,44 @@ def check(store, config, classes=(), num_examples=100):
     check_same_run(epath.Path(store.directory), config, classes, num_examples)
 
 
-def test_a_contradicting_config_is_refused_with_the_keys(store, make_config):
-    kept = store({1: 0.5})
-    check(kept, make_config())
+def test_the_error_about_a_contradicting_config_names_the_keys(store, make_config):
+    checkpoints = store({1: 0.5})
+    check(checkpoints, make_config())
     with pytest.raises(InputError) as error:
-        check(kept, make_config(seed=3, model__depth=3, log_every="1 steps"))
-    assert "seed (0 there, 3 here); model.depth (2 there, 3 here). Use another" in str(error.value)
-    assert "log_every" not in str(error.value)
+        check(checkpoints, make_config(seed=3, model__depth=3, log_every="1 steps"))
+    message = str(error.value)
+    keys = "seed (0 in its checkpoint, 3 now); model.depth (2 in its checkpoint, 3 now)"
+    assert f"{keys}. Use another" in message
+    assert "log_every" not in message
 
 
-def test_a_change_that_means_no_harm_is_logged(store, make_config, caplog):
+def test_a_harmless_change_of_the_config_is_logged(store, make_config, caplog):
     with caplog.at_level(logging.INFO):
         check(store({1: 0.5}), make_config(log_every="1 steps"))
     assert "config.log_every was '3 steps' until step 1, is now '1 steps'" in caplog.text
 
 
-def test_keys_of_another_version_do_not_keep_the_others_from_being_compared(
-    store, make_config, caplog
-):
-    kept = store({1: 0.5})
-    path = epath.Path(kept.directory) / "1" / "config" / "metadata"
+def test_keys_of_another_version_are_ignored_and_the_others_compared(store, make_config, caplog):
+    checkpoints = store({1: 0.5})
+    path = epath.Path(checkpoints.directory) / "1" / "config" / "metadata"
     saved = json.loads(path.read_text())
     saved |= {"colour": "blue"}
     saved["optimizer"]["sharpness"] = 0.1
     path.write_text(json.dumps(saved))
     with caplog.at_level(logging.WARNING):
-        check(kept, make_config())
+        check(checkpoints, make_config())
     assert "which are not compared: optimizer.sharpness, colour" in caplog.text
-    with pytest.raises(InputError, match=r"seed \(0 there, 3 here\)"):
-        check(kept, make_config(seed=3))
+    with pytest.raises(InputError, match=r"seed \(0 in its checkpoint, 3 now\)"):
+        check(checkpoints, make_config(seed=3))
 
 
-def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(
-    store, state_at, make_config, monkeypatch
-):
-    kept = store({1: 0.5})
+def test_a_full_disk_is_a_run_error_and_loses_nothing(store, state_at, make_config, monkeypatch):
+    checkpoints = store({1: 0.5})
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kept, "save", full)
-    with pytest.raises(RunError, match=r"No space left on device.*kept: step 1\. When that is"):
-        saving.save(kept, state_at(2), 2, make_config(), Card(), None, 100)
-    assert pathlib.Path(kept.directory / "1").is_dir()
+    monkeypatch.setattr(checkpoints, "save", full)
+    with pytest.raises(RunError, match=r"No space left on device.*kept: step 1\. Once that is"):
+        saving.save(checkpoints, state_at(2), 2, make_config(), Card(), None, 100)
+    assert pathlib.Path(checkpoints.directory / "1").is_dir()

@@ -1,4 +1,4 @@
-"""A run on real JPEGs with the whole recipe, as ImageNet's goes."""
+"""A run on real JPEGs with the full ImageNet recipe."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from convit_jax.training import loop
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Two classes of JPEGs, 20 to train on and 5 to evaluate on, and one that is broken."""
+    """Two classes of JPEGs, 20 each for training, of which one is broken, and 5 for evaluation."""
     root = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(0)
     for name in ("china", "flower"):
@@ -28,13 +28,13 @@ def photographs(tmp_path_factory):
             directory = root / ("train" if number < 20 else "eval") / name
             directory.mkdir(parents=True, exist_ok=True)
             Image.fromarray(part).save(directory / f"{number:02d}.jpg")
-    (root / "train" / "china" / "03.jpg").write_bytes(b"no image")
+    (root / "train" / "china" / "03.jpg").write_bytes(b"not an image")
     return root
 
 
 @pytest.fixture(autouse=True)
-def heard(caplog):
-    """What the package logs, which a run keeps from the root logger."""
+def package_log(caplog):
+    """Capture the package's log, which a run does not propagate to the root logger."""
     logger = logging.getLogger("convit_jax")
     logger.addHandler(caplog.handler)
     yield
@@ -43,7 +43,7 @@ def heard(caplog):
 
 @pytest.fixture
 def recipe(photographs):
-    """A function of overrides: the configuration of a short run with the whole recipe."""
+    """A function of overrides that returns the config of a short run with the full recipe."""
     from configs.imagenet import deit_recipe
 
     def make(**overrides):
@@ -72,26 +72,26 @@ def losses(workdir):
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
-def test_the_whole_recipe_trains_evaluates_and_resumes(recipe, tmp_path, caplog):
-    outcome = loop.train(recipe(), str(tmp_path / "whole"))
+def test_the_full_recipe_trains_evaluates_and_resumes(recipe, tmp_path, caplog):
+    outcome = loop.train(recipe(), str(tmp_path / "full"))
     assert outcome.step == 4
     assert outcome.evaluation["examples"] == 10
-    assert all(np.isfinite(loss) for loss in losses(tmp_path / "whole").values())
+    assert all(np.isfinite(loss) for loss in losses(tmp_path / "full").values())
 
-    # The same run without its last checkpoint goes on from the one before, and ends the same.
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    # Without its last checkpoint the run resumes from the previous one, with the same result.
+    shutil.copytree(tmp_path / "full", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "4")
     loop.train(recipe(), str(tmp_path / "cut"))
     assert "resuming after step 2" in caplog.text
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "full")
 
 
-def test_part_of_the_data_is_told_by_class(recipe, tmp_path, caplog):
+def test_a_subset_of_the_data_is_logged_by_class(recipe, tmp_path, caplog):
     config = recipe(**{"data.fraction": 0.5, "keep_budget": True, "train_for": "2 epochs"})
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_broken=0.1))
     outcome = loop.train(config, str(tmp_path))
     assert "20 examples, 10 of each of 2 classes" in caplog.text
-    assert "03.jpg: no image of a known kind (1 of at most 2)" in caplog.text
+    assert "03.jpg: not an image of a known format (1 of at most 2)" in caplog.text
     assert outcome.step == 2 * 2 / 0.5
 
 
@@ -100,6 +100,6 @@ def test_more_broken_images_than_allowed_end_the_run(recipe, tmp_path):
         loop.train(recipe(**{"data.max_broken": 0.0, "train_for": "20 steps"}), str(tmp_path))
 
 
-def test_data_of_other_classes_are_told_in_a_sentence(recipe, tmp_path):
+def test_evaluation_data_with_other_classes_are_an_input_error(recipe, tmp_path):
     with pytest.raises(InputError, match=r"digits:test has other classes \(10\) than .* \(2\)"):
         loop.train(recipe(**{"data.eval": "digits:test"}), str(tmp_path))

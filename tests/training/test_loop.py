@@ -1,4 +1,4 @@
-"""The loop in this process; `test_resume.py` kills real ones."""
+"""The training loop in this process; `test_resume.py` kills real processes."""
 
 import json
 import logging
@@ -26,16 +26,16 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture
 def finished(workdir, make_config, caplog):
-    """A short run, trained once for the module, and what it said."""
-    marker = workdir / "said.txt"
-    if not marker.exists():
-        outcome = train_and_listen(make_config(), workdir, caplog)
+    """The workdir and log of a short run, trained once for the module."""
+    log = workdir / "log.txt"
+    if not log.exists():
+        outcome = train_with_log(make_config(), workdir, caplog)
         assert (outcome.step, outcome.stopped_by) == (12, None)
-        marker.write_text(caplog.text)
-    return workdir, marker.read_text()
+        log.write_text(caplog.text)
+    return workdir, log.read_text()
 
 
-def train_and_listen(config, workdir, caplog):
+def train_with_log(config, workdir, caplog):
     logger = logging.getLogger("convit_jax")
     logger.addHandler(caplog.handler)
     try:
@@ -44,7 +44,7 @@ def train_and_listen(config, workdir, caplog):
         logger.removeHandler(caplog.handler)
 
 
-def test_a_run_leaves_everything_in_its_workdir(finished):
+def test_the_files_in_a_workdir(finished):
     workdir, _ = finished
     steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert steps[-2:] == [8, 12]
@@ -54,7 +54,7 @@ def test_a_run_leaves_everything_in_its_workdir(finished):
     assert set(record["versions"]) >= {"jax", "flax", "python"}
 
 
-def test_metrics_are_one_object_a_line(finished):
+def test_metrics_are_one_object_per_line(finished):
     lines = metrics_of(finished[0])
     training_lines = [line for line in lines if "train/loss" in line]
     assert {line["step"] for line in training_lines} >= {3, 6, 9, 12}
@@ -69,9 +69,9 @@ def test_metrics_are_one_object_a_line(finished):
     assert {line["eval/examples"] for line in evaluations} == {397}
 
 
-def test_a_run_says_what_it_does_and_where_things_are(finished):
-    workdir, said = finished
-    for words in (
+def test_a_run_logs_what_it_does_and_where_its_results_are(finished):
+    workdir, log = finished
+    for text in (
         "blocks/0/attention/gating",
         "starting from fresh parameters, seed 0",
         "global batch 16",
@@ -80,13 +80,13 @@ def test_a_run_says_what_it_does_and_where_things_are(finished):
         "best checkpoint: step",
         f"tensorboard --logdir {workdir}",
     ):
-        assert words in said
+        assert text in log
 
 
 def test_a_finished_run_is_not_trained_again(finished, make_config, caplog):
     workdir, _ = finished
     before = metrics_of(workdir)
-    outcome = train_and_listen(make_config(), workdir, caplog)
+    outcome = train_with_log(make_config(), workdir, caplog)
     assert outcome.step == 12
     assert "resuming after step 12" in caplog.text
     assert metrics_of(workdir) == before
@@ -98,13 +98,13 @@ def test_another_model_in_the_same_workdir_is_refused(finished, make_config):
         loop.train(make_config(model__depth=3), str(workdir))
 
 
-def test_losses_that_are_not_numbers_end_the_run_and_keep_the_last_good_checkpoint(
+def test_non_finite_losses_end_the_run_and_keep_the_last_good_checkpoint(
     make_config, tmp_path, monkeypatch
 ):
     make = loop.make_experiment
 
-    def poisoned(config, **sizes):
-        """An experiment whose loss is NaN at the sixth step, and from then on."""
+    def make_diverging(config, **sizes):
+        """Make an experiment whose loss is NaN from the sixth step on."""
         import dataclasses
 
         import jax.numpy as jnp
@@ -118,7 +118,7 @@ def test_losses_that_are_not_numbers_end_the_run_and_keep_the_last_good_checkpoi
 
         return dataclasses.replace(experiment, train_step=train_step)
 
-    monkeypatch.setattr(loop, "make_experiment", poisoned)
+    monkeypatch.setattr(loop, "make_experiment", make_diverging)
     config = make_config(log_every="100 steps", eval_every="100 steps")
     with pytest.raises(RunError) as error:
         loop.train(config, str(tmp_path))
@@ -142,22 +142,22 @@ def test_a_signal_saves_first(number, make_config, tmp_path, caplog):
     before = [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
     sender = threading.Thread(target=send_after_first_checkpoint)
     sender.start()
-    outcome = train_and_listen(config, tmp_path, caplog)
+    outcome = train_with_log(config, tmp_path, caplog)
     sender.join()
     assert outcome.stopped_by == number
     assert 4 <= outcome.step < 100_000
     assert (tmp_path / "checkpoints" / str(outcome.step)).is_dir()
     assert f"stopped by {number.name} after step {outcome.step}" in caplog.text
-    # The handlers are as they were, whatever that was: a job in the background ignores Ctrl-C.
+    # The previous handlers are restored, whatever they were: a background job ignores Ctrl-C.
     assert [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)] == before
 
 
-def test_asked_to_stop_where_it_evaluates_it_saves_and_evaluates_when_it_goes_on(
+def test_an_evaluation_due_at_the_stop_runs_when_the_run_resumes(
     make_config, tmp_path, caplog, monkeypatch
 ):
     config = make_config(train_for="12 steps", eval_every="6 steps", attention_images=20)
-    alone, stopped = tmp_path / "alone", tmp_path / "stopped"
-    loop.train(config, str(alone))
+    uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
+    loop.train(config, str(uninterrupted))
 
     def reached(request, step):
         request.signal = signal.SIGTERM if step == 6 else None
@@ -171,20 +171,21 @@ def test_asked_to_stop_where_it_evaluates_it_saves_and_evaluates_when_it_goes_on
     assert not [line for line in metrics_of(stopped) if "eval/accuracy" in line]
     loop.train(config, str(stopped))
 
-    def told(workdir):
-        """What was measured, without how long it took."""
+    def evaluations(workdir):
+        """Return the metrics of evaluations, without timings."""
         lines = [
             {k: v for k, v in line.items() if k.startswith(("eval/", "gate/", "step"))}
             for line in metrics_of(workdir)
         ]
         return sorted((line for line in lines if len(line) > 1), key=str)
 
-    assert told(stopped) == told(alone)
-    assert [line["step"] for line in told(alone) if "eval/accuracy" in line] == [12, 6]
+    expected = evaluations(uninterrupted)
+    assert evaluations(stopped) == expected
+    assert [line["step"] for line in expected if "eval/accuracy" in line] == [12, 6]
 
 
-def test_a_run_begun_again_has_one_value_a_step(make_config, tmp_path, monkeypatch):
-    """In TensorBoard as in metrics.jsonl; it was killed before and after its first checkpoint."""
+def test_a_restarted_run_has_one_value_per_step(make_config, tmp_path, monkeypatch):
+    """In TensorBoard and metrics.jsonl, after a kill before and one after the first checkpoint."""
     config = make_config(
         train_for="12 steps", eval_every="12 steps", log_every="1 steps", attention_images=20
     )
@@ -192,10 +193,10 @@ def test_a_run_begun_again_has_one_value_a_step(make_config, tmp_path, monkeypat
     class Killed(BaseException):
         pass
 
-    for at in (3, 10):
+    for kill_step in (3, 10):
 
-        def reached(request, step, at=at):
-            if step == at:
+        def reached(request, step, kill_step=kill_step):
+            if step == kill_step:
                 raise Killed
             return False
 
@@ -206,44 +207,44 @@ def test_a_run_begun_again_has_one_value_a_step(make_config, tmp_path, monkeypat
     loop.train(config, str(tmp_path))
     lines = [(line["step"], tuple(line)) for line in metrics_of(tmp_path)]
     assert len(lines) == len(set(lines))
-    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})  # all of them
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})  # all events
     events.Reload()
     steps = [event.step for event in events.Tensors("train/loss")]
     assert steps == list(range(1, 13))
     assert [event.step for event in events.Tensors("gate/layer_01/head_01")] == [0, 12]
 
 
-def test_a_workdir_that_is_a_file_is_told_in_a_sentence(make_config, tmp_path):
+def test_a_workdir_that_is_a_file_is_an_input_error(make_config, tmp_path):
     path = tmp_path / "file"
     path.write_text("")
     with pytest.raises(InputError, match="cannot be used as a directory"):
         loop.train(make_config(), str(path))
 
 
-def test_fewer_examples_than_a_batch_are_told_in_a_sentence(make_config, tmp_path):
+def test_fewer_examples_than_a_batch_are_an_input_error(make_config, tmp_path):
     config = make_config(data__train="digits:train[:10]")
     with pytest.raises(InputError, match="batch_size=16 is more than the 10 training examples"):
         loop.train(config, str(tmp_path))
 
 
-def test_a_profile_is_taken_on_request(make_config, tmp_path):
+def test_a_profile_is_recorded_on_request(make_config, tmp_path):
     loop.train(make_config(profile_at=3, eval_every="100 steps"), str(tmp_path))
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
 
 
-def test_a_step_that_does_not_fit_is_told_in_a_sentence(make_config, tmp_path, monkeypatch):
+def test_a_step_that_does_not_fit_the_memory_is_a_run_error(make_config, tmp_path, monkeypatch):
     import dataclasses
 
     import jax
 
-    make = loop.place
+    place = loop.place
 
-    def crowded(*arguments):
+    def place_without_memory(*arguments):
         def train_step(state, batch):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 G")
 
-        return dataclasses.replace(make(*arguments), train_step=train_step)
+        return dataclasses.replace(place(*arguments), train_step=train_step)
 
-    monkeypatch.setattr(loop, "place", crowded)
+    monkeypatch.setattr(loop, "place", place_without_memory)
     with pytest.raises(RunError, match=r"does not fit .*remat=true.*\(RESOURCE_EXHAUSTED: Out of"):
         loop.train(make_config(), str(tmp_path))

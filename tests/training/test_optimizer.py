@@ -38,7 +38,7 @@ def test_a_convit_decays_70_tensors_of_180():
     ("name", "overrides"),
     [("deit_tiny", {}), ("convit_tiny", {"use_gating": False, "use_pos_embed": False})],
 )
-def test_the_default_patterns_match_in_every_model(name, overrides):
+def test_the_default_no_decay_patterns_match_in_every_model(name, overrides):
     params = abstract_parameters(name, **overrides)
     matrices = [n.endswith("kernel") for n in parameter_names(params)]
     assert jax.tree.leaves(decay_mask(params, NO_DECAY)) == matrices
@@ -48,23 +48,25 @@ def test_the_default_patterns_match_in_every_model(name, overrides):
     ("pattern", "message"),
     [
         (r".*/kernal$", r"'\.\*/kernal\$' matches none of the 180 parameters.*'blocks.0"),
-        ("(", "is no regular expression"),
+        ("(", "is not a valid regular expression"),
     ],
 )
-def test_a_pattern_that_does_nothing_is_an_error(pattern, message):
+def test_a_pattern_that_matches_nothing_is_an_error(pattern, message):
     with pytest.raises(InputError, match=message):
         decay_mask(abstract_parameters("convit_tiny"), (*NO_DECAY, pattern))
 
 
 @pytest.mark.parametrize("key", ["no_decay", "frozen"])
-def test_a_pattern_that_is_none_is_named_with_its_key(key, make_config):
+def test_an_invalid_pattern_is_reported_with_its_key(key, make_config):
     config = make_config(**{f"optimizer__{key}": ("(",)})
     params = abstract_parameters("convit_tiny")
-    with pytest.raises(InputError, match=rf"^config\.optimizer\.{key}: '\(' is no regular expr"):
+    with pytest.raises(
+        InputError, match=rf"^config\.optimizer\.{key}: '\(' is not a valid regular expr"
+    ):
         make_optimizer(config.optimizer, lambda step: 0.1, params)
 
 
-def test_only_masked_in_parameters_decay():
+def test_only_parameters_in_the_mask_decay():
     params = {"a": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "cls_token": jnp.ones(2)}
     config = resolve({"optimizer": {"weight_decay": 0.5}}).optimizer
     optimizer = make_optimizer(config, optax.constant_schedule(0.1), params)
@@ -75,14 +77,14 @@ def test_only_masked_in_parameters_decay():
     assert not updates["cls_token"].any()
 
 
-def test_the_moments_are_those_of_the_config():
-    """Other ones than optax's own, which the defaults are."""
+def test_the_moments_use_the_configs_coefficients():
+    """With values other than optax's defaults, which are also the config's."""
     params, first = {"kernel": jnp.ones(3)}, np.array([1e-3, -2e-3, 5e-3])
     config = resolve({"optimizer": {"b1": 0.5, "b2": 0.7, "eps": 1e-2, "no_decay": ()}}).optimizer
     optimizer = make_optimizer(config, optax.constant_schedule(0.1), params)
     state, mean, square = optimizer.init(params), 0.0, 0.0
     for step in (1, 2):
-        g = first / step**3  # of equal gradients any moments are the mean
+        g = first / step**3  # with equal gradients the coefficients would not matter
         updates, state = optimizer.update({"kernel": jnp.float32(g)}, state, params)
         mean, square = 0.5 * mean + 0.5 * g, 0.7 * square + 0.3 * g**2
         scaled = (mean / (1 - 0.5**step)) / (np.sqrt(square / (1 - 0.7**step)) + 1e-2)
@@ -119,7 +121,7 @@ def test_learning_rate_warms_up_and_follows_the_cosine_of_the_whole_run():
     assert float(rate(299)) == pytest.approx(1.003e-5, rel=1e-3)
     assert float(rate(300)) == pytest.approx(1e-5)
     assert float(rate(400)) == float(rate(600)) == pytest.approx(1e-5)
-    assert float(rate(150)) == pytest.approx((1e-3 + 1e-5) / 2)  # half of the cosine's way
+    assert float(rate(150)) == pytest.approx((1e-3 + 1e-5) / 2)  # half of the cosine
 
 
 def test_only_the_peak_scales_with_the_batch():
@@ -132,7 +134,7 @@ def test_only_the_peak_scales_with_the_batch():
     assert float(large(10**6)) == float(small(10**6)) == pytest.approx(1e-5)
 
 
-def test_the_released_codes_rate_changes_once_an_epoch_and_an_epoch_late():
+def test_the_released_schedule_changes_once_per_epoch_and_one_epoch_late():
     config = resolve(
         {"batch_size": 1024, "optimizer": {"schedule_every": "epoch", "schedule_lag": 1}}
     )
@@ -144,14 +146,14 @@ def test_the_released_codes_rate_changes_once_an_epoch_and_an_epoch_late():
     assert by_epoch[299][0] == pytest.approx(1.011e-5, rel=1e-3)
 
 
-def test_the_released_runs_decay_72_tensors():
+def test_the_released_runs_decay_72_tensors_of_180():
     mask = decay_mask(abstract_parameters("convit_tiny"), NO_DECAY[:1])
     assert (sum(jax.tree.leaves(mask)), len(jax.tree.leaves(mask))) == (72, 180)
     assert mask["cls_token"]
     assert mask["pos_embed"]
 
 
-def test_frozen_parameters_neither_move_nor_decay():
+def test_frozen_parameters_neither_change_nor_decay():
     params = {"a": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "cls_token": jnp.ones(2)}
     config = resolve({"optimizer": {"weight_decay": 0.5, "frozen": (r"a\..*",)}}).optimizer
     optimizer = make_optimizer(config, optax.constant_schedule(0.1), params)
@@ -162,18 +164,18 @@ def test_frozen_parameters_neither_move_nor_decay():
     assert updates["cls_token"].all()
 
 
-def test_the_gpsa_layers_can_be_frozen_by_that_name():
-    """`{gpsa}` stands for their numbers, however many there are, and matches no other layer."""
+def test_the_gpsa_layers_can_be_frozen_by_placeholder():
+    """`{gpsa}` matches the numbers of all GPSA layers and no other layer."""
     params = abstract_parameters("convit_tiny", depth=12, gpsa_layers=11)
-    marked = match_parameters(params, (r"blocks\.{gpsa}\.norm1\.scale",), "optimizer.frozen")
-    assert [marked["blocks"][i]["norm1"]["scale"] for i in range(12)] == [True] * 11 + [False]
-    assert sum(jax.tree.leaves(marked)) == 11
+    mask = match_parameters(params, (r"blocks\.{gpsa}\.norm1\.scale",), "optimizer.frozen")
+    assert [mask["blocks"][i]["norm1"]["scale"] for i in range(12)] == [True] * 11 + [False]
+    assert sum(jax.tree.leaves(mask)) == 11
     with pytest.raises(InputError, match="matches none of the"):
         match_parameters(abstract_parameters("deit_tiny"), (r"blocks\.{gpsa}\..*",), "x")
 
 
 def test_layers_near_the_images_learn_more_slowly():
-    """Block i of n has decay^(n - i) of the rate, what comes before decay^(n + 1), the head 1."""
+    """Block i of n has decay^(n - i) of the rate, earlier parameters decay^(n + 1), the head 1."""
     block = {"norm1": {"scale": jnp.ones(1)}}
     params = {
         "patch_embed": {"kernel": jnp.ones(1)},

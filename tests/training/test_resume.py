@@ -1,4 +1,4 @@
-"""A run that is killed and started again, by real processes."""
+"""Runs in real processes that are killed and resumed."""
 
 import json
 import os
@@ -28,7 +28,7 @@ OVERRIDES = {
 
 
 def start(repository, workdir, **overrides):
-    """Starts train.py as a user would, in a process group of its own."""
+    """Start train.py as a user would, in a new process group."""
     arguments = [f"--config.{key}={value}" for key, value in (OVERRIDES | overrides).items()]
     return subprocess.Popen(
         [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}",
@@ -38,18 +38,18 @@ def start(repository, workdir, **overrides):
 
 
 def finish(process):
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    return log
 
 
 def wait_for_checkpoint(process, workdir, beyond):
-    """Until a checkpoint of more than `beyond` steps has been begun or written."""
+    """Wait until a checkpoint of more than `beyond` steps is being written or complete."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
-        begun = [path.name.partition(".")[0] for path in workdir.glob("checkpoints/*")]
-        if any(name.isdigit() and int(name) > beyond for name in begun):
+        names = [path.name.partition(".")[0] for path in workdir.glob("checkpoints/*")]
+        if any(name.isdigit() and int(name) > beyond for name in names):
             return
         time.sleep(0.002)
     raise AssertionError("no checkpoint in two minutes")
@@ -94,33 +94,33 @@ def test_killed_twice_and_resumed_the_parameters_are_bit_identical(
     assert losses(tmp_path)[-1] == losses(uninterrupted)[-1]
 
 
-@pytest.mark.parametrize("to_the_group", [False, True])
-def test_sigterm_saves_and_ends_with_the_code_that_launchers_restart(
-    to_the_group, repository, tmp_path
+@pytest.mark.parametrize("to_group", [False, True])
+def test_sigterm_saves_and_ends_with_the_code_on_which_launchers_restart(
+    to_group, repository, tmp_path
 ):
-    """As `timeout`, systemd and scancel send it, to the processes that read data too."""
-    process = start(repository, tmp_path, **{"data.num_workers": 2} if to_the_group else {})
+    """To the process, or as `timeout`, systemd and scancel do, also to the data workers."""
+    process = start(repository, tmp_path, **{"data.num_workers": 2} if to_group else {})
     wait_for_checkpoint(process, tmp_path, 0)
-    if to_the_group:
+    if to_group:
         os.killpg(process.pid, signal.SIGTERM)
     else:
         process.terminate()
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, said
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, log
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
-    assert f"stopped by SIGTERM after step {saved} of {STEPS}" in said
+    assert f"stopped by SIGTERM after step {saved} of {STEPS}" in log
 
 
-def test_a_second_start_on_a_workdir_is_refused(repository, tmp_path):
+def test_a_second_run_in_a_workdir_is_refused(repository, tmp_path):
     first = start(repository, tmp_path, train_for="100000 steps")
     wait_for_checkpoint(first, tmp_path, 0)
     second = start(repository, tmp_path, train_for="100000 steps")
-    _, said = second.communicate(timeout=120)
+    _, log = second.communicate(timeout=120)
     assert second.returncode == 2
-    assert f"is in use by process {first.pid} on " in said
+    assert f"is in use by process {first.pid} on " in log
     first.kill()
     first.wait()
-    # However it ended, its claim ended with it.
+    # The lock ends with the process, however it ends.
     third = start(repository, tmp_path, train_for="100000 steps")
     wait_for_checkpoint(third, tmp_path, 20)
     third.kill()

@@ -20,14 +20,14 @@ def make_batch(size=16, seed=0, **extra):
 
 
 def logits_of(experiment, batch):
-    """The untrained model's, by its own call."""
+    """Return the logits of the untrained model, called directly."""
     images = normalise(jnp.asarray(batch["image"]), (0.3,), (0.4,))
     return jax.jit(lambda x: build(experiment.architecture, experiment.config.seed)(x))(images)
 
 
 @pytest.fixture
 def run_steps(make_config):
-    """A function of config overrides: the states and metrics of some steps."""
+    """A function that trains on some batches, returning experiment, states and metrics."""
 
     def run(batches, **overrides):
         experiment = make_experiment(make_config(**overrides), num_examples=100, num_classes=10)
@@ -42,7 +42,7 @@ def run_steps(make_config):
     return run
 
 
-def test_the_loss_is_the_models_own(run_steps):
+def test_the_loss_is_the_cross_entropy_of_the_models_logits(run_steps):
     batch = make_batch()
     overrides = {"model__drop_path_rate": 0.0, "label_smoothing": 0.2}
     experiment, states, metrics = run_steps([batch], **overrides)
@@ -50,22 +50,22 @@ def test_the_loss_is_the_models_own(run_steps):
     labels = jax.nn.one_hot(batch["label"], 10) * 0.8 + 0.02
     expected = -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits), -1))
     assert float(metrics[0]["loss"]) == pytest.approx(float(expected), rel=1e-5)
-    hits = np.mean(np.argmax(logits, -1) == batch["label"])
-    assert float(metrics[0]["accuracy"]) == pytest.approx(hits)
+    accuracy = np.mean(np.argmax(logits, -1) == batch["label"])
+    assert float(metrics[0]["accuracy"]) == pytest.approx(accuracy)
     assert [int(state.step) for state in states] == [0, 1]
 
 
-def test_steps_repeated_on_a_batch_lower_its_loss(run_steps):
+def test_repeated_steps_on_a_batch_lower_its_loss(run_steps):
     _, _, metrics = run_steps([make_batch()] * 12, model__drop_path_rate=0.0, label_smoothing=0.0)
     losses = [float(values["loss"]) for values in metrics]
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_a_steps_randomness_is_a_function_of_the_seed_and_the_step(run_steps):
+def test_the_randomness_of_a_step_is_a_function_of_seed_and_step(run_steps):
     batch = make_batch()
     _, _, first = run_steps([batch, batch], model__drop_path_rate=0.5)
-    _, _, again = run_steps([batch, batch], model__drop_path_rate=0.5)
-    assert [float(m["loss"]) for m in first] == [float(m["loss"]) for m in again]
+    _, _, second = run_steps([batch, batch], model__drop_path_rate=0.5)
+    assert [float(m["loss"]) for m in first] == [float(m["loss"]) for m in second]
 
     experiment, states, _ = run_steps([], model__drop_path_rate=0.5)
     step = jax.jit(experiment.train_step)
@@ -77,22 +77,23 @@ def test_a_steps_randomness_is_a_function_of_the_seed_and_the_step(run_steps):
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_a_batch_computed_in_parts_gives_the_same_step(run_steps, accumulate):
+def test_gradient_accumulation_gives_the_same_step(run_steps, accumulate):
     batches = [make_batch(seed=seed) for seed in range(3)]
-    _, whole, metrics = run_steps(batches, model__drop_path_rate=0.0)
-    _, parts, metrics_of_parts = run_steps(
+    _, expected_states, expected_metrics = run_steps(batches, model__drop_path_rate=0.0)
+    _, states, metrics = run_steps(
         batches, model__drop_path_rate=0.0, optimizer__accumulate=accumulate
     )
-    for one, other in zip(metrics, metrics_of_parts, strict=True):
-        for name in one:
-            assert float(one[name]) == pytest.approx(float(other[name]), rel=1e-4)
-    # AdamW divides by the gradient's size, which for some parameters is rounding alone.
-    mu, mu_of_parts = (optax.tree.get(states[1].opt_state, "mu") for states in (whole, parts))
-    for one, other in zip(jax.tree.leaves(mu), jax.tree.leaves(mu_of_parts), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
+    for expected, values in zip(expected_metrics, metrics, strict=True):
+        for name in expected:
+            assert float(expected[name]) == pytest.approx(float(values[name]), rel=1e-4)
+    # Moments, not parameters: AdamW divides by gradients that for some parameters are rounding.
+    expected_mu = optax.tree.get(expected_states[1].opt_state, "mu")
+    mu = optax.tree.get(states[1].opt_state, "mu")
+    for expected, array in zip(jax.tree.leaves(expected_mu), jax.tree.leaves(mu), strict=True):
+        np.testing.assert_allclose(expected, array, rtol=1e-3, atol=1e-6)
 
 
-def test_the_running_average_follows_its_definition_and_is_what_is_evaluated(run_steps):
+def test_the_moving_average_follows_its_definition_and_is_evaluated(run_steps):
     _, states, _ = run_steps([make_batch(), make_batch(seed=1)], ema_decay=0.75)
     expected = states[0].params["head"]["kernel"]
     assert jnp.array_equal(states[0].ema_params["head"]["kernel"], expected)
@@ -102,28 +103,29 @@ def test_the_running_average_follows_its_definition_and_is_what_is_evaluated(run
         assert state.eval_params is state.ema_params
 
 
-def test_without_a_running_average_there_is_none(run_steps):
+def test_without_a_moving_average_the_parameters_are_evaluated(run_steps):
     _, states, _ = run_steps([])
     assert states[0].ema_params is None
     assert states[0].eval_params is states[0].params
 
 
-def test_evaluation_sums_what_the_mask_shows(run_steps):
+def test_evaluation_sums_the_rows_of_mask_one(run_steps):
     experiment, states, _ = run_steps([])
     batch = make_batch(size=8, mask=np.array([1, 1, 1, 0, 1, 0, 0, 1], np.float32))
     sums = jax.jit(experiment.eval_step)(states[0].params, batch)
     logits = np.asarray(logits_of(experiment, batch))
-    seen, label = batch["mask"] == 1, batch["label"]
-    best = np.argsort(-logits, -1)
+    unmasked, label = batch["mask"] == 1, batch["label"]
+    ranking = np.argsort(-logits, -1)
     log_probabilities = np.asarray(jax.nn.log_softmax(logits))
     assert float(sums["examples"]) == 5
-    assert float(sums["accuracy"]) == np.sum((best[:, 0] == label)[seen])
-    assert float(sums["accuracy_top5"]) == np.sum((best[:, :5] == label[:, None]).any(-1)[seen])
+    assert float(sums["accuracy"]) == np.sum((ranking[:, 0] == label)[unmasked])
+    in_top5 = (ranking[:, :5] == label[:, None]).any(-1)
+    assert float(sums["accuracy_top5"]) == np.sum(in_top5[unmasked])
     losses = -log_probabilities[np.arange(8), label]
-    assert float(sums["loss"]) == pytest.approx(losses[seen].sum(), rel=1e-5)
+    assert float(sums["loss"]) == pytest.approx(losses[unmasked].sum(), rel=1e-5)
 
 
-def test_what_is_not_a_number_hits_nothing(run_steps):
+def test_nan_logits_are_never_correct(run_steps):
     experiment, states, _ = run_steps([])
     params = jax.tree.map(lambda x: x * jnp.nan, states[0].params)
     batch = make_batch(size=4, mask=np.ones(4, np.float32))
@@ -131,8 +133,8 @@ def test_what_is_not_a_number_hits_nothing(run_steps):
     assert float(sums["accuracy"]) == float(sums["accuracy_top5"]) == 0.0
 
 
-def test_the_state_is_given_away_without_trouble(make_config):
-    """The running average starts as the parameters; donated, no buffer may be shared."""
+def test_no_buffer_of_the_donated_state_is_shared(make_config):
+    """The moving average starts as a copy of the parameters."""
     experiment = make_experiment(make_config(ema_decay=0.9), num_examples=100, num_classes=10)
     state = jax.jit(experiment.init_state)()
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]

@@ -1,4 +1,4 @@
-"""Runs whose storage fails: it is full, or read-only, or the clock of the machine jumps."""
+"""Runs with failing storage: full, read-only, unmounted, or on a machine whose clock jumps."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ SIZE = 4 << 20  # bytes
 
 @pytest.fixture
 def disk(tmp_path):
-    """The directory of a small file system of its own."""
+    """The directory of a small separate file system."""
     directory = tmp_path / "disk"
     directory.mkdir()
     mounted = subprocess.run(
@@ -30,25 +30,25 @@ def disk(tmp_path):
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
 
     yield directory
-    # Whatever still has a file open there does not keep it from going.
+    # Lazily, because files may still be open.
     subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """A function: does something, once, after a step of the run that follows."""
+    """A function that registers an action to call once after a step of the next run."""
 
-    def do(step, action):
-        reached, left = signals.StopRequest.reached, [action]
+    def register(action_step, action):
+        reached, pending = signals.StopRequest.reached, [action]
 
-        def watch(request, now):
-            if now == step and left:
-                left.pop()()
-            return reached(request, now)
+        def call_and_check(request, step):
+            if step == action_step and pending:
+                pending.pop()()
+            return reached(request, step)
 
-        monkeypatch.setattr(signals.StopRequest, "reached", watch)
+        monkeypatch.setattr(signals.StopRequest, "reached", call_and_check)
 
-    return do
+    return register
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def config(make_config):
 
 
 def wait_for(checkpoint):
-    """Until a checkpoint is whole, which is written in the background."""
+    """Wait until a checkpoint, which is written in the background, is complete."""
     while not checkpoint.is_dir():
         time.sleep(0.01)
 
@@ -72,7 +72,7 @@ def final_arrays(workdir):
 
 @pytest.fixture
 def undisturbed(config, tmp_path):
-    """The arrays of a run that nothing happened to."""
+    """The final arrays of an undisturbed run."""
     loop.train(config, str(tmp_path / "undisturbed"))
     return final_arrays(tmp_path / "undisturbed")
 
@@ -83,9 +83,9 @@ def assert_same(arrays, expected):
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
-# Bytes: nothing; a line of the metrics; a part of a checkpoint, of some 100,000; all but a little.
+# Free bytes: none; enough for a metrics line; for part of a checkpoint (about 100,000); for most.
 @pytest.mark.parametrize("free", [0, 8 << 10, 60 << 10, 200 << 10])
-def test_a_disk_that_fills_up_loses_nothing(free, config, disk, at_step, undisturbed):
+def test_a_full_disk_loses_nothing(free, config, disk, at_step, undisturbed):
     workdir, filler = disk / "run", disk / "filler"
 
     def fill():
@@ -98,15 +98,15 @@ def test_a_disk_that_fills_up_loses_nothing(free, config, disk, at_step, undistu
     at_step(5, fill)
     with pytest.raises(RunError, match="space"):
         loop.train(config, str(workdir))
-    kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
-    assert "3" in kept
-    assert not [name for name in kept if "damaged" in name]
+    names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert "3" in names
+    assert not [name for name in names if "damaged" in name]
     filler.unlink()
     assert loop.train(config, str(workdir)).step == 12
     assert_same(final_arrays(workdir), undisturbed)
 
 
-def test_a_workdir_that_may_not_be_written_to_is_a_mistake(config, disk):
+def test_a_read_only_workdir_is_an_input_error(config, disk):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(
         InputError, match=r"cannot be used as a directory to write to: the file system is read-only"
@@ -114,16 +114,15 @@ def test_a_workdir_that_may_not_be_written_to_is_a_mistake(config, disk):
         loop.train(config, str(disk))
 
 
-def test_storage_that_goes_away_and_comes_back_loses_nothing(
+def test_storage_that_is_unmounted_and_remounted_loses_nothing(
     config, disk, at_step, undisturbed, tmp_path
 ):
     elsewhere, workdir = tmp_path / "elsewhere", disk / "run"
     elsewhere.mkdir()
     at_step(5, lambda: subprocess.run(["mount", "--move", disk, elsewhere], check=True))
     try:
-        with pytest.raises(
-            RunError, match=r"metrics.jsonl .* can no longer be written: No such file"
-        ):
+        # Of the metrics, or of a checkpoint that is still being written.
+        with pytest.raises(RunError, match=r" be written.*No such file"):
             loop.train(config, str(workdir))
     finally:
         subprocess.run(["mount", "--move", elsewhere, disk], check=True)
@@ -133,16 +132,16 @@ def test_storage_that_goes_away_and_comes_back_loses_nothing(
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that the machine's clock is off, in a list."""
-    off, right = [0.0], time.time
-    monkeypatch.setattr(time, "time", lambda: right() + off[0])
+    """A list with the offset in seconds of the machine's clock."""
+    offset, true_time = [0.0], time.time
+    monkeypatch.setattr(time, "time", lambda: true_time() + offset[0])
     monkeypatch.setattr(time, "time_ns", lambda: int(time.time() * 1e9))
-    return off
+    return offset
 
 
 @pytest.mark.parametrize("jump", [-3e7, 3e7])
-def test_a_clock_that_jumps_changes_nothing(jump, config, tmp_path, at_step, clock, undisturbed):
-    """By a year, while nothing is being saved."""
+def test_a_clock_jump_changes_nothing(jump, config, tmp_path, at_step, clock, undisturbed):
+    """A jump of a year while nothing is being saved."""
     workdir = tmp_path / "run"
 
     def change():
@@ -155,14 +154,12 @@ def test_a_clock_that_jumps_changes_nothing(jump, config, tmp_path, at_step, clo
     assert [line["step"] for line in metrics_of(workdir) if "train/loss" in line] == [*range(1, 13)]
 
 
-def test_a_clock_that_jumps_while_it_is_saved_loses_nothing(
-    config, tmp_path, monkeypatch, undisturbed
-):
-    """Orbax's limits of time are of that clock: it may end the run, which then goes on."""
-    right, jumps = time.time, random.Random(0)
+def test_a_clock_jump_while_saving_loses_nothing(config, tmp_path, monkeypatch, undisturbed):
+    """Orbax's timeouts use that clock, so a jump may end the run, which can then be resumed."""
+    true_time, jumps = time.time, random.Random(0)
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(time, "time", lambda: right() + jumps.uniform(-3e7, 3e7))
+        patch.setattr(time, "time", lambda: true_time() + jumps.uniform(-3e7, 3e7))
         with contextlib.suppress(RunError):
             loop.train(config, str(workdir))
     assert loop.train(config, str(workdir)).step == 12

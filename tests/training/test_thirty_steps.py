@@ -1,9 +1,9 @@
-"""Thirty steps of a tiny ConViT, against the same thirty taken by torch's AdamW in float64.
+"""Thirty steps of a tiny ConViT, compared with the same steps by torch's AdamW in float64.
 
-`tests/data/thirty_steps.npz` holds the reference: parameters before and after, their running
-average and every loss. All twenty images are in each step, so that nothing is random; what is
-compared is the whole step: normalisation, smoothing, gradients, AdamW with its decay mask, the
-learning rate's cosine and the running average.
+`tests/data/thirty_steps.npz` holds the reference: parameters before and after, their moving
+average and every loss. Each step uses all twenty images, so nothing is random. The comparison
+covers the whole step: normalisation, label smoothing, gradients, AdamW with its decay mask, the
+learning rate's cosine and the moving average.
 """
 
 import jax
@@ -36,7 +36,7 @@ RECIPE = {
 }  # fmt: skip
 
 
-def of_prefix(arrays, prefix):
+def with_prefix(arrays, prefix):
     return {
         name.removeprefix(prefix): array
         for name, array in arrays.items()
@@ -52,10 +52,10 @@ def reference(reference_data):
 
 @pytest.fixture(scope="module")
 def trained(reference):
-    """Our losses, parameters and their average after the steps, by the released names."""
+    """Our losses, final parameters and their moving average, by the released names."""
     experiment = make_experiment(resolve(RECIPE), num_examples=20, num_classes=5)
     model = models.build(experiment.architecture)
-    load_tensors(model, of_prefix(reference, "init/"))
+    load_tensors(model, with_prefix(reference, "init/"))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     fresh = jax.jit(experiment.init_state)()
     state = TrainState(fresh.step, params, fresh.opt_state, jax.tree.map(jnp.copy, params))
@@ -65,7 +65,7 @@ def trained(reference):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
 
-    def released(tree):
+    def to_released(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
         return to_torch(
@@ -73,42 +73,40 @@ def trained(reference):
             experiment.architecture,
         )
 
-    return losses, released(state.params), released(state.ema_params)
+    return losses, to_released(state.params), to_released(state.ema_params)
 
 
-def assert_went_the_same_way(ours, start, expected):
-    """Each tensor within a thousandth of the way that it moved.
+def assert_same_change(ours, initial, expected):
+    """Check that each tensor is within a thousandth of its change from the expected one.
 
-    But for the biases of the positional projections: the softmax does not see them, so their
-    gradients are rounding, which AdamW scales up.
+    Except the biases of the positional projections: softmax is invariant to them, so their
+    gradients are rounding errors, which AdamW scales up.
     """
     assert set(ours) == set(expected)
-    compared = 0
-    for name, end in expected.items():
+    num_compared = 0
+    for name, final in expected.items():
         if name.endswith("pos_proj.bias"):
             continue
-        way = np.abs(end - start[name]).max()
-        assert way > 1e-4, name
-        distance = np.abs(ours[name] - end).max()
-        assert distance <= 1e-3 * way, f"{name}: {distance:.2g} from it, of a way of {way:.2g}"
-        compared += 1
-    assert compared == 47
+        change = np.abs(final - initial[name]).max()
+        assert change > 1e-4, name
+        error = np.abs(ours[name] - final).max()
+        assert error <= 1e-3 * change, f"{name}: error {error:.2g}, change {change:.2g}"
+        num_compared += 1
+    assert num_compared == 47
 
 
-def test_every_loss_is_the_references(trained, reference):
+def test_every_loss_matches_the_reference(trained, reference):
     losses, _, _ = trained
     assert len(losses) == STEPS
     np.testing.assert_allclose(losses, reference["losses"], rtol=1e-5)
     assert losses[-1] < 0.85 * losses[0]
 
 
-def test_the_parameters_end_where_the_references_do(trained, reference):
+def test_the_final_parameters_match_the_reference(trained, reference):
     _, params, _ = trained
-    assert_went_the_same_way(params, of_prefix(reference, "init/"), of_prefix(reference, "final/"))
+    assert_same_change(params, with_prefix(reference, "init/"), with_prefix(reference, "final/"))
 
 
-def test_the_running_average_ends_where_the_references_does(trained, reference):
+def test_the_final_moving_average_matches_the_reference(trained, reference):
     _, _, average = trained
-    assert_went_the_same_way(
-        average, of_prefix(reference, "init/"), of_prefix(reference, "ema_0.9/")
-    )
+    assert_same_change(average, with_prefix(reference, "init/"), with_prefix(reference, "ema_0.9/"))

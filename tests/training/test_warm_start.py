@@ -1,4 +1,4 @@
-"""Runs that start from weights: config.init_from."""
+"""Runs that start from existing weights: config.init_from."""
 
 import dataclasses
 import logging
@@ -8,23 +8,25 @@ import numpy as np
 import pytest
 
 from convit_jax.config import resolve
+from convit_jax.distributed import mesh
+from convit_jax.distributed.sharding import state_sharding
 from convit_jax.errors import InputError
 from convit_jax.models import architecture
-from convit_jax.training import make_experiment, mesh
+from convit_jax.training import make_experiment
 from convit_jax.training.optimizer import parameter_names
-from convit_jax.training.sharding import state_sharding
 from convit_jax.training.warm_start import warm_start
 from convit_jax.weights import Card, Weights, open_weights, to_torch
 from convit_jax.weights.torch_names import parameter_shapes
 
 
-def random_weights(made, card=None):
+def random_weights(architecture, class_names=None):
     rng = np.random.default_rng(1)
     params = {
         name: rng.normal(size=shape).astype(np.float32)
-        for name, shape in parameter_shapes(made).items()
+        for name, shape in parameter_shapes(architecture).items()
     }
-    return params, Weights("these weights", to_torch(params, made), card or Card(made))
+    card = Card(architecture, class_names)
+    return params, Weights("these weights", to_torch(params, architecture), card)
 
 
 TINY = {"depth": 2, "gpsa_layers": 1, "head_dim": 4, "patch_size": 8}
@@ -32,7 +34,11 @@ TINY = {"depth": 2, "gpsa_layers": 1, "head_dim": 4, "patch_size": 8}
 
 @pytest.fixture
 def start(caplog):
-    """A function: a fresh state of a config's model, begun from weights, by names."""
+    """A function that warm-starts a fresh state of a model from weights.
+
+    Returns:
+        The fresh state, the warm-started state, and its parameters by name.
+    """
     caplog.set_level(logging.INFO, logger="convit_jax")
 
     def make(weights, class_names=("a", "b", "c"), image_size=32, ema_decay=0.0, **model):
@@ -45,20 +51,20 @@ def start(caplog):
         )
         experiment = make_experiment(config, num_examples=5000, num_classes=len(class_names))
         state = jax.jit(experiment.init_state)()
-        card = Card(experiment.architecture, class_names)
-        warm = warm_start(state, weights, card, state_sharding(state, mesh.create_mesh()))
+        sharding = state_sharding(state, mesh.create_mesh())
+        warm = warm_start(state, weights, experiment.architecture, class_names, sharding)
         leaves = map(np.asarray, jax.tree.leaves(warm.params))
         return state, warm, dict(zip(parameter_names(warm.params), leaves, strict=True))
 
     return make
 
 
-def made(**changes):
-    return architecture("convit_tiny", num_classes=3, image_size=32, **TINY | changes)
+def tiny_architecture(**overrides):
+    return architecture("convit_tiny", num_classes=3, image_size=32, **TINY | overrides)
 
 
-def test_everything_is_loaded_where_everything_fits(start, caplog):
-    params, weights = random_weights(made(), Card(made(), ("a", "b", "c")))
+def test_all_parameters_are_loaded_if_all_fit(start, caplog):
+    params, weights = random_weights(tiny_architecture(), ("a", "b", "c"))
     _, warm, loaded = start(weights, ema_decay=0.9)
     assert all(np.array_equal(loaded[name], params[name]) for name in params)
     assert f"{len(params)} of {len(params)} parameters" in caplog.text
@@ -66,34 +72,34 @@ def test_everything_is_loaded_where_everything_fits(start, caplog):
     assert jax.tree.all(same)
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((warm.params,
                warm.ema_params))]  # fmt: skip
-    assert len(set(buffers)) == len(buffers)  # the step gives the parameters' away
+    assert len(set(buffers)) == len(buffers)  # the step donates the parameters
 
 
 @pytest.mark.parametrize(
-    ("classes", "names", "told"),
+    ("num_classes", "class_names", "note"),
     [
-        (3, ("x", "y", "z"), "its 3 classes have other names there"),
-        (7, None, "7 classes there, 3 here"),
+        (3, ("x", "y", "z"), "the weights' 3 classes have other names than the data's"),
+        (7, None, "the weights have 7 classes, the data 3"),
     ],
 )
-def test_the_head_is_replaced_where_the_classes_differ(start, classes, names, told, caplog):
-    there = dataclasses.replace(made(), num_classes=classes)
-    params, weights = random_weights(there, Card(there, names))
+def test_the_head_stays_fresh_if_the_classes_differ(start, num_classes, class_names, note, caplog):
+    other = dataclasses.replace(tiny_architecture(), num_classes=num_classes)
+    params, weights = random_weights(other, class_names)
     state, _, loaded = start(weights)
     assert np.array_equal(loaded["head.kernel"], state.params["head"]["kernel"])
     assert np.array_equal(loaded["norm.scale"], params["norm.scale"])
-    assert f"fresh: head.bias, head.kernel ({told})" in caplog.text
+    assert f"fresh: head.bias, head.kernel ({note})" in caplog.text
 
 
-def test_classes_without_names_are_taken_for_those_here(start, caplog):
-    params, weights = random_weights(made())
+def test_unnamed_classes_are_taken_to_be_those_of_the_data(start, caplog):
+    params, weights = random_weights(tiny_architecture())
     _, _, loaded = start(weights)
     assert np.array_equal(loaded["head.kernel"], params["head.kernel"])
-    assert "the head is kept: its 3 classes have no names there" in caplog.text
+    assert "the head is kept: the weights do not name their 3 classes" in caplog.text
 
 
 def test_absolute_positions_are_resampled_and_nothing_else(start, caplog):
-    params, weights = random_weights(made(), Card(made(), ("a", "b", "c")))
+    params, weights = random_weights(tiny_architecture(), ("a", "b", "c"))
     _, _, loaded = start(weights, image_size=64)
     assert loaded["pos_embed"].shape == (1, 64, 16)
     others = [name for name in params if name != "pos_embed"]
@@ -102,8 +108,8 @@ def test_absolute_positions_are_resampled_and_nothing_else(start, caplog):
     assert "resampled: pos_embed, 4x4 to 8x8 patches" in caplog.text
 
 
-def test_another_models_weights_are_told_with_every_misfit(start):
-    _, weights = random_weights(made(depth=3, use_gating=False))
+def test_the_error_about_another_models_weights_lists_every_misfit(start):
+    _, weights = random_weights(tiny_architecture(depth=3, use_gating=False))
     with pytest.raises(InputError) as caught:
         start(weights)
     message = str(caught.value)
@@ -112,23 +118,23 @@ def test_another_models_weights_are_told_with_every_misfit(start):
     assert "unexpected: blocks.2.attn.proj.bias" in message
 
 
-def test_another_number_of_heads_is_told_though_all_shapes_fit(start):
+def test_another_number_of_heads_is_an_error_although_all_shapes_fit(start):
     deit = {"name": "deit_tiny", "gpsa_layers": None, "class_token_position": None}
-    there = architecture("deit_tiny", num_classes=3, image_size=32, depth=2, patch_size=8,
-                         num_heads=2, head_dim=4)  # fmt: skip
-    _, weights = random_weights(there)
-    with pytest.raises(InputError, match=r"the weights have 2 heads a layer, config.model makes 4"):
+    two_heads = architecture("deit_tiny", num_classes=3, image_size=32, depth=2, patch_size=8,
+                             num_heads=2, head_dim=4)  # fmt: skip
+    _, weights = random_weights(two_heads)
+    with pytest.raises(InputError, match=r"weights have 2 heads per layer, config\.model has 4"):
         start(weights, **deit, num_heads=4, head_dim=2)
 
 
-def test_a_run_starts_from_a_workdir_and_resumes_from_its_own(make_config, workdir, tmp_path):
+def test_a_run_starts_from_another_workdir_and_resumes_from_its_own(make_config, workdir, tmp_path):
     from convit_jax.training import loop
 
     config = make_config(train_for="2 steps", init_from=str(workdir), eval_every="2 steps",
                          optimizer__frozen=(r"(?!head\.).*",))  # fmt: skip
     loop.train(config, str(tmp_path))
     before, after = open_weights(workdir).tensors, open_weights(tmp_path).tensors
-    moved = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert moved == {"head.weight", "head.bias"}  # the probe trains the head alone
-    again = loop.train(dataclasses.replace(config, train_for="3 steps"), str(tmp_path))
-    assert again.step == 3
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"head.weight", "head.bias"}  # the probe trains only the head
+    outcome = loop.train(dataclasses.replace(config, train_for="3 steps"), str(tmp_path))
+    assert outcome.step == 3

@@ -14,14 +14,14 @@ def four_heads(reference_data):
 
 
 @pytest.fixture
-def agrees(reference_data):
-    """A function of a model: asserts that its features and logits are the reference's."""
+def assert_agrees(reference_data):
+    """A function of a model that asserts that its features and logits match the reference."""
 
     def check(model, name="four_heads"):
         with np.load(reference_data / f"{name}.npz") as reference:
             trace = jax.jit(model.trace)(reference["images"])
-            for what, value in (("features", trace.features), ("logits", trace.logits)):
-                expected = reference[what]
-                assert np.abs(value - expected).max() < 1e-5 * np.abs(expected).max(), what
+            for field, value in (("features", trace.features), ("logits", trace.logits)):
+                expected = reference[field]
+                assert np.abs(value - expected).max() < 1e-5 * np.abs(expected).max(), field
 
     return check

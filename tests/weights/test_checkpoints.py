@@ -22,17 +22,16 @@ def checkpoint(four_heads, tmp_path):
     return path
 
 
-def test_a_round_trip_through_a_checkpoint_is_bit_identical(checkpoint, four_heads, agrees):
-    back = open_weights(checkpoint)
-    assert list(back.tensors) == list(back.tensors)
-    assert set(back.tensors) == set(four_heads.tensors)
+def test_a_round_trip_through_a_checkpoint_is_bit_identical(checkpoint, four_heads, assert_agrees):
+    loaded = open_weights(checkpoint)
+    assert set(loaded.tensors) == set(four_heads.tensors)
     for name, tensor in four_heads.tensors.items():
-        assert np.array_equal(back.tensors[name], tensor), name
-    assert back.card.architecture == four_heads.architecture()
-    agrees(back.model())
+        assert np.array_equal(loaded.tensors[name], tensor), name
+    assert loaded.card.architecture == four_heads.architecture()
+    assert_agrees(loaded.model())
 
 
-def test_of_a_workdir_the_best_checkpoint_is_taken(checkpoint, tmp_path):
+def test_the_best_checkpoint_of_a_workdir_is_chosen(checkpoint, tmp_path):
     steps = tmp_path / "run" / "checkpoints"
     for step, accuracy in ((10, 0.9), (20, 0.5), (30, None)):
         shutil.copytree(checkpoint, steps / str(step))
@@ -51,8 +50,8 @@ def test_of_a_workdir_the_best_checkpoint_is_taken(checkpoint, tmp_path):
     assert find_checkpoint(epath.Path(tmp_path / "run")).name == "30"
 
 
-def test_what_training_leaves_is_loaded_by_its_workdir(workdir):
-    """The running average, where there is one, with the classes and the preprocessing."""
+def test_a_workdir_of_training_is_loaded(workdir):
+    """The running average is loaded, with the class names and the preprocessing."""
     import orbax.checkpoint as ocp
 
     weights = open_weights(workdir)
@@ -67,26 +66,26 @@ def test_what_training_leaves_is_loaded_by_its_workdir(workdir):
     assert jnp.array_equal(model.head.kernel[...], head)
 
 
-def test_a_directory_without_checkpoints_is_told_in_a_sentence(tmp_path):
+def test_a_directory_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no checkpoint in .*expected a workdir of train.py"):
         open_weights(tmp_path)
 
 
-@pytest.mark.parametrize("spoil", ["card", "tensors", "nothing"])
-def test_a_damaged_checkpoint_is_told_in_a_sentence(spoil, checkpoint):
-    if spoil == "card":
+@pytest.mark.parametrize("damage", ["card", "tensors", "no card"])
+def test_a_damaged_checkpoint_is_refused(damage, checkpoint):
+    if damage == "card":
         (checkpoint / "card" / "metadata").write_text("{")
-    elif spoil == "tensors":
+    elif damage == "tensors":
         for file in (checkpoint / "state").rglob("*"):
             if file.is_file() and file.stat().st_size > 10_000:
                 file.write_bytes(b"")
     else:
         shutil.rmtree(checkpoint / "card")
-    with pytest.raises(InputError, match=r"four_heads (is damaged|is no whole checkpoint)"):
+    with pytest.raises(InputError, match=r"four_heads (is damaged|is not a complete checkpoint)"):
         open_weights(checkpoint)
 
 
-def test_a_card_of_a_later_version_is_told_in_a_sentence():
+def test_a_card_of_a_later_version_is_refused():
     with pytest.raises(InputError, match=r"card cannot be read.*colour"):
         Card.from_json({"colour": "blue"})
 

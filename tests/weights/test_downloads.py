@@ -1,4 +1,4 @@
-"""Weights from addresses: a server of our own, and a hub's cache without a network."""
+"""Downloaded weights: from a local server, and from the Hub's cache without a network."""
 
 import functools
 import http.server
@@ -13,10 +13,10 @@ from convit_jax.weights.downloads import fetch
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a directory; /short… breaks off, /page… is a web page."""
+    """Serves a directory; responses to /short… are cut off, /page… is a web page."""
 
     def do_GET(self):
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         if self.path.startswith(("/short", "/page")):
             content = b"<!DOCTYPE html> sign in" if self.path.startswith("/page") else b"12345"
             self.send_response(200)
@@ -32,21 +32,21 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(reference_data, serve):
-    """A server of tests/data; its paths that were asked for are in `asked`."""
+    """A server of tests/data; the requested paths are in `asked`."""
     return serve(functools.partial(Handler, directory=str(reference_data)))
 
 
-def test_a_file_is_fetched_once(server, agrees, tmp_path):
+def test_a_file_is_fetched_once(server, assert_agrees, tmp_path):
     address = f"{server.address}/four_heads.safetensors"
-    agrees(open_weights(address).model())
+    assert_agrees(open_weights(address).model())
     open_weights(address)
-    assert server.asked == ["/four_heads.safetensors"]
-    kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert [path.name for path in kept] == ["four_heads.safetensors"]
+    assert server.requests == ["/four_heads.safetensors"]
+    cached = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert [path.name for path in cached] == ["four_heads.safetensors"]
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         ("nothing.safetensors", "could not be fetched: .*404|could not be fetched: File not found"),
         ("short.safetensors", "connection broke after 5 of 105 bytes"),
@@ -54,13 +54,13 @@ def test_a_file_is_fetched_once(server, agrees, tmp_path):
         ("weights.zip", "expected a file that ends in .safetensors"),
     ],
 )
-def test_what_goes_wrong_is_told_and_not_kept(server, path, told, tmp_path):
-    with pytest.raises(InputError, match=told):
+def test_failed_downloads_are_reported_and_not_cached(server, path, message, tmp_path):
+    with pytest.raises(InputError, match=message):
         open_weights(f"{server.address}/{path}")
-    assert not [found for found in (tmp_path / "cache").rglob("*") if found.is_file()]
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
 
 
-def test_no_server_is_told_in_a_sentence(monkeypatch, tmp_path):
+def test_a_server_that_refuses_connections_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"could not be fetched: .*[Rr]efused"):
         fetch("http://127.0.0.1:9/x.safetensors")
@@ -68,7 +68,7 @@ def test_no_server_is_told_in_a_sentence(monkeypatch, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """The cache of a hub that cannot be reached: a function puts a file into it."""
+    """The cache of an unreachable Hub: a function that puts a file into it."""
     pytest.importorskip("huggingface_hub", reason="huggingface_hub is an optional extra")
     from huggingface_hub import constants
 
@@ -86,27 +86,27 @@ def hub(monkeypatch, tmp_path):
     return put
 
 
-def test_a_hubs_model_is_found_in_its_cache_without_a_network(hub, reference_data, agrees):
+def test_a_hub_model_is_loaded_from_the_cache_without_a_network(hub, reference_data, assert_agrees):
     hub("timm/convit_four.fb_in1k", reference_data / "four_heads.safetensors")
-    agrees(open_weights("hf://timm/convit_four.fb_in1k").model())
-    inside = fetch("hf://timm/convit_four.fb_in1k/model.safetensors")
-    assert pathlib.Path(inside).name == "model.safetensors"
+    assert_agrees(open_weights("hf://timm/convit_four.fb_in1k").model())
+    path = fetch("hf://timm/convit_four.fb_in1k/model.safetensors")
+    assert pathlib.Path(path).name == "model.safetensors"
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("hf://timm/convit_tiny.fb_in1k", "cannot be reached, and its cache here has no model.saf"),
         ("hf://timm", "expected hf://ORG/NAME"),
         ("hf://timm/a b", "could not be fetched"),
     ],
 )
-def test_what_a_hub_does_not_have_is_told_in_a_sentence(hub, name, told):
-    with pytest.raises(InputError, match=told):
+def test_what_is_not_on_the_hub_is_reported(hub, name, message):
+    with pytest.raises(InputError, match=message):
         open_weights(name)
 
 
-def test_without_the_hubs_package_the_message_says_what_to_install(monkeypatch):
+def test_without_huggingface_hub_the_message_says_what_to_install(monkeypatch):
     from convit_jax.weights import downloads
 
     monkeypatch.setattr(downloads.importlib.util, "find_spec", lambda name: None)

@@ -1,4 +1,4 @@
-"""The artefact that runs without this package."""
+"""The exported program, which runs without this package."""
 
 import re
 import subprocess
@@ -11,13 +11,13 @@ from flax import nnx
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from convit_jax.data.preprocessing import preprocess
+from convit_jax.data.images.preprocessing import preprocess
 from convit_jax.weights.exporting import PLATFORMS, export_classifier
 
 
 @pytest.fixture(scope="module")
 def artefact(reference_data):
-    """A classifier of 96-pixel images, and the model it was made of."""
+    """An exported classifier of 96-pixel images, and its model."""
     from convit_jax.weights import open_weights
 
     weights = open_weights(reference_data / "four_heads.safetensors")
@@ -31,13 +31,13 @@ def test_it_gives_the_models_probabilities_for_images_of_any_size(artefact, shap
     photograph = load_sample_image("china.jpg")
     images = np.stack([photograph[9 * i : height + 9 * i, :width] for i in range(batch)])
     program, model = artefact
-    found = jax.export.deserialize(program).call(images)
+    probabilities = jax.export.deserialize(program).call(images)
     run = nnx.jit(lambda model, images: jax.nn.softmax(model(images)))
     expected = run(model, preprocess(list(images), image_size=96))
-    # Preprocessing inside is within one grey level of Pillow's.
-    assert np.abs(found - expected).max() < 0.003
+    # The program's preprocessing is within one grey level of Pillow's.
+    assert np.abs(probabilities - expected).max() < 0.003
     assert np.ptp(np.asarray(expected), axis=1).min() > 0.03
-    assert found.dtype == np.float32
+    assert probabilities.dtype == np.float32
 
 
 def test_it_is_lowered_for_every_platform(artefact):
@@ -47,16 +47,16 @@ def test_it_is_lowered_for_every_platform(artefact):
 
 
 def test_the_documented_example_runs_without_this_package(artefact, repository, tmp_path):
-    """The lines in the documentation, in a directory of their own."""
+    """Run the example of the documentation in a directory without this package."""
     text = (repository / "docs" / "weights.md").read_text()
     (example,) = re.findall(r"```python\n(# Runs without convit_jax.*?)```", text, re.DOTALL)
     assert len(example.strip().splitlines()) <= 10
     (tmp_path / "convit_tiny.stablehlo").write_bytes(artefact[0])
     Image.fromarray(load_sample_image("china.jpg")).save(tmp_path / "photograph.jpg")
     program = f"{example}\nimport sys\nassert 'convit_jax' not in sys.modules"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-I", "-c", program],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 5
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 5

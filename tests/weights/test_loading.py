@@ -1,4 +1,3 @@
-import importlib.util
 import pickle
 import zipfile
 
@@ -12,28 +11,24 @@ import convit_jax
 from convit_jax import models
 from convit_jax.errors import InputError
 from convit_jax.weights import model_keys, nearest_model, read_tensors, recognise, to_torch
-
-torch_only = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch is not installed: .pth files are an optional extra",
-)
+from tests.field.weight_files import torch_only
 
 
 def released_layout(name, **overrides):
-    """A model's tensors as shapes, under the released names: nothing is computed."""
-    made = models.architecture(name, **overrides)
-    model = nnx.eval_shape(lambda: models.build(made))
+    """Return an architecture and its tensors in the released layout, without computing values."""
+    architecture = models.architecture(name, **overrides)
+    model = nnx.eval_shape(lambda: models.build(architecture))
     params = {
         ".".join(map(str, path)): np.broadcast_to(np.float32(0), variable.shape)
         for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
     }
-    return made, to_torch(params, made)
+    return architecture, to_torch(params, architecture)
 
 
 @pytest.mark.parametrize("name", models.list_models())
-def test_every_named_model_is_recognised_by_its_tensors(name):
-    made, tensors = released_layout(name, num_classes=37)
-    assert recognise(tensors) == made
+def test_every_named_model_is_recognised(name):
+    architecture, tensors = released_layout(name, num_classes=37)
+    assert recognise(tensors) == architecture
     assert nearest_model(tensors) == name
 
 
@@ -46,19 +41,19 @@ def test_every_named_model_is_recognised_by_its_tensors(name):
     ],
 )
 def test_other_convits_are_recognised_too(overrides):
-    made, tensors = released_layout("convit_tiny", **overrides)
-    assert recognise(tensors) == made
+    architecture, tensors = released_layout("convit_tiny", **overrides)
+    assert recognise(tensors) == architecture
 
 
-def test_what_tensors_do_not_tell_is_asked_for_by_name():
-    made, tensors = released_layout("convit_tiny", image_size=(32, 48))
-    with pytest.raises(InputError, match=r"do not tell image_size: name it"):
+def test_fields_that_cannot_be_inferred_must_be_passed():
+    architecture, tensors = released_layout("convit_tiny", image_size=(32, 48))
+    with pytest.raises(InputError, match=r"image_size cannot be inferred from the tensors: pass"):
         recognise(tensors)
-    assert recognise(tensors, image_size=(32, 48)) == made
-    made, tensors = released_layout("deit_tiny", head_dim=48, num_heads=5)
-    with pytest.raises(InputError, match="do not tell num_heads"):
+    assert recognise(tensors, image_size=(32, 48)) == architecture
+    architecture, tensors = released_layout("deit_tiny", head_dim=48, num_heads=5)
+    with pytest.raises(InputError, match="num_heads cannot be inferred"):
         recognise(tensors)
-    assert recognise(tensors, num_heads=5) == made
+    assert recognise(tensors, num_heads=5) == architecture
 
 
 def test_a_model_is_loaded_from_the_file_alone(reference_data):
@@ -71,7 +66,7 @@ def test_a_model_is_loaded_from_the_file_alone(reference_data):
     assert convit_jax.load_model(path, dtype="bfloat16").architecture.dtype == "bfloat16"
 
 
-def test_the_likely_reason_is_told(tmp_path):
+def test_an_error_names_the_likely_model(tmp_path):
     _, tensors = released_layout("convit_tiny")
     tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     del tensors["norm.bias"]
@@ -81,13 +76,13 @@ def test_the_likely_reason_is_told(tmp_path):
         convit_jax.load_model(tmp_path / "x.safetensors")
 
 
-def test_other_models_weights_are_told_in_a_sentence(tmp_path):
+def test_weights_of_another_model_are_refused(tmp_path):
     safetensors.numpy.save_file({"conv1.weight": np.zeros(3)}, tmp_path / "resnet.safetensors")
     with pytest.raises(InputError, match=r"no ConViT or DeiT weights.*such as 'conv1.weight'"):
         convit_jax.load_model(tmp_path / "resnet.safetensors")
 
 
-def test_a_file_of_another_kind_is_told_in_a_sentence(tmp_path):
+def test_a_file_of_another_kind_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"expected a file that ends in \.safetensors, \.pth"):
         convit_jax.load_model(tmp_path / "weights.npz")
 
@@ -97,7 +92,7 @@ def test_without_pytorch_the_message_says_what_to_do(tmp_path, monkeypatch):
 
     (tmp_path / "x.pth").write_bytes(b"PK")
     monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install torch, or take the \.safetensors"):
+    with pytest.raises(InputError, match=r"pip install torch, or use the \.safetensors"):
         convit_jax.load_model(tmp_path / "x.pth")
 
 
@@ -140,7 +135,7 @@ def test_a_pickle_that_runs_code_does_not_run(archive, tmp_path):
 
 @torch_only
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 short"])
-def test_what_is_no_pytorch_file_is_told_in_a_sentence(content, tmp_path):
+def test_a_file_that_is_not_pytorchs_is_refused(content, tmp_path):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(InputError, match=r"x.pth"):
         convit_jax.load_model(tmp_path / "x.pth")
@@ -157,21 +152,21 @@ def test_what_is_no_pytorch_file_is_told_in_a_sentence(content, tmp_path):
         ("convit_base", {"use_gating": False, "qkv_bias": True, "image_size": 96}),
     ],
 )
-def test_config_keys_make_the_same_model_again(name, overrides):
-    made = models.architecture(name, **overrides)
-    keys = model_keys(made)
-    fixed = {"image_size": made.image_size, "num_classes": made.num_classes}
-    assert models.architecture(**keys, **fixed) == made
+def test_model_keys_rebuild_the_same_architecture(name, overrides):
+    architecture = models.architecture(name, **overrides)
+    keys = model_keys(architecture)
+    from_data = {"image_size": architecture.image_size, "num_classes": architecture.num_classes}
+    assert models.architecture(**keys, **from_data) == architecture
     assert overrides or keys == {"name": name}
 
 
 @pytest.mark.parametrize(
-    ("card", "told"),
+    ("card", "message"),
     [('{"architecture": {', "Expecting"), ('{"architekture": null}', "its card cannot be read")],
 )
-def test_a_garbled_card_is_told_with_the_file_s_name(card, told, tmp_path):
+def test_a_garbled_card_is_refused_with_the_files_name(card, message, tmp_path):
     path = tmp_path / "garbled.safetensors"
     tensors = {"cls_token": np.zeros((1, 1, 4), np.float32)}
     safetensors.numpy.save_file(tensors, path, metadata={"convit_jax": card})
-    with pytest.raises(InputError, match=rf"garbled.safetensors: .*{told}"):
+    with pytest.raises(InputError, match=rf"garbled.safetensors: .*{message}"):
         convit_jax.load_model(path)

@@ -29,11 +29,11 @@ def loaded(request, reference_data):
         return model, tensors, dict(arrays)
 
 
-def assert_near(ours, reference):
-    """To 1e-5 relative to the largest value."""
-    ours = np.asarray(ours)
-    assert ours.shape == reference.shape
-    assert np.abs(ours - reference).max() < 1e-5 * np.abs(reference).max()
+def assert_near(actual, reference):
+    """Equal to within 1e-5 of the largest value."""
+    actual = np.asarray(actual)
+    assert actual.shape == reference.shape
+    assert np.abs(actual - reference).max() < 1e-5 * np.abs(reference).max()
 
 
 def test_patches_blocks_features_and_logits_agree_with_the_reference(loaded):
@@ -56,16 +56,16 @@ def test_every_gpsa_attention_map_agrees_with_the_reference(loaded):
         assert_near(maps[int(name.removeprefix("attention_"))], reference[name])
 
 
-def test_the_way_there_and_back_changes_no_bit(loaded):
+def test_a_round_trip_through_our_names_is_bit_identical(loaded):
     model, tensors, _ = loaded
     params = {
         ".".join(map(str, path)): np.asarray(variable[...])
         for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
     }
-    back = to_torch(params, model.architecture)
-    assert set(back) == set(tensors)
+    converted = to_torch(params, model.architecture)
+    assert set(converted) == set(tensors)
     for name, tensor in tensors.items():
-        assert np.array_equal(back[name], tensor), name
+        assert np.array_equal(converted[name], tensor), name
 
 
 def test_all_mismatches_are_listed_and_nothing_is_loaded(loaded):
@@ -84,7 +84,7 @@ def test_all_mismatches_are_listed_and_nothing_is_loaded(loaded):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b"<html>not found</html>", "is a web page"),
@@ -92,23 +92,21 @@ def test_all_mismatches_are_listed_and_nothing_is_loaded(loaded):
         (b"junk" * 9, "is not a whole"),
     ],
 )
-def test_a_file_that_is_no_safetensors_is_told_in_a_sentence(
-    content, told, reference_data, tmp_path
-):
+def test_a_file_that_is_not_safetensors_is_refused(content, message, reference_data, tmp_path):
     path = tmp_path / "weights.safetensors"
-    whole = (reference_data / "four_heads.safetensors").read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(InputError, match=told):
+    file_content = (reference_data / "four_heads.safetensors").read_bytes()
+    path.write_bytes(file_content[: len(file_content) // 2] if content is None else content)
+    with pytest.raises(InputError, match=message):
         read_tensors(path)
 
 
-def test_a_file_that_is_not_there_is_told_in_a_sentence(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read_tensors(tmp_path / "nothing.safetensors")
 
 
-def test_the_tensors_lie_as_files_have_them(loaded):
-    """Row after row: PyTorch's and safetensors' writers take the memory as it is."""
+def test_converted_tensors_are_contiguous_arrays(loaded):
+    """PyTorch and safetensors write an array's memory unchanged."""
     model, _, _ = loaded
     params = {
         ".".join(map(str, path)): variable[...]
@@ -119,7 +117,7 @@ def test_the_tensors_lie_as_files_have_them(loaded):
         assert tensor.flags.c_contiguous, name
 
 
-def test_all_kinds_of_misfits_are_in_one_sentence_in_order(loaded):
+def test_all_kinds_of_mismatches_are_listed_in_order(loaded):
     model, tensors, _ = loaded
     tensors = dict(tensors, b=np.zeros(3), a=np.zeros(3), cls_token=np.zeros((1, 1, 5)))
     del tensors["norm.weight"]
@@ -148,11 +146,11 @@ def test_all_kinds_of_misfits_are_in_one_sentence_in_order(loaded):
         ("", False),
     ],
 )
-def test_what_the_released_models_call_parameters(name, expected):
+def test_is_parameter_knows_the_released_names(name, expected):
     assert torch_names.is_parameter(name) is expected
 
 
-def test_a_parameter_without_a_rule_is_a_defect(loaded):
+def test_a_parameter_without_a_rule_raises_key_error(loaded):
     model, _, _ = loaded
     with pytest.raises(KeyError, match="no rule for the parameter 'colour'"):
         to_torch({"colour": np.zeros(3)}, model.architecture)

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 
 import numpy as np
@@ -9,17 +8,13 @@ from convit_jax import models
 from convit_jax.errors import InputError
 from convit_jax.weights import Card, Weights, new_path, open_weights, to_torch, write_weights
 from convit_jax.weights.torch_names import parameter_shapes
+from tests.field.weight_files import torch_only
 
-torch_only = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch is not installed: .pth files are an optional extra",
-)
-
-# The released layout, from the facts about it: depth 12, GPSA in blocks 0 to 9.
+# The names in the released weights: depth 12, GPSA in blocks 0 to 9.
 _GPSA = ("gating_param", "qk.weight", "v.weight", "proj.weight", "proj.bias", "pos_proj.weight",
          "pos_proj.bias")  # fmt: skip
 _PLAIN = ("qkv.weight", "proj.weight", "proj.bias")
-_REST = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight",
+_COMMON = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight",
          "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias")  # fmt: skip
 
 
@@ -29,20 +24,20 @@ def released_names():
     for block in range(12):
         attention = _GPSA if block < 10 else _PLAIN
         names |= {f"blocks.{block}.attn.{name}" for name in attention}
-        names |= {f"blocks.{block}.{name}" for name in _REST}
+        names |= {f"blocks.{block}.{name}" for name in _COMMON}
     return names
 
 
 @pytest.fixture
 def convit_tiny():
-    """Full-size weights with values that are all different."""
-    made = models.architecture("convit_tiny")
+    """Full-size weights with random values."""
+    architecture = models.architecture("convit_tiny")
     rng = np.random.default_rng(0)
     params = {
         name: rng.normal(size=shape).astype(np.float32)
-        for name, shape in parameter_shapes(made).items()
+        for name, shape in parameter_shapes(architecture).items()
     }
-    return Weights("convit_tiny", to_torch(params, made), Card())
+    return Weights("convit_tiny", to_torch(params, architecture), Card())
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".pth", marks=torch_only), ""])
@@ -53,10 +48,10 @@ def test_full_size_weights_come_back_bit_for_bit_with_the_released_names(
     assert len(convit_tiny.tensors) == 180
     path = new_path(str(tmp_path / f"there{suffix}"))
     write_weights(convit_tiny, path, convit_tiny.architecture())
-    there = open_weights(path)
-    back = new_path(str(tmp_path / "back.safetensors"))
-    write_weights(there, back, there.architecture())
-    with safetensors.safe_open(back, "numpy") as file:
+    converted = open_weights(path)
+    copy = new_path(str(tmp_path / "back.safetensors"))
+    write_weights(converted, copy, converted.architecture())
+    with safetensors.safe_open(copy, "numpy") as file:
         assert set(file.keys()) == released_names()
         for name in file.keys():  # noqa: SIM118  (it is no mapping)
             tensor = file.get_tensor(name)
@@ -66,7 +61,7 @@ def test_full_size_weights_come_back_bit_for_bit_with_the_released_names(
 
 
 @torch_only
-def test_what_is_written_for_pytorch_is_a_flat_dictionary_of_tensors(four_heads, tmp_path):
+def test_a_pytorch_file_is_a_flat_dictionary_of_tensors(four_heads, tmp_path):
     import torch
 
     write_weights(four_heads, new_path(str(tmp_path / "x.pth")), four_heads.architecture())
@@ -75,14 +70,14 @@ def test_what_is_written_for_pytorch_is_a_flat_dictionary_of_tensors(four_heads,
     assert all(type(tensor) is torch.Tensor for tensor in content.values())
 
 
-def test_the_card_travels_with_safetensors(four_heads, tmp_path):
+def test_safetensors_files_contain_the_card(four_heads, tmp_path):
     card = Card(None, tuple("abcdefghij"), 0.9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     weights = Weights("x", four_heads.tensors, card)
     path = new_path(str(tmp_path / "x.safetensors"))
     write_weights(weights, path, weights.architecture())
-    back = open_weights(path).card
-    assert back == Card(weights.architecture(), *list(vars(card).values())[1:])
-    assert json.loads(json.dumps(card.as_json())) == json.loads(json.dumps(card.as_json()))
+    copy = open_weights(path).card
+    assert copy == Card(weights.architecture(), *list(vars(card).values())[1:])
+    assert Card.from_json(json.loads(json.dumps(card.as_json()))) == card
 
 
 def test_another_image_size_is_written_resampled(four_heads, tmp_path):
@@ -93,21 +88,21 @@ def test_another_image_size_is_written_resampled(four_heads, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
-        ("x.onnx", r"nothing is written as '.onnx', expected one of .bin, .pt"),
+        ("x.onnx", r"cannot write '.onnx' files, expected one of .bin, .pt"),
         ("x.safetensor", r"did you mean '.safetensors'"),
-        ("taken.pth", r"is there already"),
+        ("taken.pth", r"taken.pth already exists"),
     ],
 )
-def test_a_place_that_will_not_do_is_told_in_a_sentence(name, told, tmp_path):
+def test_an_unsupported_or_existing_destination_is_refused(name, message, tmp_path):
     (tmp_path / "taken.pth").write_bytes(b"precious")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         new_path(str(tmp_path / name))
     assert (tmp_path / "taken.pth").read_bytes() == b"precious"
 
 
-def test_a_directory_that_cannot_be_made_is_told_in_a_sentence(four_heads, tmp_path):
+def test_a_directory_that_cannot_be_created_is_reported(four_heads, tmp_path):
     (tmp_path / "file").write_text("")
     path = new_path(str(tmp_path / "file" / "x.safetensors"))
     with pytest.raises(InputError, match=r"x.safetensors cannot be written: "):

@@ -1,28 +1,18 @@
-"""Figures of the paper's kind: functions of plain arrays that return matplotlib figures.
+"""Figures like the paper's: functions of plain arrays that return matplotlib figures.
 
-None of them touches pyplot or any global setting: `figure.savefig("gates.pdf")` is all that is
-needed, and a notebook shows what is returned.
+None of them uses pyplot or changes global settings. Save a figure with
+`figure.savefig("gates.pdf")`; a notebook displays the returned figure.
 """
 
+from convit_jax.analysis.figures.curves import gates_by_layer as gates_by_layer
+from convit_jax.analysis.figures.curves import gates_over_training as gates_over_training
+from convit_jax.analysis.figures.curves import nonlocality_by_layer as nonlocality_by_layer
 from convit_jax.analysis.figures.curves import (
-    gates_by_layer,
-    gates_over_training,
-    nonlocality_by_layer,
-    nonlocality_over_training,
+    nonlocality_over_training as nonlocality_over_training,
 )
-from convit_jax.analysis.figures.efficiency import locality_grid, sample_efficiency
-from convit_jax.analysis.figures.maps import AttentionRow, attention_maps, positional_maps
-from convit_jax.analysis.figures.masks import accuracy_under_masks
-
-__all__ = [
-    "AttentionRow",
-    "accuracy_under_masks",
-    "attention_maps",
-    "gates_by_layer",
-    "gates_over_training",
-    "locality_grid",
-    "nonlocality_by_layer",
-    "nonlocality_over_training",
-    "positional_maps",
-    "sample_efficiency",
-]
+from convit_jax.analysis.figures.efficiency import locality_grid as locality_grid
+from convit_jax.analysis.figures.efficiency import sample_efficiency as sample_efficiency
+from convit_jax.analysis.figures.maps import AttentionRow as AttentionRow
+from convit_jax.analysis.figures.maps import attention_maps as attention_maps
+from convit_jax.analysis.figures.maps import positional_maps as positional_maps
+from convit_jax.analysis.figures.masks import accuracy_under_masks as accuracy_under_masks

@@ -1,4 +1,4 @@
-"""What a run takes of its machine, while it trains, evaluates and saves."""
+"""Resources of a run: memory, shared memory, threads, file descriptors and processes."""
 
 import itertools
 from collections.abc import Mapping
@@ -17,28 +17,27 @@ _PANELS = {
 
 @style.styled
 def resources_over_steps(samples: Mapping[str, np.ndarray]) -> Figure:
-    """Memory, shared memory, and what is counted, of a run and its workers together.
+    """Plot the resources of a run and its workers together by training step.
 
     Args:
-        samples: by name: `step`, megabytes of memory and of shared memory, and counts.
+        samples: one array for each column by name: `step`, memory and shared memory in MB, counts.
     """
     figure = Figure(figsize=(style.PAGE, 2.4))
-    # What is sampled at one step is drawn from it to the next, so that peaks keep their place.
-    places = _spread(samples["step"])
+    # Samples of one step are spread until the next step, so that all peaks are visible.
+    x = _spread_samples(samples["step"])
     for axes, (unit, names) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
-        for number, (name, label) in enumerate(names.items()):
-            colour = style.MODELS[number]
-            axes.plot(places, samples[name], color=colour, label=label, linewidth=0.7)
+        for index, (name, label) in enumerate(names.items()):
+            colour, _ = style.model_style(index)
+            axes.plot(x, samples[name], color=colour, label=label, linewidth=0.7)
         axes.set(xlabel="step", ylabel=unit, ylim=(0, 1.6 * max(samples[n].max() for n in names)))
         axes.legend(loc="upper left")
     return figure
 
 
-def _spread(steps: np.ndarray) -> np.ndarray:
-    """Places of samples that were taken one after the other while the last step told was one."""
-    places = steps.astype(float)
-    told = np.unique(steps)
-    for one, other in itertools.pairwise(told):
-        here = np.flatnonzero(steps == one)
-        places[here] = one + (other - one) * np.arange(len(here)) / len(here)
-    return places
+def _spread_samples(steps: np.ndarray) -> np.ndarray:
+    """Return x of each sample: the samples of each logged step evenly up to the next step."""
+    x = steps.astype(float)
+    for step, next_step in itertools.pairwise(np.unique(steps)):
+        indices = np.flatnonzero(steps == step)
+        x[indices] = step + (next_step - step) * np.arange(len(indices)) / len(indices)
+    return x

@@ -1,29 +1,29 @@
-"""One look for all figures: sizes of a two-column paper, colours that survive a grey printer."""
+"""Common style of all figures: sizes of a two-column paper, colours that differ in greyscale."""
 
 import functools
 import io
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-# Widths in inches of a column and of a page of a two-column paper.
+# Widths of a column and of a page in inches.
 COLUMN, PAGE = 3.3, 6.8
 _DPI = 200
 
-# Ordered things (layers, heads) take their colour from a perceptually uniform map, without its
-# lightest part; their order is then one of lightness too.
+# Colours of ordered items (layers, heads): perceptually uniform, so that lightness shows the order
+# too; the lightest part is not used.
 _ORDERED = mpl.colormaps["viridis"]
 _LIGHTEST = 0.9
-# Attention, from little (light) to much (dark).
+# Colours of attention, from low (light) to high (dark).
 ATTENTION = mpl.colormaps["magma_r"]
-# Unordered things (models) differ in colour, in lightness, and in their markers.
-MODELS = ("#31688e", "#d1495b", "#7a9e00", "#000000")
-MARKERS = ("o", "s", "^", "D")
+# Models differ in colour, in lightness, and in their markers.
+_MODEL_COLOURS = ("#31688e", "#d1495b", "#7a9e00", "#000000")
+_MARKERS = ("o", "s", "^", "D")
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -40,37 +40,43 @@ _SETTINGS = {
     "lines.linewidth": 1.2,
     "lines.markersize": 3.5,
     "figure.constrained_layout.use": True,
-    # Letters as outlines: an SVG looks the same where the font is not installed.
+    # Text as outlines, so that an SVG looks the same without the font.
     "svg.fonttype": "path",
     "svg.hashsalt": "convit_jax",
 }
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def styled(draw: F) -> F:
-    """A function that draws in this look, whatever matplotlib's settings are outside."""
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function to draw in this style, whatever matplotlib's global settings are."""
 
     @functools.wraps(draw)
-    def inside(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         with mpl.rc_context():
             mpl.rcdefaults()
             mpl.rcParams.update(_SETTINGS)
             return draw(*args, **kwargs)
 
-    return inside  # type: ignore[return-value]
+    return wrapper
 
 
 def ordered_colours(count: int) -> np.ndarray:
-    """RGBA [count, 4], from dark to light."""
+    """Return `count` colours from dark to light: RGBA [count, 4]."""
     return _ORDERED(np.linspace(0, _LIGHTEST, count))
 
 
+def model_style(index: int) -> tuple[str, str]:
+    """Return colour and marker of a model."""
+    return _MODEL_COLOURS[index % len(_MODEL_COLOURS)], _MARKERS[index % len(_MARKERS)]
+
+
 @styled
-def drawn(figure: Figure, kind: str) -> bytes:
-    """A figure as a file: png or svg."""
+def render_figure(figure: Figure, kind: str) -> bytes:
+    """Return the content of a png or svg file of the figure."""
     file = io.BytesIO()
-    # No date: the same numbers make the same file.
+    # Without a date, the same figure gives the same file.
     metadata = {"Date": None} if kind == "svg" else {}
     figure.savefig(file, format=kind, dpi=_DPI, metadata=metadata)
     return file.getvalue()

@@ -1,0 +1,168 @@
+"""The keys of `config.data` and `config.augment`: images and their augmentation."""
+
+import dataclasses
+from typing import Any
+
+from convit_jax.config.typed import key
+from convit_jax.data.images.transforms import CROPS
+from convit_jax.data.reading import EXIF_ROTATIONS
+from convit_jax.data.sources import imagenet
+from convit_jax.values.ranges import when
+
+_PROBABILITY: dict[str, Any] = {"at_least": 0, "at_most": 1}
+_SPAN: dict[str, Any] = {"lengths": (2,), "ascending": True, "above": 0}
+
+_RANDOM_CROP = when("augment.crop", one_of=("random_resized",))
+_PADDED = when("augment.crop", one_of=("pad",))
+_ERASED = when("augment.erase", above=0)
+_MIXED_UP, _CUT_AND_MIXED = when("augment.mixup", above=0), when("augment.cutmix", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The images and how they are read."""
+
+    train: str = key(
+        "digits:train",
+        "training examples: tfds:NAME:SPLIT[:DATA_DIR], folder:PATH or digits:train",
+        fixed=True,
+    )
+    eval: str = key("digits:test", "examples to evaluate on, named in the same way")
+    fraction: float = key(
+        1.0,
+        "share of each class's training examples that is used (paper Table 2)",
+        fixed=True,
+        above=0,
+        at_most=1,
+    )
+    holdout: float = key(
+        0.0,
+        "share of each class's training examples that is held out for evaluation, if data.eval is "
+        "''",
+        fixed=True,
+        at_least=0,
+        below=1,
+    )
+    fraction_choice: str = key(
+        "first",
+        "which examples: the 'first' int(n f) of each class by file name, as in the paper, or "
+        "'random' by the seed",
+        fixed=True,
+        one_of=("first", "random"),
+        read_if=(when("data.fraction", below=1),),
+    )
+    classes: int = key(
+        0, "number of classes to use, from the first; 0: all", fixed=True, at_least=2, also=(0,)
+    )
+    image_size: tuple[int, ...] = key(
+        (224,),
+        "(side,) or (height, width) of the model's input, in pixels",
+        fixed=True,
+        lengths=(1, 2),
+        at_least=1,
+    )
+    eval_crop: float = key(
+        imagenet.CROP_FRACTION,
+        "side of evaluation's centre crop as a share of the scaled image's side: 224 of 256",
+        above=0,
+        at_most=1,
+    )
+    mean: tuple[float, ...] = key(
+        imagenet.MEAN,
+        "subtracted from images scaled to [0, 1], for each channel",
+        fixed=True,
+        at_least=0,
+        at_most=1,
+    )
+    std: tuple[float, ...] = key(
+        imagenet.STD, "divisor after that, for each channel", fixed=True, above=0, at_most=1
+    )
+    max_broken: float = key(
+        0.001,
+        "share of the examples that may be unreadable before the run stops",
+        at_least=0,
+        below=1,
+    )
+    exif_rotation: str = key(
+        "auto",
+        "whether photographs are rotated upright by their EXIF: 'honour', 'ignore', or 'auto', "
+        "which rotates those of folder: but not those of tfds:, as for published accuracies",
+        one_of=EXIF_ROTATIONS,
+    )
+    num_workers: int = key(
+        0,
+        "processes that read and augment; 0: a thread of this process, -1: one for each core",
+        at_least=0,
+        at_most=1024,
+        also=(-1,),
+    )
+    prefetch_batches: int = key(2, "batches prepared ahead", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of training images; the defaults only scale them."""
+
+    repeats: int = key(
+        1,
+        "repeated augmentation: views of each image; the number of steps in an epoch is unchanged",
+        fixed=True,
+        at_least=1,
+        at_most=64,
+    )
+    crop: str = key(
+        "none",
+        "'random_resized' (a random part, scaled), 'pad' (a random shift, for small images) or "
+        "'none' (the whole image, scaled)",
+        one_of=CROPS,
+    )
+    crop_scale: tuple[float, ...] = key(
+        (0.08, 1.0),
+        "the random part's share of the area",
+        **_SPAN,
+        at_most=1,
+        read_if=(_RANDOM_CROP,),
+    )
+    crop_ratio: tuple[float, ...] = key(
+        (3 / 4, 4 / 3), "the random part's width over its height", **_SPAN, read_if=(_RANDOM_CROP,)
+    )
+    crop_padding: int = key(
+        4, "largest shift of 'pad' in each direction, in pixels", at_least=0, read_if=(_PADDED,)
+    )
+    flip: float = key(0.0, "probability of a horizontal flip", **_PROBABILITY)
+    randaugment: str = key(
+        "", "RandAugment in timm's notation, 'rand-m9-mstd0.5-inc1'; '' for none"
+    )
+    rotate: float = key(
+        0.0, "largest rotation in either direction, in degrees", at_least=0, at_most=180
+    )
+    zoom: float = key(
+        0.0, "largest relative change of scale: 0.1 is 0.9 to 1.1", at_least=0, below=1
+    )
+    shear: float = key(0.0, "largest shear, in degrees", at_least=0, below=90)
+    translate: float = key(
+        0.0, "largest shift along each axis, as a share of the side", at_least=0, at_most=1
+    )
+    erase: float = key(
+        0.0, "probability of random erasing, by noise after normalisation", **_PROBABILITY
+    )
+    erase_area: tuple[float, ...] = key(
+        (0.02, 1 / 3), "share of the area to erase", **_SPAN, at_most=1, read_if=(_ERASED,)
+    )
+    erase_ratio: tuple[float, ...] = key(
+        (0.3, 1 / 0.3), "height over width of the erased rectangle", **_SPAN, read_if=(_ERASED,)
+    )
+    mixup: float = key(0.0, "α of mixup's Beta(α, α); 0: none", at_least=0)
+    cutmix: float = key(0.0, "α of CutMix's Beta(α, α); 0: none", at_least=0)
+    mix_prob: float = key(
+        1.0,
+        "probability that a batch is mixed",
+        **_PROBABILITY,
+        read_if=(when("augment.mixup", "augment.cutmix", above=0),),
+    )
+    mix_switch_prob: float = key(
+        0.5,
+        "probability of CutMix rather than mixup, if both are on",
+        **_PROBABILITY,
+        read_if=(_MIXED_UP, _CUT_AND_MIXED),
+    )

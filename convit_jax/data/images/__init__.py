@@ -1,0 +1,1 @@
+"""Bytes → pixels → the uint8 image that goes to the device."""

@@ -1,0 +1,221 @@
+"""RandAugment's image operations on uint8 arrays: Pillow's definitions, implemented with OpenCV.
+
+Each maps uint8 [H, W, 3] to the same shape. Pixelwise operations are look-up tables and equal
+Pillow's up to rounding; geometric ones are within half a grey level on average, at half the cost
+(`tests/data/images/test_randaugment.py`).
+"""
+
+import functools
+import math
+
+import cv2
+import numpy as np
+
+from convit_jax.data.sources import imagenet
+
+# Colour of pixels from outside the image: ImageNet's mean.
+FILL = tuple(round(255 * mean) for mean in imagenet.MEAN)
+_LEVELS = np.arange(256)
+# Offset that turns OpenCV's rounding of interpolated values into Pillow's truncation.
+_TRUNCATE = -0.5
+# Pillow's smoothing filter: sharpness 0.
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+
+
+def _table(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Look up every pixel in `values`, [256] for all channels or [256, 3] for one table each.
+
+    As in Pillow, values are truncated to integers.
+    """
+    table = np.clip(values, 0, 255).astype(np.uint8)
+    return cv2.LUT(image, table.reshape(256, 1, -1))
+
+
+def auto_contrast(image: np.ndarray) -> np.ndarray:
+    """Stretch each channel to the full range."""
+    low, high = (
+        cv2.reduce(cv2.reduce(image, 0, extreme), 1, extreme).reshape(-1).astype(float)
+        for extreme in (cv2.REDUCE_MIN, cv2.REDUCE_MAX)
+    )
+    span = high - low
+    scale = np.where(span > 0, 255.0 / np.maximum(span, 1), 1.0)
+    offset = np.where(span > 0, -low * scale, 0.0)
+    return _table(image, _LEVELS[:, None] * scale + offset)
+
+
+def equalize(image: np.ndarray) -> np.ndarray:
+    """Equalise each channel's histogram."""
+    tables = [_equalizing_table(image[..., c]) for c in range(image.shape[2])]
+    return _table(image, np.stack(tables, axis=1))
+
+
+def _equalizing_table(channel: np.ndarray) -> np.ndarray:
+    counts = cv2.calcHist([channel], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    used = counts[counts > 0]
+    step = (used.sum() - used[-1]) // 255
+    if step == 0:
+        return _LEVELS
+    return (step // 2 + np.cumsum(counts) - counts) // step
+
+
+def invert(image: np.ndarray) -> np.ndarray:
+    """Invert all values."""
+    return cv2.bitwise_not(image)
+
+
+def posterize(image: np.ndarray, bits: int) -> np.ndarray:
+    """Keep the highest `bits` bits of each value; 0 bits give black."""
+    return cv2.bitwise_and(image, np.full_like(image, 256 - (1 << (8 - bits)) if bits else 0))
+
+
+def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
+    """Invert the values at or above a threshold."""
+    return _table(image, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
+
+
+def solarize_add(image: np.ndarray, amount: int, threshold: int = 128) -> np.ndarray:
+    """Add `amount` to the values below a threshold."""
+    return _table(image, np.where(threshold > _LEVELS, _LEVELS + amount, _LEVELS))
+
+
+def brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    """Interpolate between black (factor 0) and the image (1), or extrapolate."""
+    return _table(image, _LEVELS * factor)
+
+
+def contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """Interpolate between the mean grey (factor 0) and the image (1), or extrapolate."""
+    mean = math.floor(_grey(image).mean() + 0.5)
+    return _table(image, mean + (_LEVELS - mean) * factor)
+
+
+def colour(image: np.ndarray, factor: float) -> np.ndarray:
+    """Interpolate between the grey image (factor 0) and the image (1), or extrapolate."""
+    return _blend(cv2.cvtColor(_grey(image), cv2.COLOR_GRAY2RGB), image, factor)
+
+
+def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
+    """Interpolate between the smoothed image (factor 0) and the image (1), or extrapolate."""
+    if min(image.shape[:2]) < 3:
+        return image
+    smooth = image.copy()  # the outermost pixels are unchanged
+    smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, _SMOOTH)[1:-1, 1:-1]
+    return _blend(smooth, image, factor)
+
+
+def shear_x(image: np.ndarray, factor: float) -> np.ndarray:
+    """Shift each row by its distance from the top times the factor."""
+    return _affine(image, (1.0, factor, 0.0), (0.0, 1.0, 0.0))
+
+
+def shear_y(image: np.ndarray, factor: float) -> np.ndarray:
+    """Shift each column by its distance from the left times the factor."""
+    return _affine(image, (1.0, 0.0, 0.0), (factor, 1.0, 0.0))
+
+
+def translate_x(image: np.ndarray, share: float) -> np.ndarray:
+    """Shift to the left by a share of the width."""
+    return _translate(image, share * image.shape[1], axis=1)
+
+
+def translate_y(image: np.ndarray, share: float) -> np.ndarray:
+    """Shift upwards by a share of the height."""
+    return _translate(image, share * image.shape[0], axis=0)
+
+
+def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
+    """Rotate counter-clockwise about the centre."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = image.shape[1] / 2, image.shape[0] / 2
+    return _affine(image, (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
+
+
+def _affine(
+    image: np.ndarray, row_x: tuple[float, float, float], row_y: tuple[float, float, float]
+) -> np.ndarray:
+    """Sample output pixel (x, y) at matrix · (x, y, 1), with bicubic interpolation.
+
+    Positions are Pillow's: measured from the image's corner, so that pixel centres are at 1/2.
+    Positions outside the image give `FILL`; interpolation near the edge repeats the outermost
+    pixel.
+
+    Pillow's cubic kernel has the parameter a = -1 (Keys 1981), OpenCV's a = -3/4. The kernel is
+    linear in a, and a = 0 is linear interpolation at smoothly distorted positions, so
+    4/3 · (a = -3/4) - 1/3 · (a = 0) is Pillow's, except for a small cross term of the two axes.
+    """
+    matrix = np.array([row_x, row_y])
+    matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5  # OpenCV counts from pixel centres
+    size = (image.shape[1], image.shape[0])
+    pixels = image.astype(np.float32)
+    border = cv2.BORDER_REPLICATE
+    cubic = cv2.warpAffine(
+        pixels, matrix, size, flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=border
+    )
+    map_x, map_y = (_smooth_positions(row, size) for row in matrix)
+    smooth = cv2.remap(pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=border)
+    mixed = cv2.addWeighted(cubic, 4 / 3, smooth, -1 / 3, _TRUNCATE, dtype=cv2.CV_8U)
+    inside = cv2.warpAffine(
+        np.ones(image.shape[:2], np.uint8),
+        matrix,
+        size,
+        flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+    )
+    return cv2.copyTo(mixed, inside, _filled(image.shape).copy())
+
+
+def _smooth_positions(row: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return where linear interpolation gives the cubic of a = 0: t → t² (3 - 2t) in each pixel."""
+    a, b, c = row.astype(np.float32)
+    width, height = size
+    positions = np.add.outer(
+        b * np.arange(height, dtype=np.float32) + c, a * np.arange(width, dtype=np.float32)
+    )
+    first = np.floor(positions)
+    positions -= first
+    weight = positions * -2.0
+    weight += 3.0
+    weight *= positions
+    weight *= positions
+    weight += first
+    return weight
+
+
+@functools.lru_cache(maxsize=8)
+def _filled(shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, FILL, np.uint8)
+
+
+def _translate(image: np.ndarray, shift: float, axis: int) -> np.ndarray:
+    """Compute `_affine` for a shift by -`shift` pixels along an axis, by a filter of four taps."""
+    side = image.shape[axis]
+    whole, t = math.floor(shift), shift - math.floor(shift)
+    # Keys' weights of the pixels at -1, 0, 1, 2 for a = -1.
+    taps = np.array([-t * (1 - t) ** 2, 1 - 2 * t**2 + t**3, t * (1 + t - t**2), t**3 - t**2])
+    anchor = (1, 0) if axis == 1 else (0, 1)
+    # A margin before the first pixel, for positions up to half a pixel outside.
+    margins = (0, 0, 1, 0) if axis == 1 else (1, 0, 0, 0)
+    interpolated = cv2.filter2D(
+        cv2.copyMakeBorder(image, *margins, cv2.BORDER_REPLICATE),
+        -1,
+        taps[None] if axis == 1 else taps[:, None],
+        anchor=anchor,
+        delta=_TRUNCATE,
+        borderType=cv2.BORDER_REPLICATE,
+    )
+    # Output pixel x samples position x + shift, whose centre must be inside the image.
+    first, last = max(0, math.ceil(-shift - 0.5)), min(side, math.ceil(side - shift - 0.5))
+    out = _filled(image.shape).copy()
+    target, source = slice(first, last), slice(first + whole + 1, last + whole + 1)
+    if axis == 1:
+        out[:, target] = interpolated[:, source]
+    else:
+        out[target] = interpolated[source]
+    return out
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def _blend(degenerate: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
+    return cv2.addWeighted(image, factor, degenerate, 1.0 - factor, _TRUNCATE)

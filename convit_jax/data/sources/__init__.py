@@ -1,0 +1,1 @@
+"""Named data sources: random access to encoded images and their labels."""

@@ -1,0 +1,1 @@
+"""Devices and hosts: the device mesh, shardings of arrays, and multi-process runs."""

@@ -1,0 +1,1 @@
+"""Evaluation: one step, its sums over all examples, and the resulting accuracy."""

@@ -1,0 +1,1 @@
+"""The operating system: paths, files, the cache, memory pages, devices."""

@@ -1,0 +1,1 @@
+"""Values of configuration keys: ranges and durations."""
