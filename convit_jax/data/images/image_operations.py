@@ -10,6 +10,7 @@ import math
 
 import cv2
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from convit_jax.data.sources import imagenet
 
@@ -33,10 +34,7 @@ def _table(image: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def auto_contrast(image: np.ndarray) -> np.ndarray:
     """Stretch each channel to the full range."""
-    low, high = (
-        cv2.reduce(cv2.reduce(image, 0, extreme), 1, extreme).reshape(-1).astype(float)
-        for extreme in (cv2.REDUCE_MIN, cv2.REDUCE_MAX)
-    )
+    low, high = image.min(0).min(0).astype(float), image.max(0).max(0).astype(float)
     span = high - low
     scale = np.where(span > 0, 255.0 / np.maximum(span, 1), 1.0)
     offset = np.where(span > 0, -low * scale, 0.0)
@@ -45,12 +43,12 @@ def auto_contrast(image: np.ndarray) -> np.ndarray:
 
 def equalize(image: np.ndarray) -> np.ndarray:
     """Equalise each channel's histogram."""
-    tables = [_equalizing_table(image[..., c]) for c in range(image.shape[2])]
+    tables = [_equalizing_table(image, channel) for channel in range(image.shape[2])]
     return _table(image, np.stack(tables, axis=1))
 
 
-def _equalizing_table(channel: np.ndarray) -> np.ndarray:
-    counts = cv2.calcHist([channel], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+def _equalizing_table(image: np.ndarray, channel: int) -> np.ndarray:
+    counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
     used = counts[counts > 0]
     step = (used.sum() - used[-1]) // 255
     if step == 0:
@@ -104,13 +102,31 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def shear_x(image: np.ndarray, factor: float) -> np.ndarray:
-    """Shift each row by its distance from the top times the factor."""
-    return _affine(image, (1.0, factor, 0.0), (0.0, 1.0, 0.0))
+    """Shift each row to the left by its distance from the top times the factor.
+
+    Every row is interpolated by a filter of four taps of its own.
+    """
+    height, width, channels = image.shape
+    shifts = factor * (np.arange(height) + 0.5)
+    first = np.floor(shifts).astype(int)
+    taps = _cubic_taps(shifts - first).astype(np.float32)
+    # The columns that each row's filter covers, among those of the image with its margins.
+    first = np.clip(first, -width - 1, width) - 1
+    margins = max(0, -first.min()), max(0, first.max() + 3)
+    padded = cv2.copyMakeBorder(image, 0, 0, *margins, cv2.BORDER_REPLICATE)
+    spans = sliding_window_view(padded.reshape(height, -1), (width + 3) * channels, axis=1)
+    rows = spans[np.arange(height), (first + margins[0]) * channels].astype(np.float32)
+    neighbours = sliding_window_view(rows, width * channels, axis=1)[:, ::channels]
+    sheared = np.einsum("hkw,kh->hw", neighbours, taps)
+    sheared = cv2.add(sheared, _TRUNCATE, dtype=cv2.CV_8U)
+    centres = np.add.outer(shifts, np.arange(width) + 0.5)
+    inside = ((centres >= 0) & (centres < width)).view(np.uint8)
+    return cv2.copyTo(sheared.reshape(image.shape), inside, _filled(image.shape).copy())
 
 
 def shear_y(image: np.ndarray, factor: float) -> np.ndarray:
-    """Shift each column by its distance from the left times the factor."""
-    return _affine(image, (1.0, 0.0, 0.0), (factor, 1.0, 0.0))
+    """Shift each column upwards by its distance from the left times the factor."""
+    return cv2.transpose(shear_x(cv2.transpose(image), factor))
 
 
 def translate_x(image: np.ndarray, share: float) -> np.ndarray:
@@ -124,16 +140,7 @@ def translate_y(image: np.ndarray, share: float) -> np.ndarray:
 
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Rotate counter-clockwise about the centre."""
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = image.shape[1] / 2, image.shape[0] / 2
-    return _affine(image, (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
-
-
-def _affine(
-    image: np.ndarray, row_x: tuple[float, float, float], row_y: tuple[float, float, float]
-) -> np.ndarray:
-    """Sample output pixel (x, y) at matrix · (x, y, 1), with bicubic interpolation.
+    """Rotate counter-clockwise about the centre, with bicubic interpolation.
 
     Positions are Pillow's: measured from the image's corner, so that pixel centres are at 1/2.
     Positions outside the image give `FILL`; interpolation near the edge repeats the outermost
@@ -143,9 +150,10 @@ def _affine(
     linear in a, and a = 0 is linear interpolation at smoothly distorted positions, so
     4/3 · (a = -3/4) - 1/3 · (a = 0) is Pillow's, except for a small cross term of the two axes.
     """
-    matrix = np.array([row_x, row_y])
-    matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5  # OpenCV counts from pixel centres
-    size = (image.shape[1], image.shape[0])
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    size = width, height = image.shape[1], image.shape[0]
+    x, y = (width - 1) / 2, (height - 1) / 2  # OpenCV counts from pixel centres
+    matrix = np.array([[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y]])
     pixels = image.astype(np.float32)
     border = cv2.BORDER_REPLICATE
     cubic = cv2.warpAffine(
@@ -161,6 +169,11 @@ def _affine(
         flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
     )
     return cv2.copyTo(mixed, inside, _filled(image.shape).copy())
+
+
+def _cubic_taps(t: np.ndarray | float) -> np.ndarray:
+    """Return Keys' weights, for a = -1, of the pixels at -1, 0, 1, 2 for a position t in [0, 1)."""
+    return np.array([-t * (1 - t) ** 2, 1 - 2 * t**2 + t**3, t * (1 + t - t**2), t**3 - t**2])
 
 
 def _smooth_positions(row: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -186,11 +199,10 @@ def _filled(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _translate(image: np.ndarray, shift: float, axis: int) -> np.ndarray:
-    """Compute `_affine` for a shift by -`shift` pixels along an axis, by a filter of four taps."""
+    """Shift by -`shift` pixels along an axis, by a filter of four taps."""
     side = image.shape[axis]
-    whole, t = math.floor(shift), shift - math.floor(shift)
-    # Keys' weights of the pixels at -1, 0, 1, 2 for a = -1.
-    taps = np.array([-t * (1 - t) ** 2, 1 - 2 * t**2 + t**3, t * (1 + t - t**2), t**3 - t**2])
+    whole = math.floor(shift)
+    taps = _cubic_taps(shift - whole)
     anchor = (1, 0) if axis == 1 else (0, 1)
     # A margin before the first pixel, for positions up to half a pixel outside.
     margins = (0, 0, 1, 0) if axis == 1 else (1, 0, 0, 0)

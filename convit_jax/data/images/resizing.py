@@ -1,6 +1,7 @@
 """Resizing and cropping images: exactly as Pillow for evaluation, faster for training."""
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -10,37 +11,32 @@ from PIL import Image
 _FILTER_RADIUS = 2
 # Standard deviation of the Gaussian that is closest to that filter, in the same pixels.
 _SIGMA = 0.36
-# If an image's aspect ratio exceeds the crop's by at most this factor, the whole image is scaled
-# and then cropped: this equals Pillow bit by bit, since Pillow chooses the order of its two passes
-# by the shape of the whole image.
-_MAX_ASPECT = 16
 # Box averages leave at least this factor of a large shrinkage to the Gaussian.
 _MIN_SHRINKAGE = 2.0
 
 
-def resize_exactly(
-    image: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
-) -> np.ndarray:
+def resize_exactly(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize by Pillow's antialiased bicubic filter: uint8 [H, W, C] → [height, width, C].
 
-    Args:
-        image: uint8 [H, W, C]; each channel is scaled by itself, including alpha.
-        size: (height, width) of the result.
-        box: (top, left, bottom, right) of the part that is scaled; None for the whole image.
+    Each channel is scaled by itself, including alpha.
     """
-    if box is None and image.shape[:2] == tuple(size):
+    if image.shape[:2] == tuple(size):
         return image
+    return _with_pillow(image, lambda whole: whole.resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def _with_pillow(image: np.ndarray, operation: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """Apply an operation to a PIL image whose bands are the channels of uint8 [H, W, C]."""
     channels = image.shape[2]
     if channels == 2:
         # Pillow would premultiply the grey values by alpha.
-        return np.concatenate([resize_exactly(image[..., c : c + 1], size, box) for c in (0, 1)], 2)
+        return np.concatenate([_with_pillow(image[..., c : c + 1], operation) for c in (0, 1)], 2)
     if channels == 4:
         pil_image = Image.frombuffer("RGBX", image.shape[1::-1], np.ascontiguousarray(image))
     else:
         pil_image = Image.fromarray(image[..., 0] if channels == 1 else image)
-    corners = box and (box[1], box[0], box[3], box[2])
-    resized = pil_image.resize((size[1], size[0]), Image.Resampling.BICUBIC, corners)
-    return np.asarray(resized).reshape(*size, channels)
+    result = np.asarray(operation(pil_image))
+    return result.reshape(*result.shape[:2], channels)
 
 
 def resize_fast(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -99,8 +95,10 @@ def resize_and_centre_crop(
 ) -> np.ndarray:
     """Scale an image so that `size` is `crop_fraction` of it, and crop the centre, for evaluation.
 
-    For 224 and 0.875 the shorter side becomes 256 pixels, as for the released weights. Of very long
-    images only the part that is cropped is scaled, to save memory.
+    For 224 and 0.875 the shorter side becomes 256 pixels, as for the released weights. Only the
+    pixels that are kept are computed. They are those of the whole scaled image (columns first, then
+    rows), except that Pillow rounds the crop's corners to float32, which changes about one value in
+    5,000 by one grey level.
 
     Args:
         image: uint8 [H, W, C].
@@ -117,29 +115,33 @@ def resize_and_centre_crop(
         max(int(image.shape[0] * scale + 1e-6), height),
         max(int(image.shape[1] * scale + 1e-6), width),
     )
-    corner = [round((scaled[axis] - size[axis]) / 2) for axis in (0, 1)]
-    if max(scaled[0] / height, scaled[1] / width) <= _MAX_ASPECT:
-        image = resize_exactly(image, scaled)
-        return image[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
     (rows, top, bottom), (columns, left, right) = (
-        _source_span(image.shape[axis], scaled[axis], corner[axis], size[axis]) for axis in (0, 1)
+        _source_span(image.shape[axis], scaled[axis], size[axis]) for axis in (0, 1)
     )
-    return resize_exactly(image[rows, columns], size, (top, left, bottom, right))
+
+    def resample(part: Image.Image) -> Image.Image:
+        # By two calls, because in a single one Pillow chooses the order by the part's shape.
+        filter_ = Image.Resampling.BICUBIC
+        part = part.resize((size[1], part.height), filter_, (left, 0, right, part.height))
+        return part.resize((size[1], size[0]), filter_, (0, top, size[1], bottom))
+
+    return _with_pillow(image[rows, columns], resample)
 
 
-def _source_span(side: int, scaled: int, first: int, count: int) -> tuple[slice, float, float]:
-    """Return which source pixels are needed for some pixels of a scaled side.
+def _source_span(side: int, scaled: int, cropped: int) -> tuple[slice, float, float]:
+    """Return which source pixels determine the central pixels of a scaled side.
 
     Args:
         side, scaled: length of the whole side in pixels, before and after scaling.
-        first, count: the pixels of the scaled side to compute.
+        cropped: number of pixels of the scaled side to compute.
 
     Returns:
         The source pixels within the filter's radius, and the positions among them where the
         computed pixels begin and end.
     """
     ratio = side / scaled
-    begin, end = first * ratio, min((first + count) * ratio, side)
+    first = round((scaled - cropped) / 2)
+    begin, end = first * ratio, min((first + cropped) * ratio, side)
     radius = _FILTER_RADIUS * max(ratio, 1.0) + 1
     low, high = max(0, math.floor(begin - radius)), min(side, math.ceil(end + radius))
     return slice(low, high), begin - low, end - low

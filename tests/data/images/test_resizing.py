@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,12 +87,11 @@ def noise(height, width, channels):
     return np.random.default_rng(1).integers(0, 256, (height, width, channels)).astype(np.uint8)
 
 
-def pillow_resize(image, size, box=None):
-    """Resize each channel by itself with Pillow; the box is (top, left, bottom, right)."""
-    corners = box and (box[1], box[0], box[3], box[2])
+def pillow_resize(image, size):
+    """Resize each channel by itself with Pillow."""
     scaled = [
         Image.fromarray(np.ascontiguousarray(image[..., c])).resize(
-            (size[1], size[0]), Image.Resampling.BICUBIC, corners
+            (size[1], size[0]), Image.Resampling.BICUBIC
         )
         for c in range(image.shape[2])
     ]
@@ -98,14 +99,11 @@ def pillow_resize(image, size, box=None):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("box", [None, (1.5, 2.25, 11.0, 17.5)])
-def test_each_channel_is_scaled_like_pillow(channels, box):
+def test_each_channel_is_scaled_like_pillow(channels):
     image = noise(13, 19, channels)
     for part in (image, image[::-1, ::2], np.asfortranarray(image)):  # in any memory layout
-        part_box = None if box is None or part.shape[1] < 19 else box
         for size in ((7, 5), (13, 30), (29, 19)):
-            expected = pillow_resize(part, size, part_box)
-            np.testing.assert_array_equal(resize_exactly(part, size, part_box), expected)
+            np.testing.assert_array_equal(resize_exactly(part, size), pillow_resize(part, size))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -114,8 +112,7 @@ def test_an_image_of_the_right_size_is_returned_unchanged(channels):
     for size in ((13, 19), [13, 19]):
         assert resize_exactly(image, size) is image
         assert resize_fast(image, size) is image
-    part = resize_exactly(image, (13, 19), (2.0, 2.0, 12.0, 12.0))
-    np.testing.assert_array_equal(part, pillow_resize(image, (13, 19), (2.0, 2.0, 12.0, 12.0)))
+    np.testing.assert_array_equal(resize_and_centre_crop(image, (13, 19), 1.0), image)
     square = noise(9, 9, 3)
     assert resize_exactly(square, (9, 12)).shape == (9, 12, 3)
     assert resize_exactly(square, (12, 9)).shape == (12, 9, 3)
@@ -167,27 +164,32 @@ def test_the_fast_resize_is_close_to_pillows_at_any_shrinkage(shrinkage):
         assert 0.9 < detail < 1.06
 
 
-@pytest.mark.parametrize("aspect", [14, 16, 17, 40])
-@pytest.mark.parametrize("long_axis", [0, 1])
-def test_very_long_images_give_the_same_crop_as_scaling_them_whole(aspect, long_axis):
-    shape = (30, 30 * aspect, 3) if long_axis else (30 * aspect, 30, 3)
-    image = 60 + noise(*shape) // 2  # no clipping at black or white between the two passes
-    for size, crop in (((20, 20), 1.0), ((48, 48), 0.8)):
-        actual = resize_and_centre_crop(image, size, crop)
-        side = int(size[0] / crop)
-        scaled = [side * length // 30 for length in shape[:2]]
-        top, left = (round((scaled[axis] - size[axis]) / 2) for axis in (0, 1))
-        if aspect <= 16:
-            full = pillow_resize(image, scaled)
-            expected = full[top : top + size[0], left : left + size[1]]
-            np.testing.assert_array_equal(actual, expected)
-            continue
-        box = (top, left, top + size[0], left + size[1])
-        expected = pillow_resize(image, size, tuple(30 / side * position for position in box))
-        # Pillow chooses the order of its two passes, each of which rounds, by the full shape.
-        difference = np.abs(actual.astype(int) - expected)
-        assert difference.max() <= 4
-        assert difference.mean() < 0.7
+def crop_of_the_whole(image, size, fraction):
+    """Scale the whole image to whole pixels, columns first, then rows; crop the centre."""
+    sides = [math.floor(side / fraction) for side in size]
+    scale = max(side / length for side, length in zip(sides, image.shape, strict=False))
+    scaled = [max(int(image.shape[axis] * scale + 1e-6), sides[axis]) for axis in (0, 1)]
+    whole = pillow_resize(pillow_resize(image, (image.shape[0], scaled[1])), scaled)
+    top, left = (round((scaled[axis] - size[axis]) / 2) for axis in (0, 1))
+    return whole[top : top + size[0], left : left + size[1]]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *[(375, 500), (500, 375), (333, 500), (500, 333), (120, 160), (64, 64), (257, 256)],
+        *[(30, 420), (30, 480), (480, 30), (1200, 30), (30, 1200)],
+    ],
+)
+def test_the_crop_is_that_of_the_whole_scaled_image(shape, channels):
+    """Except where a rounded corner moves a value over a half: then by one grey level."""
+    image = noise(*shape, channels)
+    for size, fraction in (((224, 224), 0.875), ((20, 20), 1.0), ((48, 30), 0.8)):
+        actual = resize_and_centre_crop(image, size, fraction)
+        difference = np.abs(actual.astype(int) - crop_of_the_whole(image, size, fraction))
+        assert difference.max() <= 1
+        assert np.count_nonzero(difference) <= 2 + difference.size / 250
 
 
 def test_the_size_before_cropping_is_rounded_down():
@@ -197,14 +199,11 @@ def test_the_size_before_cropping_is_rounded_down():
 
 
 @pytest.mark.parametrize("long_axis", [0, 1])
-def test_the_part_of_a_very_long_image_includes_the_filters_radius(long_axis):
+def test_the_part_of_a_large_image_includes_the_filters_radius(long_axis):
     """The image is scaled to an eighth: the radius is sixteen pixels."""
-    image = 60 + noise(*((240, 4400, 1) if long_axis else (4400, 240, 1))) // 2
+    image = noise(*((240, 4400, 1) if long_axis else (4400, 240, 1)))
     actual = resize_and_centre_crop(image, (30, 30), 1.0)
-    first = (550 - 30) // 2 * 8
-    box = (0, first, 240, first + 240) if long_axis else (first, 0, first + 240, 240)
-    difference = np.abs(actual.astype(int) - pillow_resize(image, (30, 30), box))
-    assert difference.max() <= 1
+    np.testing.assert_array_equal(actual, crop_of_the_whole(image, (30, 30), 1.0))
 
 
 def test_boxes_of_one_pixel_and_of_a_full_side_are_possible_but_not_empty_ones():
