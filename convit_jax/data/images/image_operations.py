@@ -118,7 +118,7 @@ def shear_x(image: np.ndarray, factor: float) -> np.ndarray:
     rows = spans[np.arange(height), (first + margins[0]) * channels].astype(np.float32)
     neighbours = sliding_window_view(rows, width * channels, axis=1)[:, ::channels]
     sheared = np.einsum("hkw,kh->hw", neighbours, taps)
-    sheared = cv2.add(sheared, _TRUNCATE, dtype=cv2.CV_8U)
+    sheared = cv2.addWeighted(sheared, 1.0, sheared, 0.0, _TRUNCATE, dtype=cv2.CV_8U)
     centres = np.add.outer(shifts, np.arange(width) + 0.5)
     inside = ((centres >= 0) & (centres < width)).view(np.uint8)
     return cv2.copyTo(sheared.reshape(image.shape), inside, _filled(image.shape).copy())

@@ -66,11 +66,11 @@ def open_folder(name: str) -> Source:
     counts: dict[str, int] = {}
     skipped: collections.Counter[str] = collections.Counter()
 
-    def list_images() -> Iterator[str]:
+    def list_images() -> Iterator[list[str]]:
         for directory in sorted(directories, key=normal_form):
             paths = sorted(iter_images(root / directory, directory, skipped))
             counts[directory] = len(paths)
-            yield from paths
+            yield paths
 
     names = PackedNames.pack(list_images())
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), list(counts.values()))

@@ -2,9 +2,10 @@
 
 import collections
 import glob
+import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from etils import epath
 from PIL import Image
@@ -44,45 +45,58 @@ def iter_images(
         InputError: a directory cannot be listed.
         MachineError: it cannot be listed through a fault of the machine.
     """
-    yield from _iter_images(directory, name, skipped, ())
+    return itertools.chain.from_iterable(_walk(directory, name, skipped, ()))
 
 
-def _iter_images(
+def _walk(
     directory: epath.Path,
     name: str,
     skipped: collections.Counter[str] | None,
     ancestors: tuple[str, ...],
-) -> Iterator[str]:
+) -> Iterator[list[str]]:
+    """Yield the images of each directory in a tree of directories.
+
+    A dataset may have millions of files, hence little is done for each.
+    """
     with boundary(str(directory), "cannot be listed"):
-        entries = list(_list_entries(directory))
+        directories, files = _list_entries(directory)
         real_path = str(directory) if "://" in str(directory) else os.path.realpath(directory)
     if real_path in ancestors:
         return  # a symbolic link to a parent directory
-    for entry, is_directory in entries:
-        if entry.startswith("."):
-            continue
-        # A path object would take most of the time of listing a million files.
-        suffix = os.path.splitext(entry)[1].lower()  # noqa: PTH122
-        if is_directory:
-            yield from _iter_images(
-                directory / entry, f"{name}/{entry}", skipped, (*ancestors, real_path)
-            )
-        elif suffix in SUFFIXES:
-            yield f"{name}/{entry}"
-        elif skipped is not None and entry.lower() not in _SYSTEM_FILES:
+    images = [
+        f"{name}/{file}"
+        for file in files
+        if file[file.rfind(".") :].lower() in SUFFIXES and file[0] != "."
+    ]
+    yield images
+    if skipped is not None and len(images) < len(files):
+        _count_skipped(files, skipped)
+    for child in directories:
+        if not child.startswith("."):
+            yield from _walk(directory / child, f"{name}/{child}", skipped, (*ancestors, real_path))
+
+
+def _count_skipped(files: Iterable[str], skipped: collections.Counter[str]) -> None:
+    for file in files:
+        suffix = os.path.splitext(file)[1].lower()  # noqa: PTH122  (a path takes much longer)
+        if not (suffix in SUFFIXES or file.startswith(".") or file.lower() in _SYSTEM_FILES):
             skipped[suffix.rstrip(".") or "without a suffix"] += 1
 
 
-def _list_entries(directory: epath.Path) -> Iterator[tuple[str, bool]]:
-    """Yield each entry's name and whether it is a directory."""
+def _list_entries(directory: epath.Path) -> tuple[list[str], list[str]]:
+    """Return the names of a directory's directories, and of its other entries."""
+    directories: list[str] = []
+    files: list[str] = []
     if "://" in str(directory):
         for path in directory.iterdir():
             # Asking a remote storage about every image would take a request each.
-            yield path.name, path.suffix.lower() not in SUFFIXES and path.is_dir()
-        return
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            yield entry.name, entry.is_dir()
+            is_directory = path.suffix.lower() not in SUFFIXES and path.is_dir()
+            (directories if is_directory else files).append(path.name)
+    else:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                (directories if entry.is_dir() else files).append(entry.name)
+    return directories, files
 
 
 def log_skipped(skipped: collections.Counter[str], name: str) -> None:

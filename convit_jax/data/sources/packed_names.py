@@ -1,9 +1,8 @@
 """File names in one block of memory: a million Python strings take a hundred bytes each."""
 
-import array
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -13,7 +12,7 @@ class PackedNames:
     """A sequence of file names.
 
     Attributes:
-        content: uint8, the names one after another, as the file system encodes them.
+        content: uint8, the names as the file system encodes them, each followed by a zero.
         ends: int64 [number of names], where each name ends in `content`.
     """
 
@@ -21,17 +20,18 @@ class PackedNames:
     ends: np.ndarray
 
     @classmethod
-    def pack(cls, names: Iterable[str]) -> "PackedNames":
-        """Pack names, which are consumed one by one."""
-        content, ends = bytearray(), array.array("q")
-        for name in names:
-            content += os.fsencode(name)
-            ends.append(len(content))
-        return cls(np.frombuffer(content, np.uint8), np.frombuffer(ends, np.int64))
+    def pack(cls, groups: Iterable[Sequence[str]]) -> "PackedNames":
+        """Pack the names of several groups, which are consumed one by one."""
+        content = bytearray()
+        for names in groups:
+            if names:
+                content += os.fsencode("\0".join(names)) + b"\0"
+        array = np.frombuffer(content, np.uint8)
+        return cls(array, np.flatnonzero(array == 0))
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
+        start = self.ends[index - 1] + 1 if index else 0
         return os.fsdecode(self.content[start : self.ends[index]].tobytes())

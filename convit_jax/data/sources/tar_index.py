@@ -190,7 +190,7 @@ def _index_shard(path: str, state: FileState) -> _ShardIndex:
             images.append(sample.image)
             labels.append(label)
     return _ShardIndex(
-        PackedNames.pack(image.name for image in images),
+        PackedNames.pack([[image.name for image in images]]),
         np.asarray([image.offset for image in images], np.int64),
         np.asarray([image.size for image in images], np.int64),
         np.asarray(labels, np.int32),

@@ -109,7 +109,7 @@ class TarMembers:
             fields = {**for_all, **for_next} if for_all else for_next
             for_next = {}
             if fields:
-                name = os.fsdecode(fields.get(b"path", os.fsencode(name)))
+                name = os.fsdecode(fields.get(b"path", os.fsencode(name)).partition(b"\0")[0])
                 with self._damage(position):
                     stored_size = int(fields.get(b"size", stored_size))
             if type_ == tarfile.GNUTYPE_SPARSE:
