@@ -39,6 +39,11 @@ def key(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def fixed_key(default: Any, meaning: str, **options: Any) -> Any:
+    """Declare a key that must not change between the start of a run and its resumption."""
+    return key(default, meaning, fixed=True, **options)
+
+
 def keys(section: type, path: str = "") -> dict[str, dataclasses.Field]:
     """Return every key by its dotted name, in order, with its type, default and meaning."""
     fields: dict[str, dataclasses.Field] = {}
@@ -95,48 +100,40 @@ def as_config_dict(section: Any) -> ml_collections.ConfigDict:
     return values.lock()
 
 
-def from_mapping(root: type[Section], values: Mapping[str, Any]) -> Section:
+def from_mapping(
+    root: type[Section], values: Mapping[str, Any], unknown: list[str] | None = None
+) -> Section:
     """Return the tree that a nested mapping or ConfigDict describes; missing keys are default.
+
+    Args:
+        root: the class of the tree.
+        values: values by name, nested as the tree is.
+        unknown: the names that are not keys are added to it; None if they are errors.
 
     Raises:
         InputError: an unknown key, or a value of a wrong type.
     """
-    return _section(root, root, values, "")
 
-
-def without_unknown(
-    section: type, values: Mapping[str, Any], path: str = ""
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the part of a nested mapping whose names are keys, and all other names."""
-    fields = {field.name: field.type for field in dataclasses.fields(section)}
-    known, unknown = {}, []
-    for name, value in values.items():
-        if name not in fields:
-            unknown.append(path + name)
-            continue
-        kind = fields[name]
-        if _is_section(kind) and isinstance(value, Mapping):
-            value, unknown_inside = without_unknown(kind, value, f"{path}{name}.")
-            unknown += unknown_inside
-        known[name] = value
-    return known, unknown
-
-
-def _section(root: type, section: type, values: Mapping[str, Any], path: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(section)}
-    arguments = {}
-    for name, value in values.items():
-        full_name = path + name
-        if name not in fields:
-            raise InputError(unknown_key(root, full_name))
-        kind = fields[name].type
-        if _is_section(kind):
-            if not isinstance(value, Mapping | ml_collections.ConfigDict):
+    def make(section: type, values: Mapping[str, Any], path: str) -> Any:
+        types_by_name = {field.name: field.type for field in dataclasses.fields(section)}
+        arguments = {}
+        for name, value in values.items():
+            full_name = path + name
+            if name not in types_by_name:
+                if unknown is None:
+                    raise InputError(unknown_key(root, full_name))
+                unknown.append(full_name)
+                continue
+            kind = types_by_name[name]
+            if not _is_section(kind):
+                arguments[name] = _typed(value, kind, f"config.{full_name}")
+            elif isinstance(value, Mapping | ml_collections.ConfigDict):
+                arguments[name] = make(kind, value, full_name + ".")
+            else:
                 raise InputError(f"config.{full_name} is a section: set a key inside it")
-            arguments[name] = _section(root, kind, value, full_name + ".")
-        else:
-            arguments[name] = _typed(value, kind, f"config.{full_name}")
-    return section(**arguments)
+        return section(**arguments)
+
+    return make(root, values, "")
 
 
 def _accepted_types(kind: Any) -> list[type]:
