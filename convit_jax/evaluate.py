@@ -14,18 +14,17 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-from rich import box
-from rich.table import Table
 
 from convit_jax import analysis, data
 from convit_jax.console import command_line
-from convit_jax.console.screen import PipedConsole
+from convit_jax.console.screen import print_table
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.reading import EXIF_ROTATIONS
 from convit_jax.data.sources import imagenet
@@ -99,18 +98,9 @@ def _parser() -> command_line.Parser:
         type=float,
         help=f"centre crop as a fraction of the scaled image (default {imagenet.CROP_FRACTION})",
     )
-    parser.add_argument(
-        "--num-workers",
-        type=int,
-        default=0,
-        help="processes that read images; 0: a thread of this process, -1: one per core",
-    )
-    parser.add_argument(
-        "--max-broken",
-        type=float,
-        default=0.001,
-        help="fraction of images that may be unreadable (default 0.001)",
-    )
+    meaning = "processes that read images; 0: a thread of this process, -1: one per core"
+    parser.add_option("--num-workers", 0, meaning)
+    parser.add_option("--max-broken", 0.001, "fraction of images that may be unreadable")
     parser.add_argument(
         "--exif-rotation",
         default="auto",
@@ -167,18 +157,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
-    for name, is_valid, expected in (
-        ("batch_size", arguments.batch_size is None or arguments.batch_size >= 1, "at least 1"),
-        ("crop", arguments.crop is None or 0 < arguments.crop <= 1, "above 0, up to 1"),
-        (
-            "exif_rotation",
-            arguments.exif_rotation in EXIF_ROTATIONS,
-            f"one of {', '.join(EXIF_ROTATIONS)}",
-        ),
-        ("num_workers", arguments.num_workers >= -1, "0 or more, or -1"),
-        ("max_broken", 0 <= arguments.max_broken < 1, "a fraction in [0, 1)"),
-    ):
-        command_line.expect(arguments, name, is_valid, expected)
+    a, check = arguments, functools.partial(command_line.expect, arguments)
+    check("batch_size", a.batch_size is None or a.batch_size >= 1, "at least 1")
+    check("crop", a.crop is None or 0 < a.crop <= 1, "above 0, up to 1")
+    is_known = a.exif_rotation in EXIF_ROTATIONS
+    check("exif_rotation", is_known, f"one of {', '.join(EXIF_ROTATIONS)}")
+    check("num_workers", a.num_workers >= -1, "0 or more, or -1")
+    check("max_broken", 0 <= a.max_broken < 1, "a fraction in [0, 1)")
 
 
 def _apply_mask(model: VisionTransformer, arguments: argparse.Namespace) -> tuple[str, int]:
@@ -252,16 +237,12 @@ def _print_text(arguments: argparse.Namespace, evaluation: _Evaluation) -> None:
         model, published = evaluation.reference
         print(f"published for {model} ({published.source}): {_comparison(measured, published)}")
     if arguments.per_class:
-        table = Table(box=box.SIMPLE)
-        for heading in ("class", "examples", "top-1", "most often mistaken for"):
-            table.add_column(
-                heading, justify="right" if heading in ("examples", "top-1") else "left"
-            )
+        rows = []
         for row in measured.per_class(evaluation.source.class_names):
             accuracy = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
-            mistaken = row["mistaken_for"] or ""
-            table.add_row(row["name"], f"{row['examples']}", accuracy, mistaken)
-        PipedConsole().print(table)
+            rows.append((row["name"], f"{row['examples']}", accuracy, row["mistaken_for"] or ""))
+        headings = ("class", "examples", "top-1", "most often mistaken for")
+        print_table(rows, headings, right=("examples", "top-1"))
 
 
 def _comparison(measured: Accuracy, published: analysis.Published) -> str:

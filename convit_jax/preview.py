@@ -119,21 +119,9 @@ def _grid(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.preview", description=__doc__)
     command_line.add_config_flag(parser)
-    add = parser.add_argument
-    add(
-        "--out",
-        default="sheet.png",
-        metavar="FILE",
-        help="the sheet, a .png or .jpg file (default %(default)s)",
-    )
-    add("--step", type=int, default=0, metavar="N", help="which step's batch, from 0 (default 0)")
-    add(
-        "--images",
-        type=int,
-        default=24,
-        metavar="N",
-        help="how many images, from the batch's first (default %(default)s)",
-    )
+    parser.add_option("--out", "sheet.png", "the sheet, a .png or .jpg file", metavar="FILE")
+    parser.add_option("--step", 0, "which step's batch, from 0", metavar="N")
+    parser.add_option("--images", 24, "how many images, from the batch's first", metavar="N")
     return parser
 
 

@@ -54,7 +54,7 @@ def _parser() -> command_line.Parser:
     add("--config", required=True, metavar="FILE", help="the experiment: configs/FILE.py")
     add("--fractions", required=True, metavar="F,F…", help="fractions of each class: 0.05,0.1,1")
     add("--models", required=True, metavar="M,M…", help="see above; gaps are of the first")
-    add("--seeds", type=int, default=1, metavar="N", help="number of seeds (default 1)")
+    parser.add_option("--seeds", 1, "number of seeds", metavar="N")
     add("--out", required=True, metavar="DIR", help="directory of the study")
     add("--variants", metavar="R,R…", help="rows of Table 3, a to g (a: the unchanged ConViT)")
     add("--locality-strengths", metavar="A,A…", help="α, 0.01,0.1,1 in Fig. 8a")

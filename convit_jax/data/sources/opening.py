@@ -21,7 +21,7 @@ from convit_jax.data.sources.source import Source
 from convit_jax.data.sources.tar_shards import NAME_FORMAT as TAR_FORMAT
 from convit_jax.data.sources.tar_shards import open_tar_shards
 from convit_jax.data.sources.tfrecord_index import open_tfrecords
-from convit_jax.errors import InputError, boundary, nearest
+from convit_jax.errors import InputError, boundary, naming, nearest
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +66,10 @@ def _open_digits(name: str) -> Source:
 
 def _open_tfds(name: str) -> Source:
     parsed = PreparedName.parse(name.removeprefix("tfds:"))
-    try:
+    with naming(f"data '{name}'"):
         if not parsed.dataset or not parsed.split:
             raise InputError(f"expected {NAME_FORMAT}{_splits_hint(parsed)}")
         builder = prepared_builder(parsed)
-    except InputError as error:
-        raise InputError(f"data '{name}': {error}") from error
     return _open_split(builder, parsed.split, name)
 
 
