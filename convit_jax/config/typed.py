@@ -126,7 +126,7 @@ def from_mapping(
                 continue
             kind = types_by_name[name]
             if not _is_section(kind):
-                arguments[name] = _typed(value, kind, f"config.{full_name}")
+                arguments[name] = typed_value(value, kind, f"config.{full_name}")
             elif isinstance(value, Mapping | ml_collections.ConfigDict):
                 arguments[name] = make(kind, value, full_name + ".")
             else:
@@ -146,7 +146,17 @@ def _in_words(accepted: Sequence[type]) -> str:
     return " or ".join(kind.__name__ for kind in accepted if kind is not types.NoneType)
 
 
-def _typed(value: Any, kind: Any, name: str) -> Any:
+def typed_value(value: Any, kind: Any, name: str) -> Any:
+    """Return a value of a type, which JSON may have as a list or a whole number.
+
+    Args:
+        value: the value.
+        kind: its type, of a key.
+        name: of the value, for messages.
+
+    Raises:
+        InputError: it is of another type.
+    """
     accepted = _accepted_types(kind)
     if isinstance(value, list) and tuple in accepted:
         value = tuple(value)  # JSON has no tuples
@@ -154,10 +164,10 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
         value = float(value)
     # bool is a subclass of int, but True is not a number of layers.
     if type(value) not in accepted:
-        raise InputError(f"{name}={value!r}: expected {_in_words(accepted)}")
+        raise InputError(f"{name}={value!r:.80}: expected {_in_words(accepted)}")
     if type(value) is tuple:
         element = typing.get_args(kind)[0]
-        value = tuple(_typed(item, element, name) for item in value)
+        value = tuple(typed_value(item, element, name) for item in value)
     return value
 
 
@@ -218,7 +228,7 @@ def from_text(text: str, kind: Any, name: str) -> Any:
         value = tuple(from_text(part, element, name) for part in parts)
     if value is None:
         raise InputError(f"{name}={text}: expected {_in_words(accepted)}")
-    return _typed(value, kind, name)
+    return typed_value(value, kind, name)
 
 
 def _literal(text: str) -> Any:

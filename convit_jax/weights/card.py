@@ -3,11 +3,11 @@
 import collections
 import dataclasses
 import sys
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from convit_jax.config import Config
+from convit_jax.config.typed import typed_value
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError, boundary, nearest
@@ -127,21 +127,13 @@ class Card:
 
 def _architecture(values: Any) -> Architecture:
     """Return the architecture with these JSON values, after checking their types."""
-    field_types = {field.name: field.type for field in dataclasses.fields(Architecture)}
-    fields = {}
-    for name, value in _checked_fields(Architecture, values, "architecture.").items():
-        value, field_type = _as_tuple(value), field_types[name]
-        if field_type is float and type(value) is int:
-            value = float(value)
-        item_type = (typing.get_args(field_type) or (field_type,))[0]  # image_size has two items
-        items = value if isinstance(value, tuple) else (value,)
-        fits = isinstance(value, tuple) == (item_type is not field_type)
-        fits = fits and all(type(item) is item_type for item in items)
-        expected = getattr(field_type, "__name__", str(field_type))
-        _require(fits, f"architecture.{name}", value, expected)
-        fields[name] = value
-    with boundary("its card", "cannot be read: architecture"):
-        return Architecture(**fields)
+    kinds = {field.name: field.type for field in dataclasses.fields(Architecture)}
+    checked = _checked_fields(Architecture, values, "architecture.")
+    problem = "cannot be read: architecture"
+    with boundary("its card", problem):
+        return Architecture(
+            **{k: typed_value(v, kinds[k], f"its card {problem}.{k}") for k, v in checked.items()}
+        )
 
 
 def _checked_fields(record: type, values: Any, path: str) -> Mapping[str, Any]:
