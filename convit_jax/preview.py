@@ -43,19 +43,16 @@ def contact_sheet(
         step: which batch, from 0.
         count: images, an even number up to the batch size.
     """
-    batch = next(
-        data.train_batches(
-            source,
-            experiment.order,
-            experiment.train_transform,
-            start_step=step,
-            num_steps=step + 1,
-            options=data.LoaderOptions(
-                max_broken=experiment.config.data.max_broken,
-                exif_rotation=experiment.config.data.exif_rotation,
-            ),
-        )
+    d = experiment.config.data
+    batches = data.train_batches(
+        source,
+        experiment.order,
+        experiment.train_transform,
+        start_step=step,
+        num_steps=step + 1,
+        options=data.LoaderOptions(max_broken=d.max_broken, exif_rotation=d.exif_rotation),
     )
+    batch = next(batches)
     host, labels = batch["image"][:count], batch["label"][:count]
     device, shares = _on_device(experiment, host, labels, step)
     names = source.class_names

@@ -61,15 +61,10 @@ def measure_kernel(
             gpsa_layers=None if gated else 0,
             augment=_AUGMENT,
         )
-        compile_step = functools.partial(
-            make_plan,
-            config,
-            target,
-            num_examples=imagenet.NUM_TRAIN_IMAGES,
-            num_classes=imagenet.NUM_CLASSES,
-            attention=attention,
+        sizes = {"num_examples": imagenet.NUM_TRAIN_IMAGES, "num_classes": imagenet.NUM_CLASSES}
+        plan, compile_seconds = time_call(
+            functools.partial(make_plan, config, target, attention=attention, **sizes)
         )
-        plan, compile_seconds = time_call(compile_step)
         cycles = schedules.read_cycles()
         forward_cycles, backward_cycles = (
             max((n for name, n in cycles.items() if kernel in name), default=0)

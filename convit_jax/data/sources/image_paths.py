@@ -29,7 +29,10 @@ _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
 def iter_images(
-    directory: epath.Path, name: str, skipped: collections.Counter[str] | None = None
+    directory: epath.Path,
+    name: str,
+    skipped: collections.Counter[str] | None = None,
+    ancestors: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """Yield the paths of the images in a directory, recursively, each beginning with `name`.
 
@@ -39,20 +42,12 @@ def iter_images(
         directory: where to look.
         name: the name of the directory in the returned paths.
         skipped: incremented, by suffix, for each file that is not an image.
+        ancestors: real paths of the directories that led here, which are not entered again.
 
     Raises:
         InputError: a directory cannot be listed.
         MachineError: it cannot be listed through a fault of the machine.
     """
-    yield from _iter_images(directory, name, skipped, ())
-
-
-def _iter_images(
-    directory: epath.Path,
-    name: str,
-    skipped: collections.Counter[str] | None,
-    ancestors: tuple[str, ...],
-) -> Iterator[str]:
     with boundary(str(directory), "cannot be listed"):
         entries = list(_list_entries(directory))
         real_path = str(directory) if "://" in str(directory) else os.path.realpath(directory)
@@ -64,9 +59,8 @@ def _iter_images(
         # A path object would take most of the time of listing a million files.
         suffix = os.path.splitext(entry)[1].lower()  # noqa: PTH122
         if is_directory:
-            yield from _iter_images(
-                directory / entry, f"{name}/{entry}", skipped, (*ancestors, real_path)
-            )
+            inside = (directory / entry, f"{name}/{entry}")
+            yield from iter_images(*inside, skipped, (*ancestors, real_path))
         elif suffix in SUFFIXES:
             yield f"{name}/{entry}"
         elif skipped is not None and entry.lower() not in _SYSTEM_FILES:
