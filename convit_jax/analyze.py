@@ -47,35 +47,26 @@ from convit_jax.weights import Weights, open_weights
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.analyze", description=__doc__)
     command_line.add_weights_flags(parser)
-    parser.add_argument(
-        "--compare",
-        action="append",
-        default=[],
-        metavar="W",
-        help="another model to compare; may be repeated",
-    )
-    parser.add_argument(
-        "--name", action="append", default=[], help="name of each model, in the same order"
-    )
-    parser.add_argument("--images", nargs="+", required=True, metavar="D", help="see above")
-    parser.add_argument("--out", required=True, metavar="DIR", help="output directory")
-    meaning = "number of evenly spaced images to measure on, by default as in the paper"
-    parser.add_option("--count", 1024, meaning)
+    add = parser.add_argument
+    text = "another model to compare; may be repeated"
+    add("--compare", action="append", default=[], metavar="W", help=text)
+    add("--name", action="append", default=[], help="name of each model, in the same order")
+    add("--images", nargs="+", required=True, metavar="D", help="see above")
+    add("--out", required=True, metavar="DIR", help="output directory")
+    text = "number of evenly spaced images to measure on, by default as in the paper"
+    parser.add_option("--count", 1024, text)
     parser.add_option("--pictures", 3, "number of images whose attention is shown")
-    parser.add_argument(
-        "--layers", metavar="N,N…", help="layers whose attention is shown, from 1 (default: four)"
-    )
-    parser.add_argument(
-        "--query", metavar="ROW,COLUMN", help="the query patch, from 0 (default: the centre)"
-    )
-    parser.add_argument(
+    text = "layers whose attention is shown, from 1 (default: four)"
+    add("--layers", metavar="N,N…", help=text)
+    add("--query", metavar="ROW,COLUMN", help="the query patch, from 0 (default: the centre)")
+    add(
         "--variant",
         choices=locality.VARIANTS,
         default="propagated",
         help="measure non-locality on each layer's own input (default), or on the patch embeddings "
         "like the released code",
     )
-    parser.add_argument("--json", action="store_true", help="also print the table of layers")
+    add("--json", action="store_true", help="also print the table of layers")
     return parser
 
 

@@ -286,9 +286,9 @@ def _write_long_run(directory: epath.Path, samples: Sequence[Sample]) -> None:
         for field in dataclasses.fields(Sample)
     }
     lines = "".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in samples)
-    write_whole(directory / "long_run.jsonl", lambda path: path.write_text(lines))
+    write_whole(directory / "long_run.jsonl", lines)
     picture = style.render_figure(resources_over_steps(columns), "png")
-    write_whole(directory / "long_run.png", lambda path: path.write_bytes(picture))
+    write_whole(directory / "long_run.png", picture)
 
 
 _COMMANDS = {

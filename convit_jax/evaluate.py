@@ -60,59 +60,40 @@ class _Evaluation:
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.evaluate", description=__doc__)
     command_line.add_weights_flags(parser)
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="D",
-        help="tfds:NAME:SPLIT[:DIR], folder:PATH, wds:x-{00..63}.tar, digits:test",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    text = "tfds:NAME:SPLIT[:DIR], folder:PATH, wds:x-{00..63}.tar, digits:test"
+    add("--data", required=True, metavar="D", help=text)
+    add(
         "--classes-of",
         metavar="D",
         help="restrict predictions and images to the classes that occur in this data; done "
         "automatically for ImageNet-A and -R",
     )
     masks = parser.add_mutually_exclusive_group()
-    masks.add_argument(
-        "--mask-pos-embed", action="store_true", help="without absolute positions (paper Table 5)"
-    )
-    masks.add_argument(
-        "--mask-content",
-        type=int,
-        metavar="N",
-        help="the first N GPSA layers attend by position alone (paper Table 6)",
-    )
-    masks.add_argument(
-        "--mask-position",
-        type=int,
-        metavar="N",
-        help="the first N GPSA layers attend by content alone (paper Table 6)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        help=f"images per step on all devices (default {IMAGES_PER_DEVICE} per device)",
-    )
-    parser.add_argument(
-        "--crop",
-        type=float,
-        help=f"centre crop as a fraction of the scaled image (default {imagenet.CROP_FRACTION})",
-    )
-    meaning = "processes that read images; 0: a thread of this process, -1: one per core"
-    parser.add_option("--num-workers", 0, meaning)
+    text = "without absolute positions (paper Table 5)"
+    masks.add_argument("--mask-pos-embed", action="store_true", help=text)
+    text = "the first N GPSA layers attend by position alone (paper Table 6)"
+    masks.add_argument("--mask-content", type=int, metavar="N", help=text)
+    text = "the first N GPSA layers attend by content alone (paper Table 6)"
+    masks.add_argument("--mask-position", type=int, metavar="N", help=text)
+    text = f"images per step on all devices (default {IMAGES_PER_DEVICE} per device)"
+    add("--batch-size", type=int, help=text)
+    text = f"centre crop as a fraction of the scaled image (default {imagenet.CROP_FRACTION})"
+    add("--crop", type=float, help=text)
+    text = "processes that read images; 0: a thread of this process, -1: one per core"
+    parser.add_option("--num-workers", 0, text)
     parser.add_option("--max-broken", 0.001, "fraction of images that may be unreadable")
-    parser.add_argument(
+    parser.add_option(
         "--exif-rotation",
-        default="auto",
+        "auto",
+        "whether images are rotated as in their EXIF data; auto: in folder: but not in tfds: and "
+        "wds:, as for published accuracies",
         metavar="|".join(EXIF_ROTATIONS),
-        help="whether images are rotated as in their EXIF data; auto: in folder: but not in tfds: "
-        "and wds:, as for published accuracies",
     )
-    parser.add_argument("--per-class", action="store_true", help="print each class's accuracy")
-    parser.add_argument(
-        "--confusion", metavar="FILE.csv", help="write the confusion matrix; rows are true classes"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    add("--per-class", action="store_true", help="print each class's accuracy")
+    text = "write the confusion matrix; rows are true classes"
+    add("--confusion", metavar="FILE.csv", help=text)
+    add("--json", action="store_true", help="one JSON object, for programs")
     return parser
 
 

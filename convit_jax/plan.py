@@ -132,10 +132,10 @@ def _parser() -> command_line.Parser:
     command_line.add_config_flag(parser)
     add = parser.add_argument
     add("--topology", metavar="NAME", help="the slice: v5e-256, or v4:4x4x4; see below")
-    meaning = "training images, by default ImageNet's"
-    parser.add_option("--examples", imagenet.NUM_TRAIN_IMAGES, meaning, metavar="N")
-    meaning = "classes, by default ImageNet's"
-    parser.add_option("--classes", imagenet.NUM_CLASSES, meaning, metavar="N")
+    text = "training images, by default ImageNet's"
+    parser.add_option("--examples", imagenet.NUM_TRAIN_IMAGES, text, metavar="N")
+    text = "classes, by default ImageNet's"
+    parser.add_option("--classes", imagenet.NUM_CLASSES, text, metavar="N")
     add("--sweep", choices=["batch"], help="batch: find the largest that fits, within an eighth")
     add("--json", action="store_true", help="print one JSON object a line")
     return parser

@@ -297,7 +297,7 @@ class _AllocationReporter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         del record
         text = f"{allocated_megabytes():.3f} {sys.getallocatedblocks()}"
-        write_whole(self._path, lambda path: path.write_text(text))
+        write_whole(self._path, text)
 
 
 def _exit_with_parent() -> None:

@@ -35,12 +35,11 @@ class SelfAttention(nnx.Module):
         """Initialise the layer; the arguments are those of `GPSA`."""
         width = num_heads * head_dim
         init = nnx.initializers.normal(LINEAR_STD)
+        linear = functools.partial(Linear, kernel_init=init, dtype=dtype, rngs=rngs)
         self.num_heads = num_heads
         self.attend = attend
-        self.qkv = Linear(
-            width, 3 * width, use_bias=qkv_bias, kernel_init=init, dtype=dtype, rngs=rngs
-        )
-        self.proj = Linear(width, width, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.qkv = linear(width, 3 * width, use_bias=qkv_bias)
+        self.proj = linear(width, width)
         self.dropout = nnx.Dropout(drop_rate)
 
     def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:

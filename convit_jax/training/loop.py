@@ -277,15 +277,8 @@ def _take_steps(
             writer.flush()  # before the checkpoint from which a killed run would resume
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
                 start_time = time.monotonic()
-                saving.save(
-                    checkpoints,
-                    state,
-                    step,
-                    config,
-                    run.card,
-                    accuracy,
-                    DataRecord(experiment.order.num_examples, run.broken_images.indices),
-                )
+                record = DataRecord(experiment.order.num_examples, run.broken_images.indices)
+                saving.save(checkpoints, state, step, config, run.card, accuracy, record)
                 stall = time.monotonic() - start_time
                 writer.write_scalars(step, {"checkpoint/stall_seconds": stall})
     return Outcome(step, stop.signal if step < total else None, evaluation)

@@ -183,7 +183,7 @@ def _rewind_lines(path: epath.Path, resume_point: ResumePoint) -> None:
     retained = [line for line in lines if _retains_line(line, resume_point)]
     if len(retained) < len(lines):
         text = "".join(f"{line}\n" for line in retained)
-        write_whole(path, lambda draft: draft.write_text(text))
+        write_whole(path, text)
 
 
 def _retains_line(line: str, resume_point: ResumePoint) -> bool:

@@ -126,15 +126,11 @@ def write_checkpoint(directory: epath.Path, params: Mapping[str, np.ndarray], ca
         contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as writer,
     ):
         directory.parent.mkdir(parents=True, exist_ok=True)
-        writer.save(
-            directory,
-            ocp.args.Composite(
-                **{
-                    STATE: ocp.args.StandardSave({"params": tree}),
-                    CARD: ocp.args.JsonSave(card.as_json()),
-                }
-            ),
-        )
+        items = {
+            STATE: ocp.args.StandardSave({"params": tree}),
+            CARD: ocp.args.JsonSave(card.as_json()),
+        }
+        writer.save(directory, ocp.args.Composite(**items))
 
 
 def _restore_params(

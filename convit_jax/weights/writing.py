@@ -52,7 +52,7 @@ def write_weights(weights: Weights, path: epath.Path, architecture: Architecture
         content = safetensors.numpy.save(
             tensors, metadata={"format": "pt", METADATA_KEY: card_json}
         )
-        write_whole(path, lambda file: file.write_bytes(content))
+        write_whole(path, content)
     elif path.suffix in TORCH_SUFFIXES:
         _write_torch(path, tensors)
     else:
@@ -95,4 +95,4 @@ def _write_torch(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
     # temporary file whose name contains the machine's name.
     archive = io.BytesIO()
     torch.save(content, archive)
-    write_whole(path, lambda file: file.write_bytes(archive.getbuffer()))
+    write_whole(path, archive.getbuffer())
