@@ -91,11 +91,9 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         experiment = make_experiment(
             config, num_examples=len(examples), num_classes=len(examples.class_names), mesh=mesh
         )
+        d = config.data
         options = data.LoaderOptions(
-            config.data.num_workers,
-            config.data.prefetch_batches,
-            config.data.max_broken,
-            config.data.exif_rotation,
+            d.num_workers, d.prefetch_batches, d.max_broken, d.exif_rotation
         )
         # One pool of workers reads the training batches, the evaluations and the attention log.
         pool = stack.enter_context(data.worker_pool(options))
