@@ -304,11 +304,8 @@ class VisionTransformer(nnx.Module):
 
     def attention_maps(self, images: jax.Array) -> list[jax.Array]:
         """Return the attention map of each layer: a float32 [B, H, N, N] per layer."""
-        inputs = self.trace(images).inputs
-        return [
-            block.attention_map(x, self.architecture.grid)
-            for block, x in zip(self.blocks, inputs, strict=True)
-        ]
+        inputs, grid = self.trace(images).inputs, self.architecture.grid
+        return [b.attention_map(x, grid) for b, x in zip(self.blocks, inputs, strict=True)]
 
     def _with_class_token(self, x: jax.Array) -> jax.Array:
         token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))

@@ -39,10 +39,8 @@ class Card:
 
     def __post_init__(self) -> None:
         architecture, names, crop = self.architecture, self.class_names, self.crop_fraction
-        if architecture is not None:
-            _require(
-                isinstance(architecture, Architecture), "architecture", architecture, "an object"
-            )
+        is_known = architecture is None or isinstance(architecture, Architecture)
+        _require(is_known, "architecture", architecture, "an object")
         if names is not None:
             are_strings = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
             _require(are_strings and names != (), "class_names", names, "a name for each class")
@@ -56,10 +54,9 @@ class Card:
         if crop is not None:
             _require(_is_number(crop) and 0 < crop <= 1, "crop_fraction", crop, "above 0, up to 1")
         for field, values in (("mean", self.mean), ("std", self.std)):
-            are_numbers = (
-                isinstance(values, tuple) and values != () and all(map(_is_number, values))
-            )
-            _require(values is None or are_numbers, field, values, "a number for each channel")
+            are_numbers = isinstance(values, tuple) and all(map(_is_number, values))
+            valid = values is None or (are_numbers and values != ())
+            _require(valid, field, values, "a number for each channel")
         lengths = [None if values is None else len(values) for values in (self.mean, self.std)]
         _require(lengths[0] == lengths[1], "std", self.std, "as many numbers as mean has")
         _require(self.std is None or min(self.std) > 0, "std", self.std, "numbers above 0")
@@ -116,9 +113,8 @@ class Card:
         Raises:
             InputError: the values are not a card's, or were written by a later version.
         """
-        fields = {
-            name: _as_tuple(value) for name, value in _checked_fields(cls, values, "").items()
-        }
+        checked = _checked_fields(cls, values, "")
+        fields = {name: _as_tuple(value) for name, value in checked.items()}
         if fields.get("architecture") is not None:
             fields["architecture"] = _architecture(fields["architecture"])
         with boundary("its card", "cannot be read"):

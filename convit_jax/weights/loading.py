@@ -153,11 +153,9 @@ class Weights:
 
     def likely_model(self) -> str | None:
         """Return the name of the model with the shapes of the tensors, if there is one."""
-        card_architecture = self.card.architecture
-        return nearest_model(
-            self.tensors,
-            **({} if card_architecture is None else {"num_heads": card_architecture.num_heads}),
-        )
+        a = self.card.architecture
+        overrides = {} if a is None else {"num_heads": a.num_heads}
+        return nearest_model(self.tensors, **overrides)
 
     def class_names(self) -> tuple[str, ...] | None:
         """Return the name of each class, if they are known."""

@@ -48,11 +48,8 @@ def write_weights(weights: Weights, path: epath.Path, architecture: Architecture
         params = from_torch(tensors, architecture)  # raises if they do not fit the model
     card = dataclasses.replace(weights.card, architecture=architecture)
     if path.suffix == ".safetensors":
-        card_json = json.dumps(card.as_json())
-        content = safetensors.numpy.save(
-            tensors, metadata={"format": "pt", METADATA_KEY: card_json}
-        )
-        write_whole(path, content)
+        metadata = {"format": "pt", METADATA_KEY: json.dumps(card.as_json())}
+        write_whole(path, safetensors.numpy.save(tensors, metadata=metadata))
     elif path.suffix in TORCH_SUFFIXES:
         _write_torch(path, tensors)
     else:
