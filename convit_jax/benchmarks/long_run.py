@@ -22,7 +22,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from convit_jax.errors import InputError, RunError
 from convit_jax.system.whole_file import write_whole
@@ -174,6 +173,8 @@ def compute_trends(samples: Sequence[Sample], interval: int = EVAL_EVERY) -> lis
 
 
 def _compute_trend(name: str, intervals: Mapping[int, Sequence[Sample]], interval: int) -> Trend:
+    from scipy import stats  # noqa: PLC0415  (not needed in the measured process)
+
     values = [[getattr(sample, name) for sample in samples] for samples in intervals.values()]
     floors = np.array([min(group) for group in values])
     steps = np.array(list(intervals)) * interval / 1000  # in thousands

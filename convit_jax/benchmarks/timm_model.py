@@ -8,8 +8,8 @@ from convit_jax.benchmarks.timing import best_time
 from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 
-# Models that timm has too: our name → timm's.
 _SIZES = ("tiny", "small", "base")
+# Models that timm has too: our name → timm's.
 TIMM_NAMES = {f"convit_{size}": f"convit_{size}" for size in _SIZES}
 TIMM_NAMES |= {f"deit_{size}": f"deit_{size}_patch16_224" for size in _SIZES}
 

@@ -119,11 +119,14 @@ def _class_names(
 
 def _unsupported_settings(inner: Mapping[str, Any]) -> list[str]:
     notes = []
-    for field, supported, what, instead in (
-        ("interpolation", "bicubic", "{} interpolation", "a bicubic filter is used"),
-        ("crop_mode", "center", "the crop mode {}", "the centre is cropped"),
-    ):
-        if inner.get(field) not in (None, supported):
-            value = f"{inner[field]!r:.40}"
-            notes.append(f"config.json asks for {what.format(value)}: {instead} instead")
+    if inner.get("interpolation") not in (None, "bicubic"):
+        notes.append(
+            f"config.json asks for {inner['interpolation']!r:.40} interpolation: a bicubic filter "
+            "is used instead"
+        )
+    if inner.get("crop_mode") not in (None, "center"):
+        notes.append(
+            f"config.json asks for the crop mode {inner['crop_mode']!r:.40}: the centre is cropped "
+            "instead"
+        )
     return notes
