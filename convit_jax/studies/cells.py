@@ -116,7 +116,7 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
     cells = list(cells)
     sizes = {f: _dataset_size(configs, f) for f in {1.0} | {cell.fraction for cell in cells}}
     full_size, classes = sizes[1.0]
-    smallest_size = min(sizes[cell.fraction][0] for cell in cells)
+    smallest = min(sizes[cell.fraction][0] for cell in cells)
     experiments: dict[tuple[str, Variant], tuple[Config, Experiment]] = {}
     jobs = []
     for cell in cells:
@@ -125,9 +125,7 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
             config = apply_variant(configs[cell.model], cell.variant)
             config = _with_durations_in_steps(config, full_size)
             with naming(f"cell {cell.name}"):
-                experiment = make_experiment(
-                    config, num_examples=smallest_size, num_classes=classes
-                )
+                experiment = make_experiment(config, num_examples=smallest, num_classes=classes)
             experiments[key] = config, experiment
         config, experiment = experiments[key]
         data = dataclasses.replace(config.data, fraction=cell.fraction)
