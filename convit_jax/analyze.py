@@ -47,44 +47,26 @@ from convit_jax.weights import Weights, open_weights
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.analyze", description=__doc__)
     command_line.add_weights_flags(parser)
-    parser.add_argument(
-        "--compare",
-        action="append",
-        default=[],
-        metavar="W",
-        help="another model to compare; may be repeated",
-    )
-    parser.add_argument(
-        "--name", action="append", default=[], help="name of each model, in the same order"
-    )
-    parser.add_argument("--images", nargs="+", required=True, metavar="D", help="see above")
-    parser.add_argument("--out", required=True, metavar="DIR", help="output directory")
-    parser.add_argument(
-        "--count",
-        type=int,
-        default=1024,
-        help="number of evenly spaced images to measure on (default 1024, as in the paper)",
-    )
-    parser.add_argument(
-        "--pictures",
-        type=int,
-        default=3,
-        help="number of images whose attention is shown (default 3)",
-    )
-    parser.add_argument(
-        "--layers", metavar="N,N…", help="layers whose attention is shown, from 1 (default: four)"
-    )
-    parser.add_argument(
-        "--query", metavar="ROW,COLUMN", help="the query patch, from 0 (default: the centre)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    text = "another model to compare; may be repeated"
+    add("--compare", action="append", default=[], metavar="W", help=text)
+    add("--name", action="append", default=[], help="name of each model, in the same order")
+    add("--images", nargs="+", required=True, metavar="D", help="see above")
+    add("--out", required=True, metavar="DIR", help="output directory")
+    text = "number of evenly spaced images to measure on, by default as in the paper"
+    parser.add_option("--count", 1024, text)
+    parser.add_option("--pictures", 3, "number of images whose attention is shown")
+    text = "layers whose attention is shown, from 1 (default: four)"
+    add("--layers", metavar="N,N…", help=text)
+    add("--query", metavar="ROW,COLUMN", help="the query patch, from 0 (default: the centre)")
+    add(
         "--variant",
         choices=locality.VARIANTS,
         default="propagated",
         help="measure non-locality on each layer's own input (default), or on the patch embeddings "
         "like the released code",
     )
-    parser.add_argument("--json", action="store_true", help="also print the table of layers")
+    add("--json", action="store_true", help="also print the table of layers")
     return parser
 
 
@@ -99,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     query = None if row_column is None else (row_column[0], row_column[1])
     overrides = command_line.overrides(arguments.override)
     out = output_directory(arguments.out, "--out")
-    examples = _Examples.open(arguments.images, arguments.count)
+    examples = _open_examples(arguments.images, arguments.count)
     keep_compiled_programs()
     with Screen() as screen:
         findings = []
@@ -112,15 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             measured = collect_findings(
                 name,
                 model,
-                examples.pixels(preprocessing),
+                _read_pixels(examples, preprocessing),
                 preprocessing,
                 pictures=arguments.pictures,
                 query=query,
                 variant=arguments.variant,
                 history=read_history(weights.directory) if weights.directory else None,
             )
-            if examples.source is not None:
-                measured = _with_accuracy(measured, weights, model, examples.source, preprocessing)
+            if isinstance(examples, data.Source):
+                measured = _with_accuracy(measured, weights, model, examples, preprocessing)
             findings.append(measured)
         page = write_report(
             findings,
@@ -171,48 +153,36 @@ def _named_weights(arguments: argparse.Namespace) -> list[tuple[Weights, str]]:
     return list(zip(opened, names, strict=True))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Examples:
-    """Images to measure on, with or without labels.
+def _open_examples(names: Sequence[str], count: int) -> list[str] | data.Source:
+    """Return up to `count` evenly spaced images: paths, or a dataset, which has labels.
 
-    Attributes:
-        paths: image files, if the images have no labels.
-        source: labelled examples, or None.
+    Raises:
+        InputError: no images.
     """
+    if names[0].partition(":")[0] in KINDS:
+        if len(names) > 1:
+            raise InputError(f"--images {' '.join(names)}: expected a single dataset")
+        return data.evenly_spaced_subset(data.open_source(names[0]), count)
+    paths = find_images(names)
+    return [paths[i] for i in data.evenly_spaced(len(paths), count)]
 
-    paths: Sequence[str]
-    source: data.Source | None
 
-    @classmethod
-    def open(cls, names: Sequence[str], count: int) -> "_Examples":
-        """Open up to `count` evenly spaced images.
+def _read_pixels(examples: list[str] | data.Source, preprocessing: Preprocessing) -> np.ndarray:
+    """Return the cropped images: uint8 [B, height, width, channels].
 
-        Raises:
-            InputError: no images.
-        """
-        if names[0].partition(":")[0] in KINDS:
-            if len(names) > 1:
-                raise InputError(f"--images {' '.join(names)}: expected a single dataset")
-            return cls((), data.evenly_spaced_subset(data.open_source(names[0]), count))
-        paths = find_images(names)
-        return cls([paths[i] for i in data.evenly_spaced(len(paths), count)], None)
-
-    def pixels(self, preprocessing: Preprocessing) -> np.ndarray:
-        """Return the cropped images: uint8 [B, height, width, channels].
-
-        Raises:
-            InputError: an image cannot be read.
-        """
-        source, message = self.source, "cannot read the image {}".format
-        if source is None:
-            return np.stack([preprocessing.crop(path, message(path)) for path in self.paths])
-        crops = []
-        for index in range(len(source)):
-            name = message(source.describe(index))
-            with boundary(name, ""):
-                image, _ = source[index]
-            crops.append(preprocessing.crop(image, name, rotate=source.rotates_by_exif))
-        return np.stack(crops)
+    Raises:
+        InputError: an image cannot be read.
+    """
+    message = "cannot read the image {}".format
+    if isinstance(examples, list):
+        return np.stack([preprocessing.crop(path, message(path)) for path in examples])
+    crops = []
+    for index in range(len(examples)):
+        name = message(examples.describe(index))
+        with boundary(name, ""):
+            image, _ = examples[index]
+        crops.append(preprocessing.crop(image, name, rotate=examples.rotates_by_exif))
+    return np.stack(crops)
 
 
 def _with_accuracy(

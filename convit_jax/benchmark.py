@@ -20,42 +20,42 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from etils import epath
-from rich import box
-from rich.table import Table
 
 from convit_jax import models
-from convit_jax.benchmarks.attention import FORMS, measure_attention
-from convit_jax.benchmarks.input import measure_input
-from convit_jax.benchmarks.kernel import measure_kernel
-from convit_jax.benchmarks.long_run import Sample, compute_trends, measure_long_run
+from convit_jax.benchmarks.attention import FORMS, AttentionTime, measure_attention
+from convit_jax.benchmarks.input import InputSpeed, measure_input
+from convit_jax.benchmarks.kernel import StepCost, measure_kernel
+from convit_jax.benchmarks.long_run import Sample, Trend, compute_trends, measure_long_run
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
-from convit_jax.benchmarks.scale import measure_scale
+from convit_jax.benchmarks.scale import ScaleCost, measure_scale
 from convit_jax.benchmarks.timm_model import check_timm, measure_timm
 from convit_jax.console import command_line
-from convit_jax.console.screen import PipedConsole
+from convit_jax.console.screen import print_table
 from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError, fitting_memory
 from convit_jax.system.devices import find_devices
 from convit_jax.system.paths import output_directory
 from convit_jax.system.whole_file import write_whole
 
+T = TypeVar("T")
+
 
 def _make_parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    common = command_line.Parser(add_help=False)
-    common.add_argument("--image-size", type=int, default=224, help="side in pixels (default 224)")
-    common.add_argument("--json", action="store_true", help="print one JSON object per line")
+    output = command_line.Parser(add_help=False)
+    output.add_argument("--json", action="store_true", help="print one JSON object per line")
+    common = command_line.Parser(add_help=False, parents=[output])
+    common.add_option("--image-size", 224, "side in pixels")
     timing = command_line.Parser(add_help=False)
-    timing.add_argument(
-        "--seconds", type=float, default=10.0, help="how long to repeat each (default 10)"
-    )
+    timing.add_option("--seconds", 10.0, "how long to repeat each")
 
     model = commands.add_parser(
         "model",
@@ -63,25 +63,15 @@ def _make_parser() -> command_line.Parser:
         help="parameters, FLOPs, compile time and images/s of the forward pass and train step",
     )
     model.add_argument("models", nargs="+", metavar="MODEL", help="one of list_models(), or 'all'")
-    model.add_argument("--batch-size", type=int, default=32, help="images per step (default 32)")
-    model.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
-    model.add_argument(
-        "--gpsa-layers",
-        type=int,
-        metavar="N",
-        help="number of GPSA layers, overrides the models'; 0: plain attention, for comparison",
-    )
-    model.add_argument(
-        "--against-timm",
-        action="store_true",
-        help="also time timm's model in the same type, on the GPU if PyTorch has one; needs timm",
-    )
-    model.add_argument(
-        "--compiled", action="store_true", help="also time timm's model with torch.compile"
-    )
-    model.add_argument(
-        "--profile", metavar="DIR", help="write a profile of five train steps, for TensorBoard"
-    )
+    model.add_option("--batch-size", 32, "images per step")
+    model.add_option("--dtype", "float32", "float32 or bfloat16")
+    add = model.add_argument
+    text = "number of GPSA layers, overrides the models'; 0: plain attention, for comparison"
+    add("--gpsa-layers", type=int, metavar="N", help=text)
+    text = "also time timm's model in the same type, on the GPU if PyTorch has one; needs timm"
+    add("--against-timm", action="store_true", help=text)
+    add("--compiled", action="store_true", help="also time timm's model with torch.compile")
+    add("--profile", metavar="DIR", help="write a profile of five train steps, for TensorBoard")
 
     input_ = commands.add_parser(
         "input",
@@ -96,14 +86,12 @@ def _make_parser() -> command_line.Parser:
         help="instead, what opening, a batch and a subset of N tiny images cost in each layout; "
         "'imagenet' for as many as ImageNet has, which takes ten minutes",
     )
-    input_.add_argument("--batch-size", type=int, default=96, help="rows per batch (default 96)")
-    input_.add_argument(
-        "--against-timm", action="store_true", help="also time timm's transforms, in turn"
-    )
+    input_.add_option("--batch-size", 96, "rows per batch")
+    text = "also time timm's transforms, in turn"
+    input_.add_argument("--against-timm", action="store_true", help=text)
+
     comparison = command_line.Parser(add_help=False)
-    comparison.add_argument(
-        "--model", default="convit_small", help="a ConViT (default convit_small)"
-    )
+    comparison.add_option("--model", "convit_small", "a ConViT")
     comparison.add_argument(
         "--forms", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="FORM",
         help=f"any of: {'; '.join(FORMS)} (default all)",
@@ -113,34 +101,55 @@ def _make_parser() -> command_line.Parser:
         parents=[common, timing, comparison],
         help="time of an attention layer in each form on this machine's device",
     )
-    attention.add_argument("--batch-size", type=int, default=32, help="images (default 32)")
-    attention.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
+    attention.add_option("--batch-size", 32, "images")
+    attention.add_option("--dtype", "float32", "float32 or bfloat16")
     kernel = commands.add_parser(
         "kernel",
         parents=[common, comparison],
         help="cycles of a train step on a TPU with each form of attention, estimated by the TPU "
         "compiler (pip install libtpu), which takes minutes per form",
     )
-    kernel.add_argument("--topology", default="v5e-4", help="slice to compile for (default v5e-4)")
-    kernel.add_argument("--batch-size", type=int, default=64, help="images per chip (default 64)")
+    kernel.add_option("--topology", "v5e-4", "slice to compile for")
+    kernel.add_option("--batch-size", 64, "images per chip")
+
     long_run = commands.add_parser(
         "long-run",
+        parents=[output],
         help="whether memory, descriptors, threads or shared memory of a run and its workers grow "
         "while it trains, evaluates and saves",
     )
-    long_run.add_argument(
-        "--steps", type=int, default=5000, help="length of the run (default 5000)"
-    )
-    long_run.add_argument("--batch-size", type=int, default=32, help="images per step (default 32)")
-    long_run.add_argument(
-        "--workers", type=int, default=2, help="processes that read data (default 2)"
-    )
-    long_run.add_argument(
-        "--out", metavar="DIR",
-        help="write all samples to long_run.jsonl and their curves to long_run.png",
-    )  # fmt: skip
-    long_run.add_argument("--json", action="store_true", help="print one JSON object per line")
+    long_run.add_option("--steps", 5000, "length of the run")
+    long_run.add_option("--batch-size", 32, "images per step")
+    long_run.add_option("--workers", 2, "processes that read data")
+    text = "write all samples to long_run.jsonl and their curves to long_run.png"
+    long_run.add_argument("--out", metavar="DIR", help=text)
     return parser
+
+
+def _call(measure: Callable[..., T], arguments: argparse.Namespace, **others: Any) -> T:
+    """Call a function with the flags of its parameters' names, and other arguments."""
+    values = vars(arguments) | others
+    return measure(**{name: values[name] for name in signature(measure).parameters})
+
+
+def _show(
+    arguments: argparse.Namespace,
+    records: Iterable[Any],
+    title: str,
+    headings: Sequence[str],
+    row: Callable[[Any], Sequence[str]],
+    note: str = "",
+) -> None:
+    """Print each record as a JSON object, or all as the rows of a table with a note below it."""
+    if arguments.json:
+        for record in records:
+            print(json.dumps(dataclasses.asdict(record)), flush=True)
+        return
+    # Files and pipes have no width: make the table wide enough for every number.
+    width = None if sys.stdout.isatty() else 200
+    print_table(map(row, records), headings, title=title, right=headings[1:], width=width)
+    if note:
+        print(note)
 
 
 def _measure_models(arguments: argparse.Namespace) -> None:
@@ -151,36 +160,24 @@ def _measure_models(arguments: argparse.Namespace) -> None:
         raise InputError("--compiled applies to timm's model: expected --against-timm with it")
     if arguments.against_timm:
         check_timm(names)
-    keys = ("batch_size", "image_size", "dtype", "seconds", "profile", "gpsa_layers")
-    options = {k: getattr(arguments, k) for k in keys}
     modes = ["eager"] * arguments.against_timm + ["compiled"] * arguments.compiled
-    speeds = (_add_timm(measure_model(name, **options), modes, arguments) for name in names)
-    if arguments.json:
-        _print_json(speeds)
-        return
+
+    def measure(name: str) -> ModelSpeed:
+        speed, timm = _call(measure_model, arguments, name=name), dict[str, float]()
+        for mode in modes:
+            compiled = mode == "compiled"
+            speeds = _call(measure_timm, arguments, name=name, compiled=compiled)
+            timm[f"{mode} forward"], timm[f"{mode} train"] = speeds
+        return dataclasses.replace(speed, timm=timm)
+
     device = f"{jax.local_device_count()} {jax.devices()[0].device_kind} device(s)"
     size = f"batch {arguments.batch_size}, {arguments.image_size} px, {arguments.dtype}"
-    headings = ["parameters", "GFLOP", "forward/s", "compile", "train/s", "compile"]
+    headings = ["model", "parameters", "GFLOP", "forward/s", "compile", "train/s", "compile"]
     headings += [f"{pass_} to timm {mode}" for mode in modes for pass_ in ("forward", "train")]
-    _print_table(f"{device}, {size}", ("model", *headings), map(_model_row, speeds))
-    print("GFLOP: one image's forward pass. forward/s, train/s: images per second.")
+    note = "GFLOP: one image's forward pass. forward/s, train/s: images per second."
     if arguments.profile:
-        print(f"Profiles: tensorboard --logdir {arguments.profile} (pip install xprof)")
-
-
-def _add_timm(speed: ModelSpeed, modes: Sequence[str], arguments: argparse.Namespace) -> ModelSpeed:
-    """Measure timm's model in each mode, "eager" or "compiled", and add its speeds."""
-    timm: dict[str, float] = {}
-    for mode in modes:
-        timm[f"{mode} forward"], timm[f"{mode} train"] = measure_timm(
-            speed.model,
-            batch_size=arguments.batch_size,
-            image_size=arguments.image_size,
-            dtype=arguments.dtype,
-            seconds=arguments.seconds,
-            compiled=mode == "compiled",
-        )
-    return dataclasses.replace(speed, timm=timm)
+        note += f"\nProfiles: tensorboard --logdir {arguments.profile} (pip install xprof)"
+    _show(arguments, map(measure, names), f"{device}, {size}", headings, _model_row, note)
 
 
 def _model_row(speed: ModelSpeed) -> tuple[str, ...]:
@@ -198,94 +195,62 @@ def _model_row(speed: ModelSpeed) -> tuple[str, ...]:
 
 
 def _measure_scale(arguments: argparse.Namespace) -> None:
-    text = arguments.scale
+    text, least = arguments.scale, imagenet.NUM_CLASSES * 10
     num_images = imagenet.NUM_TRAIN_IMAGES if text == "imagenet" else 0
     if text.isdecimal():
         num_images = int(text)
-    least = imagenet.NUM_CLASSES * 10
     in_range = least <= num_images <= 2**31
     command_line.expect(arguments, "scale", in_range, f"'imagenet' or a number from {least:,} on")
-    rows = []
-    for cost in measure_scale(num_images):
-        if arguments.json:
-            _print_json([cost])
+
+    def row(cost: ScaleCost) -> Sequence[str]:
         seconds = (cost.open_seconds, cost.reopen_seconds, cost.batch_seconds, cost.subset_seconds)
         megabytes = (cost.megabytes, cost.pickled_megabytes)
-        rows.append(
-            (cost.layout, *(f"{s:.1f} s" for s in seconds), *(f"{m:,.0f} MB" for m in megabytes))
-        )
-    if not arguments.json:
-        columns = ("layout", "open", "again", "first batch", "a tenth", "memory", "to workers")
-        _print_table(f"{num_images:,} images", columns, rows)
+        return (cost.layout, *(f"{s:.1f} s" for s in seconds), *(f"{m:,.0f} MB" for m in megabytes))
+
+    headings = ("layout", "open", "again", "first batch", "a tenth", "memory", "to workers")
+    _show(arguments, measure_scale(num_images), f"{num_images:,} images", headings, row)
 
 
 def _measure_input(arguments: argparse.Namespace) -> None:
     if arguments.scale is not None:
         _measure_scale(arguments)
         return
-    speeds, megabytes = measure_input(
-        arguments.data,
-        image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
-        seconds=arguments.seconds,
-        against_timm=arguments.against_timm,
-    )
-    if arguments.json:
-        _print_json(speeds)
-        print(json.dumps({"worker_megabytes": megabytes}))
-        return
-    rows = [
-        (s.work, f"{s.images_per_core_second:.0f}", f"{s.ratio:.2f}" if s.ratio else "")
-        for s in speeds
-    ]
+    speeds, megabytes = _call(measure_input, arguments)
+
+    def row(s: InputSpeed) -> Sequence[str]:
+        return s.work, f"{s.images_per_core_second:.0f}", f"{s.ratio:.2f}" if s.ratio else ""
+
     title = f"{arguments.data}, {arguments.image_size} px, batch {arguments.batch_size}"
-    _print_table(title, ("work", "images per core-second", "ratio to timm"), rows)
-    if megabytes:
-        print(f"A worker process used up to {megabytes:.0f} MB.")
+    note = f"A worker process used up to {megabytes:.0f} MB." if megabytes else ""
+    _show(arguments, speeds, title, ("work", "images per core-second", "ratio to timm"), row, note)
+    if arguments.json:
+        print(json.dumps({"worker_megabytes": megabytes}))
 
 
 def _measure_attention(arguments: argparse.Namespace) -> None:
-    times = measure_attention(
-        arguments.model,
-        arguments.forms,
-        images=arguments.batch_size,
-        image_size=arguments.image_size,
-        dtype=arguments.dtype,
-        seconds=arguments.seconds,
+    def row(t: AttentionTime) -> Sequence[str]:
+        return t.form, f"{1e3 * t.forward_seconds:.2f} ms", f"{1e3 * t.train_seconds:.2f} ms"
+
+    times = _call(measure_attention, arguments)
+    title = (
+        f"{arguments.model}, one attention layer on {jax.devices()[0].device_kind}, "
+        f"{arguments.batch_size} images of {arguments.image_size} px, {arguments.dtype}"
     )
-    if arguments.json:
-        _print_json(times)
-        return
-    rows = [
-        (t.form, f"{1e3 * t.forward_seconds:.2f} ms", f"{1e3 * t.train_seconds:.2f} ms")
-        for t in times
-    ]
-    size = f"{arguments.batch_size} images of {arguments.image_size} px, {arguments.dtype}"
-    title = f"{arguments.model}, one attention layer on {jax.devices()[0].device_kind}"
-    _print_table(f"{title}, {size}", ("attention", "forward", "with gradients"), rows)
-    print("The fused kernel is timed on TPUs only, cuDNN on GPUs only.")
+    note = "The fused kernel is timed on TPUs only, cuDNN on GPUs only."
+    _show(arguments, times, title, ("attention", "forward", "with gradients"), row, note)
 
 
 def _measure_kernels(arguments: argparse.Namespace) -> None:
-    costs = measure_kernel(
-        arguments.model,
-        arguments.forms,
-        topology=arguments.topology,
-        images=arguments.batch_size,
-        image_size=arguments.image_size,
-    )
-    if arguments.json:
-        _print_json(costs)
-        return
-    rows = [
-        (c.form, f"{c.cycles / 1e6:.1f} M", f"{c.kernel_cycles / 1e6:.2f} M",
-         f"{c.forward_cycles:,}", f"{c.backward_cycles:,}", f"{c.compile_seconds:.0f} s")
-        for c in costs
-    ]  # fmt: skip
-    headings = ["cycles per step", "in kernels", "forward kernel", "backward kernel", "compile"]
+    def row(c: StepCost) -> Sequence[str]:
+        cycles = (f"{c.cycles / 1e6:.1f} M", f"{c.kernel_cycles / 1e6:.2f} M")
+        kernels = (f"{c.forward_cycles:,}", f"{c.backward_cycles:,}")
+        return c.form, *cycles, *kernels, f"{c.compile_seconds:.0f} s"
+
+    costs = _call(measure_kernel, arguments)
+    headings = ("cycles per step", "in kernels", "forward kernel", "backward kernel", "compile")
     title = f"{arguments.model}, {arguments.topology}, {arguments.batch_size} images per chip"
-    _print_table(f"{title}, bfloat16", ("attention", *headings), rows)
-    print("Cycles: the compiler's estimates plus the kernels' schedules, not measured.")
+    note = "Cycles: the compiler's estimates plus the kernels' schedules, not measured."
+    _show(arguments, costs, f"{title}, bfloat16", ("attention", *headings), row, note)
 
 
 def _measure_long_run(arguments: argparse.Namespace) -> None:
@@ -296,22 +261,20 @@ def _measure_long_run(arguments: argparse.Namespace) -> None:
     trends = compute_trends(samples)
     if directory is not None:
         _write_long_run(directory, samples)
-    if arguments.json:
-        _print_json(trends)
-        return
-    rows = [
-        (t.figure, f"{t.floor:,.1f}", f"{t.peak:,.1f}", f"{t.slope:+,.2f} ± {t.error:.2f}",
-         f"{t.late:+,.2f}", {True: "yes", False: "no", None: ""}[t.flat])
-        for t in trends
-    ]  # fmt: skip
-    headings = ["between evaluations", "peak", "growth per 1,000 steps", "in the second half"]
+
+    def row(t: Trend) -> Sequence[str]:
+        growth = (f"{t.slope:+,.2f} ± {t.error:.2f}", f"{t.late:+,.2f}")
+        is_flat = {True: "yes", False: "no", None: ""}[t.flat]
+        return t.figure, f"{t.floor:,.1f}", f"{t.peak:,.1f}", *growth, is_flat
+
+    headings = ("between evaluations", "peak", "growth per 1,000 steps", "in the second half")
     title = f"{arguments.steps:,} steps, {arguments.workers} workers"
-    _print_table(title, ("all processes together", *headings, "flat"), rows)
-    print(
+    note = (
         "Memory in MB. allocated, blocks (memory blocks of Python's objects): of the main process, "
         "without freed memory\nthat the C library may retain. Flat: growth per 1,000 steps in the "
         "second half is less than 1 (blocks: 10,000)."
     )
+    _show(arguments, trends, title, ("all processes together", *headings, "flat"), row, note)
 
 
 def _write_long_run(directory: epath.Path, samples: Sequence[Sample]) -> None:
@@ -323,24 +286,9 @@ def _write_long_run(directory: epath.Path, samples: Sequence[Sample]) -> None:
         for field in dataclasses.fields(Sample)
     }
     lines = "".join(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in samples)
-    write_whole(directory / "long_run.jsonl", lambda path: path.write_text(lines))
+    write_whole(directory / "long_run.jsonl", lines)
     picture = style.render_figure(resources_over_steps(columns), "png")
-    write_whole(directory / "long_run.png", lambda path: path.write_bytes(picture))
-
-
-def _print_json(records: Iterable[Any]) -> None:
-    for record in records:
-        print(json.dumps(dataclasses.asdict(record)), flush=True)
-
-
-def _print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(box=box.SIMPLE, title=title)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    # Files and pipes have no width: make the table wide enough for every number.
-    PipedConsole(width=None if sys.stdout.isatty() else 200).print(table)
+    write_whole(directory / "long_run.png", picture)
 
 
 _COMMANDS = {

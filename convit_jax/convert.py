@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             program = export_classifier(
                 weights.model(**overrides), weights.preprocessing(architecture)
             )
-            write_whole(path, lambda file: file.write_bytes(program))
+            write_whole(path, program)
         else:
             write_weights(weights, path, architecture)
     record = _record(arguments.destination, path.suffix, weights, architecture)

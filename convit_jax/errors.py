@@ -105,6 +105,15 @@ def boundary(name: str, problem: str = "cannot be read", chosen: bool = False) -
         raise MachineError(f"{name}: {_MACHINE_FAULTS[code]}") from error
 
 
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put a name before the message of an InputError: `name: message`."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
 def machine_fault(error: BaseException) -> str | None:
     """Describe the fault of the machine behind an error; None if it is not one.
 

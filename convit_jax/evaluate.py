@@ -14,18 +14,17 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-from rich import box
-from rich.table import Table
 
 from convit_jax import analysis, data
 from convit_jax.console import command_line
-from convit_jax.console.screen import PipedConsole
+from convit_jax.console.screen import print_table
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.reading import EXIF_ROTATIONS
 from convit_jax.data.sources import imagenet
@@ -61,68 +60,40 @@ class _Evaluation:
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.evaluate", description=__doc__)
     command_line.add_weights_flags(parser)
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="D",
-        help="tfds:NAME:SPLIT[:DIR], folder:PATH, wds:x-{00..63}.tar, digits:test",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    text = "tfds:NAME:SPLIT[:DIR], folder:PATH, wds:x-{00..63}.tar, digits:test"
+    add("--data", required=True, metavar="D", help=text)
+    add(
         "--classes-of",
         metavar="D",
         help="restrict predictions and images to the classes that occur in this data; done "
         "automatically for ImageNet-A and -R",
     )
     masks = parser.add_mutually_exclusive_group()
-    masks.add_argument(
-        "--mask-pos-embed", action="store_true", help="without absolute positions (paper Table 5)"
-    )
-    masks.add_argument(
-        "--mask-content",
-        type=int,
-        metavar="N",
-        help="the first N GPSA layers attend by position alone (paper Table 6)",
-    )
-    masks.add_argument(
-        "--mask-position",
-        type=int,
-        metavar="N",
-        help="the first N GPSA layers attend by content alone (paper Table 6)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        help=f"images per step on all devices (default {IMAGES_PER_DEVICE} per device)",
-    )
-    parser.add_argument(
-        "--crop",
-        type=float,
-        help=f"centre crop as a fraction of the scaled image (default {imagenet.CROP_FRACTION})",
-    )
-    parser.add_argument(
-        "--num-workers",
-        type=int,
-        default=0,
-        help="processes that read images; 0: a thread of this process, -1: one per core",
-    )
-    parser.add_argument(
-        "--max-broken",
-        type=float,
-        default=0.001,
-        help="fraction of images that may be unreadable (default 0.001)",
-    )
-    parser.add_argument(
+    text = "without absolute positions (paper Table 5)"
+    masks.add_argument("--mask-pos-embed", action="store_true", help=text)
+    text = "the first N GPSA layers attend by position alone (paper Table 6)"
+    masks.add_argument("--mask-content", type=int, metavar="N", help=text)
+    text = "the first N GPSA layers attend by content alone (paper Table 6)"
+    masks.add_argument("--mask-position", type=int, metavar="N", help=text)
+    text = f"images per step on all devices (default {IMAGES_PER_DEVICE} per device)"
+    add("--batch-size", type=int, help=text)
+    text = f"centre crop as a fraction of the scaled image (default {imagenet.CROP_FRACTION})"
+    add("--crop", type=float, help=text)
+    text = "processes that read images; 0: a thread of this process, -1: one per core"
+    parser.add_option("--num-workers", 0, text)
+    parser.add_option("--max-broken", 0.001, "fraction of images that may be unreadable")
+    parser.add_option(
         "--exif-rotation",
-        default="auto",
+        "auto",
+        "whether images are rotated as in their EXIF data; auto: in folder: but not in tfds: and "
+        "wds:, as for published accuracies",
         metavar="|".join(EXIF_ROTATIONS),
-        help="whether images are rotated as in their EXIF data; auto: in folder: but not in tfds: "
-        "and wds:, as for published accuracies",
     )
-    parser.add_argument("--per-class", action="store_true", help="print each class's accuracy")
-    parser.add_argument(
-        "--confusion", metavar="FILE.csv", help="write the confusion matrix; rows are true classes"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    add("--per-class", action="store_true", help="print each class's accuracy")
+    text = "write the confusion matrix; rows are true classes"
+    add("--confusion", metavar="FILE.csv", help=text)
+    add("--json", action="store_true", help="one JSON object, for programs")
     return parser
 
 
@@ -167,18 +138,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
-    for name, is_valid, expected in (
-        ("batch_size", arguments.batch_size is None or arguments.batch_size >= 1, "at least 1"),
-        ("crop", arguments.crop is None or 0 < arguments.crop <= 1, "above 0, up to 1"),
-        (
-            "exif_rotation",
-            arguments.exif_rotation in EXIF_ROTATIONS,
-            f"one of {', '.join(EXIF_ROTATIONS)}",
-        ),
-        ("num_workers", arguments.num_workers >= -1, "0 or more, or -1"),
-        ("max_broken", 0 <= arguments.max_broken < 1, "a fraction in [0, 1)"),
-    ):
-        command_line.expect(arguments, name, is_valid, expected)
+    a, check = arguments, functools.partial(command_line.expect, arguments)
+    check("batch_size", a.batch_size is None or a.batch_size >= 1, "at least 1")
+    check("crop", a.crop is None or 0 < a.crop <= 1, "above 0, up to 1")
+    is_known = a.exif_rotation in EXIF_ROTATIONS
+    check("exif_rotation", is_known, f"one of {', '.join(EXIF_ROTATIONS)}")
+    check("num_workers", a.num_workers >= -1, "0 or more, or -1")
+    check("max_broken", 0 <= a.max_broken < 1, "a fraction in [0, 1)")
 
 
 def _apply_mask(model: VisionTransformer, arguments: argparse.Namespace) -> tuple[str, int]:
@@ -252,16 +218,12 @@ def _print_text(arguments: argparse.Namespace, evaluation: _Evaluation) -> None:
         model, published = evaluation.reference
         print(f"published for {model} ({published.source}): {_comparison(measured, published)}")
     if arguments.per_class:
-        table = Table(box=box.SIMPLE)
-        for heading in ("class", "examples", "top-1", "most often mistaken for"):
-            table.add_column(
-                heading, justify="right" if heading in ("examples", "top-1") else "left"
-            )
+        rows = []
         for row in measured.per_class(evaluation.source.class_names):
             accuracy = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
-            mistaken = row["mistaken_for"] or ""
-            table.add_row(row["name"], f"{row['examples']}", accuracy, mistaken)
-        PipedConsole().print(table)
+            rows.append((row["name"], f"{row['examples']}", accuracy, row["mistaken_for"] or ""))
+        headings = ("class", "examples", "top-1", "most often mistaken for")
+        print_table(rows, headings, right=("examples", "top-1"))
 
 
 def _comparison(measured: Accuracy, published: analysis.Published) -> str:

@@ -19,12 +19,9 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 
-from rich import box
-from rich.table import Table
-
 from convit_jax.config import Config
 from convit_jax.console import command_line
-from convit_jax.console.screen import PipedConsole
+from convit_jax.console.screen import print_table
 from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 from convit_jax.planning import Plan, Topology, describe_topologies, find_topology, make_plan
@@ -128,13 +125,6 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def _print(plan: Plan) -> None:
-    table = Table(box=box.SIMPLE, title=f"{plan.model} on {plan.topology}", show_header=False)
-    for row in _rows(plan):
-        table.add_row(*row)
-    PipedConsole().print(table)
-
-
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(
         prog="python -m convit_jax.plan", description=__doc__, epilog=describe_topologies()
@@ -142,20 +132,10 @@ def _parser() -> command_line.Parser:
     command_line.add_config_flag(parser)
     add = parser.add_argument
     add("--topology", metavar="NAME", help="the slice: v5e-256, or v4:4x4x4; see below")
-    add(
-        "--examples",
-        type=int,
-        default=imagenet.NUM_TRAIN_IMAGES,
-        metavar="N",
-        help="training images (default %(default)s, ImageNet's)",
-    )
-    add(
-        "--classes",
-        type=int,
-        default=imagenet.NUM_CLASSES,
-        metavar="N",
-        help="classes (default %(default)s, ImageNet's)",
-    )
+    text = "training images, by default ImageNet's"
+    parser.add_option("--examples", imagenet.NUM_TRAIN_IMAGES, text, metavar="N")
+    text = "classes, by default ImageNet's"
+    parser.add_option("--classes", imagenet.NUM_CLASSES, text, metavar="N")
     add("--sweep", choices=["batch"], help="batch: find the largest that fits, within an eighth")
     add("--json", action="store_true", help="print one JSON object a line")
     return parser
@@ -181,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json:
             print(json.dumps(dataclasses.asdict(plan) | {"estimates": _ESTIMATES}), flush=True)
         else:
-            _print(plan)
+            print_table(_rows(plan), title=f"{plan.model} on {plan.topology}")
     if not arguments.json:
         if arguments.sweep:
             print(describe_largest(done))

@@ -38,8 +38,8 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.predict", description=__doc__)
     command_line.add_weights_flags(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or pattern")
-    parser.add_argument("--top", type=int, default=5, help="number of classes to print (default 5)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images per step (default 16)")
+    parser.add_option("--top", 5, "number of classes to print")
+    parser.add_option("--batch-size", 16, "images per step")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     return parser
 
@@ -59,39 +59,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     classes = weights.class_names() or tuple(map(str, range(weights.num_classes())))
     names = imagenet.readable_names(classes)
     show = _print_json if arguments.json else _print_text
-    images = _ReadableImages(paths, preprocessing)
-    batch_size = min(arguments.batch_size, len(paths))
-    for path, probabilities in classify(model, preprocessing, images, batch_size):
-        labels = np.argsort(-probabilities, kind="stable")[: arguments.top]
-        show(
-            path,
-            [
-                {
-                    "class": classes[label],
-                    "name": names[label],
-                    "label": int(label),
-                    "probability": float(probabilities[label]),
-                }
-                for label in labels
-            ],
-        )
-    return 1 if images.num_broken else 0
+    broken: list[str] = []
 
-
-class _ReadableImages:
-    """Iterate over (path, image) of readable images; report and count the others."""
-
-    def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
-        self._paths, self._preprocessing = paths, preprocessing
-        self.num_broken = 0
-
-    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        for path in self._paths:
+    def readable_images() -> Iterator[tuple[str, np.ndarray]]:
+        for path in paths:
             try:
-                yield path, self._preprocessing.crop(path)
+                yield path, preprocessing.crop(path)
             except InputError as error:
-                self.num_broken += 1
+                broken.append(path)
                 command_line.print_message("predict", str(error))
+
+    batch_size = min(arguments.batch_size, len(paths))
+    for path, probabilities in classify(model, preprocessing, readable_images(), batch_size):
+        predictions = [
+            {
+                "class": classes[label],
+                "name": names[label],
+                "label": int(label),
+                "probability": float(probabilities[label]),
+            }
+            for label in np.argsort(-probabilities, kind="stable")[: arguments.top]
+        ]
+        show(path, predictions)
+    return 1 if broken else 0
 
 
 def classify(

@@ -43,19 +43,16 @@ def contact_sheet(
         step: which batch, from 0.
         count: images, an even number up to the batch size.
     """
-    batch = next(
-        data.train_batches(
-            source,
-            experiment.order,
-            experiment.train_transform,
-            start_step=step,
-            num_steps=step + 1,
-            options=data.LoaderOptions(
-                max_broken=experiment.config.data.max_broken,
-                exif_rotation=experiment.config.data.exif_rotation,
-            ),
-        )
+    d = experiment.config.data
+    batches = data.train_batches(
+        source,
+        experiment.order,
+        experiment.train_transform,
+        start_step=step,
+        num_steps=step + 1,
+        options=data.LoaderOptions(max_broken=d.max_broken, exif_rotation=d.exif_rotation),
     )
+    batch = next(batches)
     host, labels = batch["image"][:count], batch["label"][:count]
     device, shares = _on_device(experiment, host, labels, step)
     names = source.class_names
@@ -119,21 +116,9 @@ def _grid(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(prog="python -m convit_jax.preview", description=__doc__)
     command_line.add_config_flag(parser)
-    add = parser.add_argument
-    add(
-        "--out",
-        default="sheet.png",
-        metavar="FILE",
-        help="the sheet, a .png or .jpg file (default %(default)s)",
-    )
-    add("--step", type=int, default=0, metavar="N", help="which step's batch, from 0 (default 0)")
-    add(
-        "--images",
-        type=int,
-        default=24,
-        metavar="N",
-        help="how many images, from the batch's first (default %(default)s)",
-    )
+    parser.add_option("--out", "sheet.png", "the sheet, a .png or .jpg file", metavar="FILE")
+    parser.add_option("--step", 0, "which step's batch, from 0", metavar="N")
+    parser.add_option("--images", 24, "how many images, from the batch's first", metavar="N")
     return parser
 
 

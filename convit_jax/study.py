@@ -54,7 +54,7 @@ def _parser() -> command_line.Parser:
     add("--config", required=True, metavar="FILE", help="the experiment: configs/FILE.py")
     add("--fractions", required=True, metavar="F,F…", help="fractions of each class: 0.05,0.1,1")
     add("--models", required=True, metavar="M,M…", help="see above; gaps are of the first")
-    add("--seeds", type=int, default=1, metavar="N", help="number of seeds (default 1)")
+    parser.add_option("--seeds", 1, "number of seeds", metavar="N")
     add("--out", required=True, metavar="DIR", help="directory of the study")
     add("--variants", metavar="R,R…", help="rows of Table 3, a to g (a: the unchanged ConViT)")
     add("--locality-strengths", metavar="A,A…", help="α, 0.01,0.1,1 in Fig. 8a")
@@ -73,19 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     rate = arguments.images_per_second
     command_line.expect(arguments, "images_per_second", rate is None or rate > 0, "above 0")
     out = expand_home(arguments.out, "--out")
-    fractions = _parse_list(
-        arguments, "fractions", float, lambda f: 0 < f <= 1, "fractions such as 0.05,1"
-    )
+    a = arguments
+    fractions = _parse_list(a, "fractions", float, lambda f: 0 < f <= 1, "fractions such as 0.05,1")
     strengths = _parse_list(
-        arguments, "locality_strengths", float, lambda a: 0 < a < math.inf, "numbers above 0"
+        a, "locality_strengths", float, lambda s: 0 < s < math.inf, "numbers above 0"
     )
-    layers = _parse_list(
-        arguments, "gpsa_layers", int, lambda n: n >= 0, "whole numbers such as 0,3,6"
-    )
-    rows = _parse_list(
-        arguments, "variants", str, lambda r: r in TABLE_3, "rows of Table 3, a to g"
-    )
-    names = _parse_list(arguments, "models", str, bool, "names such as convit_small,deit_small")
+    layers = _parse_list(a, "gpsa_layers", int, lambda n: n >= 0, "whole numbers such as 0,3,6")
+    rows = _parse_list(a, "variants", str, TABLE_3.__contains__, "rows of Table 3, a to g")
+    names = _parse_list(a, "models", str, bool, "names such as convit_small,deit_small")
     worker, workers = _parse_worker(arguments)
     configs = {name: _model_config(name, arguments.config, overrides) for name in names}
 

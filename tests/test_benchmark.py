@@ -44,7 +44,8 @@ def test_an_unwritable_profile_directory_is_reported_before_measuring(tmp_path):
 
 def test_tables_in_files_show_every_number_in_full(capsys):
     cells = ["convit_small", *(f"{number:,}" for number in range(27_777_322, 27_777_332))]
-    benchmark._print_table("a title", cells, [cells])
+    arguments = SimpleNamespace(json=False)
+    benchmark._show(arguments, [cells], "a title", cells, lambda cells: cells)
     lines = capsys.readouterr().out.split("\n")
     assert sum(all(cell in line for cell in cells) for line in lines) == 2
 

@@ -103,47 +103,44 @@ def collect_findings(
 
 def head_records(findings: Findings) -> list[dict[str, Any]]:
     """Return a record for each head of each layer, counted from 1; missing values are None."""
-    f, records = findings, []
-    for layer, head in np.ndindex(f.architecture.depth, f.architecture.num_heads):
-        at, gated = (layer, head), layer < len(f.gates)
-        records.append(
-            {
-                "model": f.name,
-                "layer": layer + 1,
-                "head": head + 1,
-                "gate": _number(f.gates[at]) if gated else None,
-                "positional_share": _number(f.gates[at]) if gated else 0.0,
-                "nonlocality": _number(f.locality.nonlocality[at]),
-                "positional_nonlocality": _number(f.positional_nonlocality[at]) if gated else None,
-                "entropy": _number(f.locality.entropy[at]),
-                "to_class_token": _number(f.locality.to_class_token[at]),
-                "centre_x": _number(f.geometry.centre[at][0]) if gated else None,
-                "centre_y": _number(f.geometry.centre[at][1]) if gated else None,
-                "locality_strength": _number(f.geometry.strength[at]) if gated else None,
-                "span": _number(f.geometry.span[at]) if gated else None,
-            }
-        )
-    return records
+    f = findings
+    depth, num_heads = f.architecture.depth, f.architecture.num_heads
+    columns = {
+        "gate": f.gates,
+        # The layers without gates attend by content only.
+        "positional_share": np.pad(f.gates, ((0, depth - len(f.gates)), (0, 0))),
+        "nonlocality": f.locality.nonlocality,
+        "positional_nonlocality": f.positional_nonlocality,
+        "entropy": f.locality.entropy,
+        "to_class_token": f.locality.to_class_token,
+        "centre_x": f.geometry.centre[..., 0],
+        "centre_y": f.geometry.centre[..., 1],
+        "locality_strength": f.geometry.strength,
+        "span": f.geometry.span,
+    }
+    return [
+        {"model": f.name, "layer": layer + 1, "head": head + 1}
+        | {name: _value_at(values, layer, head) for name, values in columns.items()}
+        for layer, head in np.ndindex(depth, num_heads)
+    ]
 
 
 def layer_records(findings: Findings) -> list[dict[str, Any]]:
     """Return a record for each layer: means over heads."""
-    f, records = findings, []
-    for layer in range(f.architecture.depth):
-        gated = layer < len(f.gates)
-        records.append(
-            {
-                "layer": layer + 1,
-                "kind": "GPSA" if gated else "plain",
-                "nonlocality": _number(f.locality.nonlocality[layer].mean()),
-                "most_local_head": _number(f.locality.nonlocality[layer].min()),
-                "least_local_head": _number(f.locality.nonlocality[layer].max()),
-                "gate": _number(f.gates[layer].mean()) if gated else None,
-                "entropy": _number(f.locality.entropy[layer].mean()),
-                "to_class_token": _number(f.locality.to_class_token[layer].mean()),
-            }
-        )
-    return records
+    f = findings
+    columns = {
+        "nonlocality": f.locality.nonlocality.mean(axis=1),
+        "most_local_head": f.locality.nonlocality.min(axis=1),
+        "least_local_head": f.locality.nonlocality.max(axis=1),
+        "gate": f.gates.mean(axis=1),
+        "entropy": f.locality.entropy.mean(axis=1),
+        "to_class_token": f.locality.to_class_token.mean(axis=1),
+    }
+    return [
+        {"layer": layer + 1, "kind": "GPSA" if layer < len(f.gates) else "plain"}
+        | {name: _value_at(values, layer) for name, values in columns.items()}
+        for layer in range(f.architecture.depth)
+    ]
 
 
 def mask_records(findings: Findings) -> list[dict[str, Any]]:
@@ -164,12 +161,10 @@ def history_records(findings: Findings) -> list[dict[str, Any]]:
             "model": findings.name,
             "epoch": float(epoch),
             "layer": layer + 1,
-            "nonlocality": _number(h.nonlocality[time, layer]),
+            "nonlocality": _value_at(h.nonlocality, time, layer),
             **{
-                f"gate_head_{head + 1}": _number(gate)
-                for head, gate in enumerate(
-                    h.gates[time, layer] if layer < h.gates.shape[1] else ()
-                )
+                f"gate_head_{head + 1}": _value_at(h.gates, time, layer, head)
+                for head in range(h.gates.shape[2] if layer < h.gates.shape[1] else 0)
             },
         }
         for time, epoch in enumerate(h.epochs)
@@ -187,6 +182,8 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _number(value: Any) -> float | None:
-    """Return a float, or None for NaN and infinities."""
-    return float(value) if np.isfinite(value) else None
+def _value_at(values: np.ndarray, *index: int) -> float | None:
+    """Return a value; None for NaN, infinities and layers without one."""
+    if index[0] >= len(values) or not np.isfinite(values[index]):
+        return None
+    return float(values[index])

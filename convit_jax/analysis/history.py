@@ -8,7 +8,7 @@ import re
 import numpy as np
 from etils import epath
 
-from convit_jax.errors import InputError
+from convit_jax.errors import boundary
 from convit_jax.system.paths import user_path
 
 
@@ -71,10 +71,8 @@ def read_metrics(workdir: str | epath.Path) -> list[dict[str, float]]:
     path = user_path(workdir) / "metrics.jsonl"
     records = []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
-        try:
+        with boundary(f"{path}, line {number}", "is not JSON"):
             record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error}") from error
         records.append({k: math.nan if v is None else v for k, v in record.items()})
     return records
 

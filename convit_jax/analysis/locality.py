@@ -40,20 +40,17 @@ def patch_distances(grid: tuple[int, int]) -> jax.Array:
 
 def gates(model: VisionTransformer) -> jax.Array:
     """Return σ(λ), each head's weight of positional attention: float32 [G, H]."""
-    layers = gpsa_attention(model)
-    if not layers:
-        return jnp.zeros((0, model.architecture.num_heads))
-    return jnp.stack([layer.gate() for layer in layers])
+    gates = [layer.gate() for layer in gpsa_attention(model)]
+    return jnp.array(gates).reshape(-1, model.architecture.num_heads)
 
 
 def positional_nonlocality(model: VisionTransformer) -> jax.Array:
     """Return the non-locality of each head's positional attention: float32 [G, H] (paper Eq. 8)."""
     a = model.architecture
     distances = patch_distances(a.grid)
-    maps = [layer.positional_attention(a.grid) for layer in gpsa_attention(model)]
-    if not maps:
-        return jnp.zeros((0, a.num_heads))
-    return jnp.stack([jnp.einsum("hij,ij->h", m, distances) / len(distances) for m in maps])
+    maps = (layer.positional_attention(a.grid) for layer in gpsa_attention(model))
+    means = [jnp.einsum("hij,ij->h", m, distances) / len(distances) for m in maps]
+    return jnp.array(means).reshape(-1, a.num_heads)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -29,76 +29,29 @@ class Published:
 # Crop fractions of the published evaluations: the released code's, and timm's if different.
 _CROPS = {"convit": (imagenet.CROP_FRACTION,), "deit": (imagenet.CROP_FRACTION, 0.9)}
 
-# timm's results table at 224 pixels; its DeiT rows use a crop of 0.9, not 0.875.
-_TIMM = "timm's results table"
-_TIMM_RESULTS: dict[str, dict[str, tuple[float, float | None]]] = {
-    "imagenet2012": {
-        "convit_small": (81.412, 95.740),
-        "convit_base": (82.296, 95.936),
-        "deit_tiny": (72.190, None),
-        "deit_small": (79.856, None),
-        "deit_base": (81.980, None),
-    },
-    "imagenet2012_real": {
-        "convit_tiny": (81.132, 95.057),
-        "convit_small": (87.038, 97.340),
-        "convit_base": (87.200, 97.297),
-        "deit_tiny": (80.026, None),
-        "deit_small": (85.672, None),
-        "deit_base": (86.833, None),
-    },
-    "imagenet_v2": {
-        "convit_tiny": (61.430, 83.990),
-        "convit_small": (70.710, 89.500),
-        "convit_base": (71.520, 90.080),
-        "deit_tiny": (59.920, None),
-        "deit_small": (68.530, None),
-        "deit_base": (70.970, None),
-    },
-    "imagenet_a": {
-        "convit_tiny": (8.707, 34.013),
-        "convit_small": (24.813, 56.880),
-        "convit_base": (29.387, 61.493),
-        "deit_tiny": (7.213, None),
-        "deit_small": (18.720, None),
-        "deit_base": (27.173, None),
-    },
-    "imagenet_r": {
-        "convit_tiny": (35.100, 51.830),
-        "convit_small": (45.250, 60.480),
-        "convit_base": (48.247, 62.987),
-        "deit_tiny": (32.713, None),
-        "deit_small": (42.270, None),
-        "deit_base": (44.913, None),
-    },
-    "imagenet_sketch": {
-        "convit_tiny": (22.266, 39.678),
-        "convit_small": (32.956, 52.153),
-        "convit_base": (35.318, 54.939),
-        "deit_tiny": (20.140, None),
-        "deit_small": (29.435, None),
-        "deit_base": (32.390, None),
-    },
+# timm's results table at 224 pixels by dataset, for the sizes below: (top-1, top-5) of the ConViTs,
+# top-1 of the DeiTs, whose rows use a crop of 0.9, not 0.875. "clean" are the ImageNet validation
+# images of the classes of ImageNet-A and -R, classified among those only.
+_TIMM, _SIZES = "timm's results table", ("tiny", "small", "base")
+_TIMM_CONVIT = {
+    "imagenet2012": (None, (81.412, 95.740), (82.296, 95.936)),
+    "imagenet2012_real": ((81.132, 95.057), (87.038, 97.340), (87.200, 97.297)),
+    "imagenet_v2": ((61.430, 83.990), (70.710, 89.500), (71.520, 90.080)),
+    "imagenet_a": ((8.707, 34.013), (24.813, 56.880), (29.387, 61.493)),
+    "imagenet_r": ((35.100, 51.830), (45.250, 60.480), (48.247, 62.987)),
+    "imagenet_sketch": ((22.266, 39.678), (32.956, 52.153), (35.318, 54.939)),
+    "imagenet_a clean": ((90.620, 97.740), (95.190, 98.930), (95.550, 98.890)),
+    "imagenet_r clean": ((90.580, 98.200), (94.910, 99.130), (95.120, 99.120)),
 }
-
-# ImageNet validation images of the classes of ImageNet-A and -R, classified among those only.
-_TIMM_RESULTS |= {
-    "imagenet_a clean": {
-        "convit_tiny": (90.620, 97.740),
-        "convit_small": (95.190, 98.930),
-        "convit_base": (95.550, 98.890),
-        "deit_tiny": (89.690, None),
-        "deit_small": (94.430, None),
-        "deit_base": (95.440, None),
-    },
-    "imagenet_r clean": {
-        "convit_tiny": (90.580, 98.200),
-        "convit_small": (94.910, 99.130),
-        "convit_base": (95.120, 99.120),
-        "deit_tiny": (89.640, None),
-        "deit_small": (94.000, None),
-        "deit_base": (95.040, None),
-    },
+_TIMM_DEIT = {
+    "imagenet2012": (72.190, 79.856, 81.980),
+    "imagenet2012_real": (80.026, 85.672, 86.833),
+    "imagenet_v2": (59.920, 68.530, 70.970),
+    "imagenet_a": (7.213, 18.720, 27.173),
+    "imagenet_r": (32.713, 42.270, 44.913),
+    "imagenet_sketch": (20.140, 29.435, 32.390),
+    "imagenet_a clean": (89.690, 94.430, 95.440),
+    "imagenet_r clean": (89.640, 94.000, 95.040),
 }
 
 _PAPER = {
@@ -123,21 +76,13 @@ _PAPER = {
 
 # Paper, Table 2: (top-1, top-5) in percent by fraction of ImageNet's training images. Its values at
 # 100 % differ by 0.1 from those of Table 1.
-SAMPLE_EFFICIENCY: dict[str, dict[float, tuple[float, float]]] = {
-    "convit_small": {
-        0.05: (47.8, 70.7),
-        0.1: (59.6, 80.3),
-        0.3: (73.7, 90.7),
-        0.5: (78.2, 93.8),
-        1.0: (81.4, 95.8),
-    },
-    "deit_small": {
-        0.05: (34.8, 57.8),
-        0.1: (48.0, 71.5),
-        0.3: (66.1, 86.0),
-        0.5: (74.6, 91.8),
-        1.0: (79.9, 95.0),
-    },
+_FRACTIONS = (0.05, 0.1, 0.3, 0.5, 1.0)
+_TABLE_2 = {
+    "convit_small": ((47.8, 70.7), (59.6, 80.3), (73.7, 90.7), (78.2, 93.8), (81.4, 95.8)),
+    "deit_small": ((34.8, 57.8), (48.0, 71.5), (66.1, 86.0), (74.6, 91.8), (79.9, 95.0)),
+}
+SAMPLE_EFFICIENCY = {
+    model: dict(zip(_FRACTIONS, results, strict=True)) for model, results in _TABLE_2.items()
 }
 
 # Paper, Table 3: top-1 in percent of each row, by the same fraction.
@@ -166,8 +111,13 @@ def published(model: str, dataset: str, mask: tuple[str, int] = NO_MASK) -> Publ
     """
     if dataset == "imagenet2012" and (model, *mask) in _PAPER:
         return _PAPER[model, *mask]
-    accuracies = _TIMM_RESULTS.get(dataset, {}).get(model)
-    return Published(_TIMM, *accuracies) if accuracies and mask == NO_MASK else None
+    family, _, size = model.partition("_")
+    if dataset not in _TIMM_DEIT or size not in _SIZES or mask != NO_MASK:
+        return None
+    if family == "deit":
+        return Published(_TIMM, _TIMM_DEIT[dataset][_SIZES.index(size)])
+    accuracies = _TIMM_CONVIT[dataset][_SIZES.index(size)]
+    return Published(_TIMM, *accuracies) if accuracies else None
 
 
 def is_published_preprocessing(model: str, preprocessing: Preprocessing) -> bool:

@@ -80,11 +80,9 @@ def write_report(
             if kind == ("png" if picture.raster else "svg"):
                 pictures.append({"picture": picture, "source": _data_url(data, kind)})
     tables = {}
-    for name, records in (
-        ("heads", [record for f in findings for record in head_records(f)]),
-        ("history", [record for f in findings for record in history_records(f)]),
-        ("masks", [record for f in findings for record in mask_records(f)]),
-    ):
+    makers = {"heads": head_records, "history": history_records, "masks": mask_records}
+    for name, make_records in makers.items():
+        records = [record for f in findings for record in make_records(f)]
         if records:
             text = as_csv(records)
             (directory / f"{name}.csv").write_text(text)

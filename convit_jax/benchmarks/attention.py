@@ -82,7 +82,13 @@ class AttentionTime:
 
 
 def measure_attention(
-    model: str, forms: Sequence[str], *, images: int, image_size: int, dtype: str, seconds: float
+    model: str,
+    forms: Sequence[str],
+    *,
+    batch_size: int,
+    image_size: int,
+    dtype: str,
+    seconds: float,
 ) -> Iterator[AttentionTime]:
     """Time an attention layer in each form on this machine's device.
 
@@ -92,7 +98,7 @@ def measure_attention(
     Args:
         model: one of `list_models()`, a ConViT.
         forms: keys of `FORMS`; those of other platforms are skipped.
-        images: batch size.
+        batch_size: number of images.
         image_size: side in pixels.
         dtype: "float32" or "bfloat16".
         seconds: how long to repeat each measurement.
@@ -116,7 +122,7 @@ def measure_attention(
         )
     mesh = jax.make_mesh((1,), ("data",), devices=[device])
     tokens = math.prod(architecture.grid)
-    x = jax.random.normal(jax.random.key(0), (images, tokens, architecture.width), dtype)
+    x = jax.random.normal(jax.random.key(0), (batch_size, tokens, architecture.width), dtype)
     for name in selected:
         form, gated = FORMS[name]
         attend = kernels.attention_for(mesh, form)

@@ -39,7 +39,7 @@ class StepCost:
 
 
 def measure_kernel(
-    model: str, forms: Sequence[str], *, topology: str, images: int, image_size: int
+    model: str, forms: Sequence[str], *, topology: str, batch_size: int, image_size: int
 ) -> Iterator[StepCost]:
     """Compile a model's train step in bfloat16 with each form of attention.
 
@@ -47,7 +47,7 @@ def measure_kernel(
         model: one of `list_models()`, a ConViT.
         forms: keys of `FORMS`.
         topology: name of the slice to compile for.
-        images: images per chip and step.
+        batch_size: images per chip and step.
         image_size: side in pixels.
     """
     target = find_topology(topology)
@@ -55,21 +55,16 @@ def measure_kernel(
         attention, gated = FORMS[form]
         config = imagenet_config(
             model,
-            batch_size=images * target.chips,
+            batch_size=batch_size * target.chips,
             image_size=image_size,
             dtype="bfloat16",
             gpsa_layers=None if gated else 0,
             augment=_AUGMENT,
         )
-        compile_step = functools.partial(
-            make_plan,
-            config,
-            target,
-            num_examples=imagenet.NUM_TRAIN_IMAGES,
-            num_classes=imagenet.NUM_CLASSES,
-            attention=attention,
+        sizes = {"num_examples": imagenet.NUM_TRAIN_IMAGES, "num_classes": imagenet.NUM_CLASSES}
+        plan, compile_seconds = time_call(
+            functools.partial(make_plan, config, target, attention=attention, **sizes)
         )
-        plan, compile_seconds = time_call(compile_step)
         cycles = schedules.read_cycles()
         forward_cycles, backward_cycles = (
             max((n for name, n in cycles.items() if kernel in name), default=0)

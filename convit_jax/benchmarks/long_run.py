@@ -8,7 +8,6 @@ system's figures include memory that was freed and that the C library retains fo
 import contextlib
 import ctypes
 import dataclasses
-import itertools
 import json
 import logging
 import os
@@ -128,10 +127,7 @@ def measure_long_run(steps: int, batch_size: int, workers: int) -> list[Sample]:
     config = _CONFIG | {"train_for": f"{steps} steps", "batch_size": batch_size}
     config["data"] = _CONFIG["data"] | {"num_workers": workers}
     with tempfile.TemporaryDirectory(prefix="convit-jax-long-run-") as scratch:
-        log_path, report_path = (
-            pathlib.Path(scratch, "log.txt"),
-            pathlib.Path(scratch, "report.txt"),
-        )
+        log_path, report_path = (pathlib.Path(scratch, f"{name}.txt") for name in ("log", "report"))
         command = [sys.executable, "-m", "convit_jax.benchmarks.long_run"]
         command += [f"{scratch}/workdir", str(report_path)]
         with log_path.open("w") as log:
@@ -177,23 +173,20 @@ def compute_trends(samples: Sequence[Sample], interval: int = EVAL_EVERY) -> lis
 
 
 def _compute_trend(name: str, intervals: Mapping[int, Sequence[Sample]], interval: int) -> Trend:
+    from scipy import stats  # noqa: PLC0415  (not needed in the measured process)
+
     values = [[getattr(sample, name) for sample in samples] for samples in intervals.values()]
     floors = np.array([min(group) for group in values])
     steps = np.array(list(intervals)) * interval / 1000  # in thousands
-    centred = steps - steps.mean()
-    slope = float(centred @ floors / (centred @ centred))
-    residuals = floors - floors.mean() - slope * centred
-    error = float(np.sqrt(residuals @ residuals / (len(floors) - 2) / (centred @ centred)))
-    late = float(np.median([
-        (floors[j] - floors[i]) / (steps[j] - steps[i])
-        for i, j in itertools.combinations(range(len(floors) // 2, len(floors)), 2)
-    ]))  # fmt: skip
+    line = stats.linregress(steps, floors)
+    half = len(floors) // 2
+    late = float(stats.theilslopes(floors[half:], steps[half:]).slope)
     return Trend(
         figure=name,
         floor=float(np.median(floors)),
         peak=float(max(map(max, values))),
-        slope=slope,
-        error=error,
+        slope=float(line.slope),
+        error=float(line.stderr),
         late=late,
         flat=late < _FLAT[name] if name in _FLAT else None,
     )
@@ -305,7 +298,7 @@ class _AllocationReporter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         del record
         text = f"{allocated_megabytes():.3f} {sys.getallocatedblocks()}"
-        write_whole(self._path, lambda path: path.write_text(text))
+        write_whole(self._path, text)
 
 
 def _exit_with_parent() -> None:

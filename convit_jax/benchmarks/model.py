@@ -85,12 +85,8 @@ def measure_model(
     state = jax.jit(experiment.init_state)()
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
-    batch = jax.device_put(
-        {
-            "image": pixels,
-            "label": rng.integers(0, imagenet.NUM_CLASSES, batch_size).astype(np.int32),
-        }
-    )
+    labels = rng.integers(0, imagenet.NUM_CLASSES, batch_size).astype(np.int32)
+    batch = jax.device_put({"image": pixels, "label": labels})
     images = jax.device_put(pixels.astype(np.float32) / 255 - 0.5)
 
     def classify(params: Any, x: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import pickle
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from convit_jax.benchmarks.timing import time_call
+from convit_jax.benchmarks.worker_memory import memory_of_this_process
 from convit_jax.data import EpochOrder, Source, TrainTransform, open_source, subset, train_batches
 from convit_jax.data.sources import imagenet
 from convit_jax.data.sources.records import (
@@ -39,7 +39,6 @@ from convit_jax.errors import RunError
 
 _NUM_SHARDS = 1024
 _BATCH_SIZE, _FRACTION = 1024, 0.1
-_STATUS = pathlib.Path("/proc/self/status")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +76,9 @@ def measure_scale(num_images: int) -> Iterator[ScaleCost]:
         with tempfile.TemporaryDirectory(prefix="convit-jax-scale-") as directory:
             root = pathlib.Path(directory)
             make(root / "data", num_images)
+            command = [sys.executable, "-m", "convit_jax.benchmarks.scale"]
             completed = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "convit_jax.benchmarks.scale",
-                    layout,
-                    directory,
-                    f"{num_images}",
-                ],
+                [*command, layout, directory, f"{num_images}"],
                 env=os.environ | {"XDG_CACHE_HOME": f"{directory}/cache"},
                 stdout=subprocess.PIPE,
                 text=True,
@@ -174,16 +167,10 @@ def _open(layout: str, root: pathlib.Path, num_images: int) -> Source:
     return Source(layout, TFExamples(records, "image", "label", "file_name"), classes)
 
 
-def _memory(key: str) -> float:
-    """Return this process's memory in megabytes: VmRSS, now, or VmHWM, at its peak."""
-    match = re.search(rf"{key}:\s+(\d+)", _STATUS.read_text()) if _STATUS.exists() else None
-    return int(match[1]) / 1e3 if match else float("nan")
-
-
 def main() -> None:
     """Use the dataset, and print what that cost."""
     layout, directory, num_images = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
-    before = _memory("VmRSS")
+    before = memory_of_this_process("VmRSS")
 
     def open_dataset() -> Source:
         return _open(layout, directory / "data", num_images)
@@ -208,7 +195,7 @@ def main() -> None:
         reopen_seconds=reopen_seconds,
         batch_seconds=batch_seconds,
         subset_seconds=subset_seconds,
-        megabytes=_memory("VmHWM") - before,
+        megabytes=memory_of_this_process("VmHWM") - before,
         pickled_megabytes=len(pickle.dumps(source)) / 1e6,
     )
     print(json.dumps(dataclasses.asdict(cost)))

@@ -8,15 +8,10 @@ from convit_jax.benchmarks.timing import best_time
 from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 
+_SIZES = ("tiny", "small", "base")
 # Models that timm has too: our name → timm's.
-TIMM_NAMES = {
-    "convit_tiny": "convit_tiny",
-    "convit_small": "convit_small",
-    "convit_base": "convit_base",
-    "deit_tiny": "deit_tiny_patch16_224",
-    "deit_small": "deit_small_patch16_224",
-    "deit_base": "deit_base_patch16_224",
-}
+TIMM_NAMES = {f"convit_{size}": f"convit_{size}" for size in _SIZES}
+TIMM_NAMES |= {f"deit_{size}": f"deit_{size}_patch16_224" for size in _SIZES}
 
 
 def check_timm(names: Iterable[str] = ()) -> None:

@@ -3,6 +3,7 @@
 python -m convit_jax.benchmarks.worker_memory < PICKLED_READER_AND_ROWS
 """
 
+import math
 import pathlib
 import pickle
 import re
@@ -15,8 +16,6 @@ import numpy as np
 from convit_jax.data.reading import Row, RowReader
 from convit_jax.data.workers import ROWS_PER_TASK
 
-_STATUS = pathlib.Path("/proc/self/status")
-
 
 def worker_memory(reader: RowReader, rows: Sequence[Row]) -> float | None:
     """Return the peak memory of a worker process in megabytes, or None if /proc lacks it."""
@@ -26,15 +25,22 @@ def worker_memory(reader: RowReader, rows: Sequence[Row]) -> float | None:
         stdout=subprocess.PIPE,
         check=True,
     )
-    return float(completed.stdout) if _STATUS.exists() else None
+    megabytes = float(completed.stdout)
+    return None if math.isnan(megabytes) else megabytes
+
+
+def memory_of_this_process(key: str) -> float:
+    """Return megabytes: VmRSS, now, or VmHWM, at the peak; NaN if /proc lacks it."""
+    status = pathlib.Path("/proc/self/status")
+    match = re.search(rf"{key}:\s+(\d+)", status.read_text()) if status.exists() else None
+    return int(match[1]) / 1e3 if match else math.nan
 
 
 def main() -> None:
     """Read the rows and print the peak memory of this process."""
     reader, rows = pickle.load(sys.stdin.buffer)
     reader.read(rows, np.empty((len(rows), *reader.image_shape), np.uint8))
-    peak = re.search(r"VmHWM:\s+(\d+)", _STATUS.read_text()) if _STATUS.exists() else None
-    print(int(peak[1]) / 1e3 if peak else "nan")
+    print(memory_of_this_process("VmHWM"))
 
 
 if __name__ == "__main__":

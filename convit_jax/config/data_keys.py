@@ -3,13 +3,16 @@
 import dataclasses
 from typing import Any
 
-from convit_jax.config.typed import key
+from convit_jax.config.typed import fixed_key, key
 from convit_jax.data.images.transforms import CROPS
 from convit_jax.data.reading import EXIF_ROTATIONS
 from convit_jax.data.sources import imagenet
 from convit_jax.values.ranges import when
 
-_PROBABILITY: dict[str, Any] = {"at_least": 0, "at_most": 1}
+# Bounds of a probability, of a share of something that is not empty, and of a part of it.
+PROBABILITY: dict[str, Any] = {"at_least": 0, "at_most": 1}
+SHARE: dict[str, Any] = {"above": 0, "at_most": 1}
+PART: dict[str, Any] = {"at_least": 0, "below": 1}
 _SPAN: dict[str, Any] = {"lengths": (2,), "ascending": True, "above": 0}
 
 _RANDOM_CROP = when("augment.crop", one_of=("random_resized",))
@@ -22,67 +25,50 @@ _MIXED_UP, _CUT_AND_MIXED = when("augment.mixup", above=0), when("augment.cutmix
 class DataConfig:
     """The images and how they are read."""
 
-    train: str = key(
+    train: str = fixed_key(
         "digits:train",
         "training examples: tfds:NAME:SPLIT[:DATA_DIR], folder:PATH, wds:PATH/x-{0000..1023}.tar "
         "or digits:train",
-        fixed=True,
     )
     eval: str = key("digits:test", "examples to evaluate on, named in the same way")
-    fraction: float = key(
-        1.0,
-        "share of each class's training examples that is used (paper Table 2)",
-        fixed=True,
-        above=0,
-        at_most=1,
+    fraction: float = fixed_key(
+        1.0, "share of each class's training examples that is used (paper Table 2)", **SHARE
     )
-    holdout: float = key(
+    holdout: float = fixed_key(
         0.0,
         "share of each class's training examples that is held out for evaluation, if data.eval is "
         "''",
-        fixed=True,
-        at_least=0,
-        below=1,
+        **PART,
     )
-    fraction_choice: str = key(
+    fraction_choice: str = fixed_key(
         "first",
         "which examples: the 'first' int(n f) of each class by file name, as in the paper, or "
         "'random' by the seed",
-        fixed=True,
         one_of=("first", "random"),
         read_if=(when("data.fraction", below=1),),
     )
-    classes: int = key(
-        0, "number of classes to use, from the first; 0: all", fixed=True, at_least=2, also=(0,)
+    classes: int = fixed_key(
+        0, "number of classes to use, from the first; 0: all", at_least=2, also=(0,)
     )
-    image_size: tuple[int, ...] = key(
+    image_size: tuple[int, ...] = fixed_key(
         (224,),
         "(side,) or (height, width) of the model's input, in pixels",
-        fixed=True,
         lengths=(1, 2),
         at_least=1,
     )
     eval_crop: float = key(
         imagenet.CROP_FRACTION,
         "side of evaluation's centre crop as a share of the scaled image's side: 224 of 256",
-        above=0,
-        at_most=1,
+        **SHARE,
     )
-    mean: tuple[float, ...] = key(
-        imagenet.MEAN,
-        "subtracted from images scaled to [0, 1], for each channel",
-        fixed=True,
-        at_least=0,
-        at_most=1,
+    mean: tuple[float, ...] = fixed_key(
+        imagenet.MEAN, "subtracted from images scaled to [0, 1], for each channel", **PROBABILITY
     )
-    std: tuple[float, ...] = key(
-        imagenet.STD, "divisor after that, for each channel", fixed=True, above=0, at_most=1
+    std: tuple[float, ...] = fixed_key(
+        imagenet.STD, "divisor after that, for each channel", **SHARE
     )
     max_broken: float = key(
-        0.001,
-        "share of the examples that may be unreadable before the run stops",
-        at_least=0,
-        below=1,
+        0.001, "share of the examples that may be unreadable before the run stops", **PART
     )
     exif_rotation: str = key(
         "auto",
@@ -105,10 +91,9 @@ class DataConfig:
 class AugmentConfig:
     """Augmentation of training images; the defaults only scale them."""
 
-    repeats: int = key(
+    repeats: int = fixed_key(
         1,
         "repeated augmentation: views of each image; the number of steps in an epoch is unchanged",
-        fixed=True,
         at_least=1,
         at_most=64,
     )
@@ -131,22 +116,20 @@ class AugmentConfig:
     crop_padding: int = key(
         4, "largest shift of 'pad' in each direction, in pixels", at_least=0, read_if=(_PADDED,)
     )
-    flip: float = key(0.0, "probability of a horizontal flip", **_PROBABILITY)
+    flip: float = key(0.0, "probability of a horizontal flip", **PROBABILITY)
     randaugment: str = key(
         "", "RandAugment in timm's notation, 'rand-m9-mstd0.5-inc1'; '' for none"
     )
     rotate: float = key(
         0.0, "largest rotation in either direction, in degrees", at_least=0, at_most=180
     )
-    zoom: float = key(
-        0.0, "largest relative change of scale: 0.1 is 0.9 to 1.1", at_least=0, below=1
-    )
+    zoom: float = key(0.0, "largest relative change of scale: 0.1 is 0.9 to 1.1", **PART)
     shear: float = key(0.0, "largest shear, in degrees", at_least=0, below=90)
     translate: float = key(
-        0.0, "largest shift along each axis, as a share of the side", at_least=0, at_most=1
+        0.0, "largest shift along each axis, as a share of the side", **PROBABILITY
     )
     erase: float = key(
-        0.0, "probability of random erasing, by noise after normalisation", **_PROBABILITY
+        0.0, "probability of random erasing, by noise after normalisation", **PROBABILITY
     )
     erase_area: tuple[float, ...] = key(
         (0.02, 1 / 3), "share of the area to erase", **_SPAN, at_most=1, read_if=(_ERASED,)
@@ -159,13 +142,13 @@ class AugmentConfig:
     mix_prob: float = key(
         1.0,
         "probability that a group of rows is mixed",
-        **_PROBABILITY,
+        **PROBABILITY,
         read_if=(when("augment.mixup", "augment.cutmix", above=0),),
     )
     mix_switch_prob: float = key(
         0.5,
         "probability of CutMix rather than mixup, if both are on",
-        **_PROBABILITY,
+        **PROBABILITY,
         read_if=(_MIXED_UP, _CUT_AND_MIXED),
     )
     mix_group: int = key(

@@ -12,16 +12,16 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convit_jax import kernels, models
-from convit_jax.config.data_keys import AugmentConfig, DataConfig
+from convit_jax.config.data_keys import PART, SHARE, AugmentConfig, DataConfig
 from convit_jax.config.typed import (
     as_config_dict,
     check_ranges,
     check_read,
+    fixed_key,
     from_mapping,
     get,
     key,
     keys,
-    without_unknown,
 )
 from convit_jax.data.images.decoding import check_channels
 from convit_jax.data.images.randaugment import parse_randaugment
@@ -97,8 +97,8 @@ class OptimizerConfig:
         read_if=(when("optimizer.warmup", duration=True, above=0),),
     )
     min_learning_rate: float = key(1e-5, "where the cosine ends; does not scale", at_least=0)
-    b1: float = key(0.9, "decay rate of AdamW's first moment", at_least=0, below=1)
-    b2: float = key(0.999, "decay rate of AdamW's second moment", at_least=0, below=1)
+    b1: float = key(0.9, "decay rate of AdamW's first moment", **PART)
+    b2: float = key(0.999, "decay rate of AdamW's second moment", **PART)
     eps: float = key(1e-8, "added to the square root of AdamW's second moment", above=0)
     weight_decay: float = key(0.05, "decoupled weight decay", at_least=0)
     no_decay: tuple[str, ...] = key(
@@ -106,18 +106,15 @@ class OptimizerConfig:
         "regular expressions of parameters that do not decay; each must match some parameter",
         read_if=(when("optimizer.weight_decay", above=0),),
     )
-    frozen: tuple[str, ...] = key(
+    frozen: tuple[str, ...] = fixed_key(
         (),
         "regular expressions of parameters that are not trained; each must match some parameter; "
         "{gpsa} stands for the numbers of the GPSA layers",
-        fixed=True,
     )
-    layer_decay: float = key(
+    layer_decay: float = fixed_key(
         1.0,
         "factor of the learning rate from a layer to the one below it, for fine-tuning; 1: none",
-        fixed=True,
-        above=0,
-        at_most=1,
+        **SHARE,
     )
     schedule_every: str = key(
         "step",
@@ -161,18 +158,16 @@ class CheckpointConfig:
 class Config:
     """An experiment."""
 
-    seed: int = key(
+    seed: int = fixed_key(
         0,
         "seed of parameters, data order, augmentation and stochastic depth",
-        fixed=True,
         at_least=0,
         below=SEEDS,
     )
-    init_from: str = key(
+    init_from: str = fixed_key(
         "",
         "weights to start from, anything that convit_jax.load_model takes; the head is replaced "
         "if the classes differ, absolute positions are resampled if the grid differs",
-        fixed=True,
     )
     train_for: str = key("300 epochs", "duration of the training", **_SOME_TIME)
     keep_budget: bool = key(
@@ -180,7 +175,7 @@ class Config:
         "count train_for's epochs on the whole dataset: a fraction f of it is then seen 1/f times "
         "as often (paper Table 2)",
     )
-    batch_size: int = key(1024, "images a step, over all devices", fixed=True, **_SOME_IMAGES)
+    batch_size: int = fixed_key(1024, "images a step, over all devices", **_SOME_IMAGES)
     eval_every: str = key(
         "1 epochs", "interval between evaluations; the last step is always evaluated", **_SOME_TIME
     )
@@ -193,15 +188,11 @@ class Config:
     )
     log_every: str = key("50 steps", "interval between training metrics in the log", **_SOME_TIME)
     profile_at: int = key(0, "first of five steps to profile for TensorBoard; 0: none", at_least=0)
-    label_smoothing: float = key(
-        0.1, "share of a label spread over all classes", at_least=0, below=1
-    )
-    ema_decay: float = key(
+    label_smoothing: float = key(0.1, "share of a label spread over all classes", **PART)
+    ema_decay: float = fixed_key(
         0.0,
         "decay per step of the parameters' running average, which is then evaluated; 0: off",
-        fixed=True,
-        at_least=0,
-        below=1,
+        **PART,
     )
     attention: str = key(
         "auto",
@@ -272,33 +263,25 @@ def as_saved(values: Mapping[str, Any]) -> tuple[Config, list[str]]:
     Raises:
         InputError: a value of a wrong type.
     """
-    known, unknown = without_unknown(Config, values)
-    return from_mapping(Config, known), unknown
+    unknown: list[str] = []
+    return from_mapping(Config, values, unknown), unknown
 
 
 def _check_together(config: Config) -> None:
     """Check conditions on several keys; those on one key stand with its declaration."""
     data, augment, optimizer = config.data, config.augment, config.optimizer
-    side = min(data.image_size)
-    for holds, name, expected in (
-        (
-            bool(data.eval) != bool(data.holdout),
-            "data.holdout",
-            "a share such as 0.1 if data.eval is '', and 0 if it names examples",
-        ),
-        (
-            config.batch_size % optimizer.accumulate == 0,
-            "optimizer.accumulate",
-            "a divisor of batch_size",
-        ),
-        (
-            augment.crop != "pad" or augment.crop_padding < side,
-            "augment.crop_padding",
-            f"less than the image's side, {side}",
-        ),
-    ):
+
+    def check(holds: bool, name: str, expected: str) -> None:
         if not holds:
             raise InputError(f"config.{name}={get(config, name)!r}: expected {expected}")
+
+    expected = "a share such as 0.1 if data.eval is '', and 0 if it names examples"
+    check(bool(data.eval) != bool(data.holdout), "data.holdout", expected)
+    divides = config.batch_size % optimizer.accumulate == 0
+    check(divides, "optimizer.accumulate", "a divisor of batch_size")
+    side = min(data.image_size)
+    fits = augment.crop != "pad" or augment.crop_padding < side
+    check(fits, "augment.crop_padding", f"less than the image's side, {side}")
     _check_mix_group(config)
     if augment.randaugment:
         parse_randaugment(augment.randaugment)

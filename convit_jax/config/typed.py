@@ -39,6 +39,11 @@ def key(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def fixed_key(default: Any, meaning: str, **options: Any) -> Any:
+    """Declare a key that must not change between the start of a run and its resumption."""
+    return key(default, meaning, fixed=True, **options)
+
+
 def keys(section: type, path: str = "") -> dict[str, dataclasses.Field]:
     """Return every key by its dotted name, in order, with its type, default and meaning."""
     fields: dict[str, dataclasses.Field] = {}
@@ -95,48 +100,40 @@ def as_config_dict(section: Any) -> ml_collections.ConfigDict:
     return values.lock()
 
 
-def from_mapping(root: type[Section], values: Mapping[str, Any]) -> Section:
+def from_mapping(
+    root: type[Section], values: Mapping[str, Any], unknown: list[str] | None = None
+) -> Section:
     """Return the tree that a nested mapping or ConfigDict describes; missing keys are default.
+
+    Args:
+        root: the class of the tree.
+        values: values by name, nested as the tree is.
+        unknown: the names that are not keys are added to it; None if they are errors.
 
     Raises:
         InputError: an unknown key, or a value of a wrong type.
     """
-    return _section(root, root, values, "")
 
-
-def without_unknown(
-    section: type, values: Mapping[str, Any], path: str = ""
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the part of a nested mapping whose names are keys, and all other names."""
-    fields = {field.name: field.type for field in dataclasses.fields(section)}
-    known, unknown = {}, []
-    for name, value in values.items():
-        if name not in fields:
-            unknown.append(path + name)
-            continue
-        kind = fields[name]
-        if _is_section(kind) and isinstance(value, Mapping):
-            value, unknown_inside = without_unknown(kind, value, f"{path}{name}.")
-            unknown += unknown_inside
-        known[name] = value
-    return known, unknown
-
-
-def _section(root: type, section: type, values: Mapping[str, Any], path: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(section)}
-    arguments = {}
-    for name, value in values.items():
-        full_name = path + name
-        if name not in fields:
-            raise InputError(unknown_key(root, full_name))
-        kind = fields[name].type
-        if _is_section(kind):
-            if not isinstance(value, Mapping | ml_collections.ConfigDict):
+    def make(section: type, values: Mapping[str, Any], path: str) -> Any:
+        types_by_name = {field.name: field.type for field in dataclasses.fields(section)}
+        arguments = {}
+        for name, value in values.items():
+            full_name = path + name
+            if name not in types_by_name:
+                if unknown is None:
+                    raise InputError(unknown_key(root, full_name))
+                unknown.append(full_name)
+                continue
+            kind = types_by_name[name]
+            if not _is_section(kind):
+                arguments[name] = typed_value(value, kind, f"config.{full_name}")
+            elif isinstance(value, Mapping | ml_collections.ConfigDict):
+                arguments[name] = make(kind, value, full_name + ".")
+            else:
                 raise InputError(f"config.{full_name} is a section: set a key inside it")
-            arguments[name] = _section(root, kind, value, full_name + ".")
-        else:
-            arguments[name] = _typed(value, kind, f"config.{full_name}")
-    return section(**arguments)
+        return section(**arguments)
+
+    return make(root, values, "")
 
 
 def _accepted_types(kind: Any) -> list[type]:
@@ -149,7 +146,17 @@ def _in_words(accepted: Sequence[type]) -> str:
     return " or ".join(kind.__name__ for kind in accepted if kind is not types.NoneType)
 
 
-def _typed(value: Any, kind: Any, name: str) -> Any:
+def typed_value(value: Any, kind: Any, name: str) -> Any:
+    """Return a value of a type, which JSON may have as a list or a whole number.
+
+    Args:
+        value: the value.
+        kind: its type, of a key.
+        name: of the value, for messages.
+
+    Raises:
+        InputError: it is of another type.
+    """
     accepted = _accepted_types(kind)
     if isinstance(value, list) and tuple in accepted:
         value = tuple(value)  # JSON has no tuples
@@ -157,10 +164,10 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
         value = float(value)
     # bool is a subclass of int, but True is not a number of layers.
     if type(value) not in accepted:
-        raise InputError(f"{name}={value!r}: expected {_in_words(accepted)}")
+        raise InputError(f"{name}={value!r:.80}: expected {_in_words(accepted)}")
     if type(value) is tuple:
         element = typing.get_args(kind)[0]
-        value = tuple(_typed(item, element, name) for item in value)
+        value = tuple(typed_value(item, element, name) for item in value)
     return value
 
 
@@ -221,7 +228,7 @@ def from_text(text: str, kind: Any, name: str) -> Any:
         value = tuple(from_text(part, element, name) for part in parts)
     if value is None:
         raise InputError(f"{name}={text}: expected {_in_words(accepted)}")
-    return _typed(value, kind, name)
+    return typed_value(value, kind, name)
 
 
 def _literal(text: str) -> Any:

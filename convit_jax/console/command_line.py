@@ -142,6 +142,11 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
+    def add_option(self, flag: str, default: Any, meaning: str, **options: Any) -> None:
+        """Add a flag of the type of its default, which the help states."""
+        text = f"{meaning} (default {default})"
+        self.add_argument(flag, type=type(default), default=default, help=text, **options)
+
     def parse_args(  # type: ignore[override]  # argparse overloads it by namespaces' types
         self, argv: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
@@ -181,7 +186,7 @@ def expect(arguments: argparse.Namespace, name: str, holds: bool, expected: str)
         raise InputError(f"--{flag}={getattr(arguments, name)}: expected {expected}")
 
 
-def add_weights_flags(parser: argparse.ArgumentParser) -> None:
+def add_weights_flags(parser: Parser) -> None:
     """Add `--weights` and `--override`."""
     parser.add_argument(
         "--weights",
@@ -194,7 +199,7 @@ def add_weights_flags(parser: argparse.ArgumentParser) -> None:
     add_override_flag(parser)
 
 
-def add_override_flag(parser: argparse.ArgumentParser) -> None:
+def add_override_flag(parser: Parser) -> None:
     """Add `--override FIELD=VALUE`, which `overrides` reads."""
     parser.add_argument(
         "--override",
@@ -227,7 +232,7 @@ def overrides(settings: Iterable[str]) -> dict[str, Any]:
     return fields
 
 
-def add_config_flag(parser: argparse.ArgumentParser) -> None:
+def add_config_flag(parser: Parser) -> None:
     """Add `--config`; `parse` also reads `--config.key=value`."""
     parser.add_argument(
         "--config",

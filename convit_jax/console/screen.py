@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
 
 # Between progress lines where standard error is not a terminal.
 SECONDS_BETWEEN_LINES = 30.0
@@ -30,6 +32,32 @@ class PipedConsole(Console):
     def on_broken_pipe(self) -> None:
         """Raise the BrokenPipeError again; Rich calls this while it handles it."""
         raise
+
+
+def print_table(
+    rows: Iterable[Sequence[str]],
+    headings: Sequence[str] = (),
+    *,
+    title: str | None = None,
+    right: Collection[str] = (),
+    width: int | None = None,
+) -> None:
+    """Print a table on standard output.
+
+    Args:
+        rows: the cells of each row.
+        headings: of the columns; none by default.
+        title: of the table.
+        right: the headings of the columns that are aligned to the right and never wrapped.
+        width: in characters; None for that of the terminal, or 80 in files and pipes.
+    """
+    table = Table(box=box.SIMPLE, title=title, show_header=bool(headings))
+    for heading in headings:
+        is_right = heading in right
+        table.add_column(heading, justify="right" if is_right else "left", no_wrap=is_right)
+    for row in rows:
+        table.add_row(*row)
+    PipedConsole(width=width).print(table)
 
 
 class _ConsoleHandler(logging.Handler):

@@ -7,55 +7,49 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convit_jax.data.health import BrokenImageCounter as BrokenImageCounter
-    from convit_jax.data.images.transforms import EvalTransform as EvalTransform
-    from convit_jax.data.images.transforms import TrainTransform as TrainTransform
-    from convit_jax.data.loader import Batch as Batch
-    from convit_jax.data.loader import LoaderOptions as LoaderOptions
-    from convit_jax.data.loader import eval_batches as eval_batches
-    from convit_jax.data.loader import num_eval_batches as num_eval_batches
-    from convit_jax.data.loader import train_batches as train_batches
-    from convit_jax.data.loader import worker_pool as worker_pool
-    from convit_jax.data.order import EpochOrder as EpochOrder
-    from convit_jax.data.sources.class_maps import align_classes as align_classes
-    from convit_jax.data.sources.class_maps import (
-        align_to_training_classes as align_to_training_classes,
+    from convit_jax.data.health import BrokenImageCounter
+    from convit_jax.data.images.transforms import EvalTransform, TrainTransform
+    from convit_jax.data.loader import (
+        Batch,
+        LoaderOptions,
+        eval_batches,
+        num_eval_batches,
+        train_batches,
+        worker_pool,
     )
-    from convit_jax.data.sources.opening import open_source as open_source
-    from convit_jax.data.sources.source import Source as Source
-    from convit_jax.data.sources.subsets import describe_classes as describe_classes
-    from convit_jax.data.sources.subsets import evenly_spaced as evenly_spaced
-    from convit_jax.data.sources.subsets import evenly_spaced_subset as evenly_spaced_subset
-    from convit_jax.data.sources.subsets import hold_out as hold_out
-    from convit_jax.data.sources.subsets import occurring_classes as occurring_classes
-    from convit_jax.data.sources.subsets import restrict_to_classes as restrict_to_classes
-    from convit_jax.data.sources.subsets import subset as subset
-    from convit_jax.data.workers import WorkerPool as WorkerPool
+    from convit_jax.data.order import EpochOrder
+    from convit_jax.data.sources.class_maps import align_classes, align_to_training_classes
+    from convit_jax.data.sources.opening import open_source
+    from convit_jax.data.sources.source import Source
+    from convit_jax.data.sources.subsets import (
+        describe_classes,
+        evenly_spaced,
+        evenly_spaced_subset,
+        hold_out,
+        occurring_classes,
+        restrict_to_classes,
+        subset,
+    )
+    from convit_jax.data.workers import WorkerPool
 
-_MODULE_OF = {
-    "Batch": "loader",
-    "BrokenImageCounter": "health",
-    "EpochOrder": "order",
-    "EvalTransform": "images.transforms",
-    "LoaderOptions": "loader",
-    "Source": "sources.source",
-    "TrainTransform": "images.transforms",
-    "WorkerPool": "workers",
-    "worker_pool": "loader",
-    "eval_batches": "loader",
-    "num_eval_batches": "loader",
-    "open_source": "sources.opening",
-    "align_classes": "sources.class_maps",
-    "describe_classes": "sources.subsets",
-    "evenly_spaced": "sources.subsets",
-    "hold_out": "sources.subsets",
-    "occurring_classes": "sources.subsets",
-    "restrict_to_classes": "sources.subsets",
-    "evenly_spaced_subset": "sources.subsets",
-    "subset": "sources.subsets",
-    "train_batches": "loader",
-    "align_to_training_classes": "sources.class_maps",
+_NAMES = {
+    "health": ("BrokenImageCounter",),
+    "images.transforms": ("EvalTransform", "TrainTransform"),
+    "loader": (
+        *("Batch", "LoaderOptions", "eval_batches", "num_eval_batches", "train_batches"),
+        "worker_pool",
+    ),
+    "order": ("EpochOrder",),
+    "sources.class_maps": ("align_classes", "align_to_training_classes"),
+    "sources.opening": ("open_source",),
+    "sources.source": ("Source",),
+    "sources.subsets": (
+        *("describe_classes", "evenly_spaced", "evenly_spaced_subset", "hold_out"),
+        *("occurring_classes", "restrict_to_classes", "subset"),
+    ),
+    "workers": ("WorkerPool",),
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = list(_MODULE_OF)
 

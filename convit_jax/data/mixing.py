@@ -75,9 +75,9 @@ def soft_labels(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Ar
     return jax.nn.one_hot(labels, num_classes) * (1.0 - smoothing) + smoothing / num_classes
 
 
-def row_keys(key: jax.Array, batch_size: int) -> jax.Array:
-    """Return a random key for each row of a batch, [B]."""
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch_size))
+def row_keys(key: jax.Array, count: int) -> jax.Array:
+    """Return a random key for each of `count` rows, or groups of rows: a function of its number."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
 
 
 def erase(images: jax.Array, erasing: Erasing, keys: jax.Array) -> jax.Array:
@@ -150,8 +150,7 @@ def draw_mixing(
         image_size: (height, width).
     """
     group = mixing.group or batch_size
-    numbers = jnp.arange(-(-batch_size // group))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
+    keys = row_keys(key, -(-batch_size // group))
     of_groups = jax.vmap(functools.partial(_draw_group, mixing, image_size))(keys)
     group_of_row = jnp.arange(batch_size) // group
     return jax.tree.map(lambda draws: draws[group_of_row], of_groups)

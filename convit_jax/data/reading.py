@@ -110,13 +110,9 @@ class RowReader:
                     continue
                 pixels, labels[position] = example
                 mask[position] = 1.0
-                out[position][...] = self._transformed(pixels, rows[position])
+                random = () if self.seed is None else (view_generator(self.seed, rows[position]),)
+                out[position][...] = self.transform(pixels, *random)
         return ReadResult(labels, mask, tuple(broken.values()))
-
-    def _transformed(self, pixels: np.ndarray, row: Row) -> np.ndarray:
-        if self.seed is None:
-            return self.transform(pixels)
-        return self.transform(pixels, view_generator(self.seed, row))
 
     def _load(
         self, index: int, broken: dict[int, BrokenImage]

@@ -127,28 +127,22 @@ def measure_accuracy(
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     graph, params = nnx.split(model.with_attention(attention_for(mesh)), nnx.Param)
     broken_images = BrokenImageExchange(source, options.max_broken)
+    p = preprocessing
     batches = data.eval_batches(
         source,
         batch_size,
-        data.EvalTransform(
-            preprocessing.image_size, len(preprocessing.mean), preprocessing.crop_fraction
-        ),
+        data.EvalTransform(p.image_size, len(p.mean), p.crop_fraction),
         rows=meshes.local_rows(rows, batch_size),
         options=options,
         broken_counter=broken_images.counter,
     )
     total = data.num_eval_batches(len(source), batch_size)
-    height, width = preprocessing.image_size
+    height, width = p.image_size
+    subset = None if class_subset is None else tuple(class_subset)
+    step = _compiled_step(graph, p.mean, p.std, subset, confusion, mesh)
     with fitting_memory(f"--batch-size={batch_size}, images of {height}x{width} pixels"):
         totals = sum_over_examples(
-            _compiled_step(
-                graph,
-                preprocessing.mean,
-                preprocessing.std,
-                None if class_subset is None else tuple(class_subset),
-                confusion,
-                mesh,
-            ),
+            step,
             jax.device_put(nnx.to_pure_dict(params), everywhere),
             (
                 meshes.to_global(batch, rows, batch_size)

@@ -111,9 +111,8 @@ class Attention:
         _log_choice(name, batch, tokens, num_heads, head_dim)
         if blocks is not None:
             # Computing all outputs costs less than separating the heads for a few.
-            return fused_attention(target, num_heads, tuple(parts), positional, gate)[
-                :, :num_outputs
-            ]
+            out = fused_attention(target, num_heads, tuple(parts), positional, gate)
+            return out[:, :num_outputs]
         q, k, v = (
             part.reshape(batch, tokens, -1, num_heads, head_dim)[:, :, n]
             for part in parts

@@ -19,7 +19,7 @@ _NO_IMAGE_SIZE = "image_size={}: expected a side or (height, width) in pixels"
 GPSA_FIELDS = ("locality_strength", "conv_init", "use_gating")
 
 
-def _field(meaning: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
+def _field(default: Any, meaning: str, **bounds: Any) -> Any:
     metadata = {"help": meaning, "range": Range(**bounds)}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -33,68 +33,58 @@ class Architecture:
     class token is present from the start and has its own position (`class_token_position`).
     """
 
-    num_heads: int = _field("attention heads per layer", at_least=1)
-    head_dim: int = _field(
-        "channels per head; the width is num_heads x head_dim", default=48, at_least=1
-    )
-    depth: int = _field("layers", default=12, at_least=1, at_most=MAX_LAYERS)
+    num_heads: int = _field(dataclasses.MISSING, "attention heads per layer", at_least=1)
+    head_dim: int = _field(48, "channels per head; the width is num_heads x head_dim", at_least=1)
+    depth: int = _field(12, "layers", at_least=1, at_most=MAX_LAYERS)
     gpsa_layers: int = _field(
+        10,
         "number of GPSA layers, which come first; the class token is appended after them (if all "
         "layers are GPSA, there is none and the first patch is classified, as in the released "
         "code)",
-        default=10,
         at_least=0,
     )
     mlp_ratio: float = _field(
-        "hidden width of the feed-forward network divided by the width", default=4.0, above=0
+        4.0, "hidden width of the feed-forward network divided by the width", above=0
     )
-    qkv_bias: bool = _field("biases for queries, keys and values", default=False)
-    patch_size: int = _field("side of a patch, in pixels", default=16, at_least=1)
-    in_channels: int = _field("channels of an image", default=3, at_least=1)
-    image_size: tuple[int, int] = _field("(height, width) in pixels", default=(224, 224))
-    num_classes: int = _field("classes", default=1000, at_least=1)
+    qkv_bias: bool = _field(False, "biases for queries, keys and values")
+    patch_size: int = _field(16, "side of a patch, in pixels", at_least=1)
+    in_channels: int = _field(3, "channels of an image", at_least=1)
+    image_size: tuple[int, int] = _field((224, 224), "(height, width) in pixels")
+    num_classes: int = _field(1000, "classes", at_least=1)
     locality_strength: float = _field(
-        "α of the convolutional initialisation (paper Eq. 5), in 1/patches²",
-        default=1.0,
-        at_least=0,
+        1.0, "α of the convolutional initialisation (paper Eq. 5), in 1/patches²", at_least=0
     )
-    conv_init: bool = _field("start GPSA layers as convolutions (paper Eq. 5)", default=True)
-    use_gating: bool = _field("learn the gates; otherwise they stay at one half", default=True)
-    use_pos_embed: bool = _field("add absolute positions to the patches", default=True)
+    conv_init: bool = _field(True, "start GPSA layers as convolutions (paper Eq. 5)")
+    use_gating: bool = _field(True, "learn the gates; otherwise they stay at one half")
+    use_pos_embed: bool = _field(True, "add absolute positions to the patches")
     class_token_position: bool = _field(
-        "add an absolute position to the class token too (DeiT: 197 rows, not 196)", default=False
+        False, "add an absolute position to the class token too (DeiT: 197 rows, not 196)"
     )
-    drop_rate: float = _field(
-        "dropout after projections and positions", default=0.0, at_least=0, below=1
-    )
+    drop_rate: float = _field(0.0, "dropout after projections and positions", at_least=0, below=1)
     drop_path_rate: float = _field(
+        0.0,
         "stochastic depth: probability of skipping a residual branch, increasing linearly from 0 "
         "in the first layer to this value in the last",
-        default=0.0,
         at_least=0,
         below=1,
     )
-    dtype: str = _field(
-        "type of the arithmetic: float32 or bfloat16", default="float32", one_of=DTYPES
-    )
-    remat: bool = _field(
-        "recompute each block in the backward pass instead of storing it", default=False
-    )
+    dtype: str = _field("float32", "type of the arithmetic: float32 or bfloat16", one_of=DTYPES)
+    remat: bool = _field(False, "recompute each block in the backward pass instead of storing it")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             field.metadata["range"].check(getattr(self, field.name), field.name)
-        _require(self.gpsa_layers <= self.depth, self, "gpsa_layers", f"0 to {self.depth}")
-        _require(
-            self.hidden_width >= 1, self, "mlp_ratio", f"at least {1 / self.width:.3g}, one channel"
-        )
-        _require(
-            not (self.class_token_position and self.gpsa_layers),
-            self,
-            "class_token_position",
-            "False if the class token is appended after GPSA layers (gpsa_layers > 0)",
-        )
+        self._require(self.gpsa_layers <= self.depth, "gpsa_layers", f"0 to {self.depth}")
+        expected = f"at least {1 / self.width:.3g}, one channel"
+        self._require(self.hidden_width >= 1, "mlp_ratio", expected)
+        expected = "False if the class token is appended after GPSA layers (gpsa_layers > 0)"
+        fits = not (self.class_token_position and self.gpsa_layers)
+        self._require(fits, "class_token_position", expected)
         _check_image_size(self.image_size, self.patch_size)
+
+    def _require(self, condition: bool, name: str, expected: str) -> None:
+        if not condition:
+            raise InputError(f"{name}={getattr(self, name)!r}: expected {expected}")
 
     @property
     def width(self) -> int:
@@ -130,11 +120,6 @@ def as_image_size(size: int | Sequence[int]) -> tuple[int, int]:
         case (height, width):
             return height, width
     raise InputError(_NO_IMAGE_SIZE.format(size))
-
-
-def _require(condition: bool, architecture: Architecture, name: str, expected: str) -> None:
-    if not condition:
-        raise InputError(f"{name}={getattr(architecture, name)!r}: expected {expected}")
 
 
 def _check_image_size(image_size: tuple[int, int], patch_size: int) -> None:

@@ -35,12 +35,11 @@ class SelfAttention(nnx.Module):
         """Initialise the layer; the arguments are those of `GPSA`."""
         width = num_heads * head_dim
         init = nnx.initializers.normal(LINEAR_STD)
+        linear = functools.partial(Linear, kernel_init=init, dtype=dtype, rngs=rngs)
         self.num_heads = num_heads
         self.attend = attend
-        self.qkv = Linear(
-            width, 3 * width, use_bias=qkv_bias, kernel_init=init, dtype=dtype, rngs=rngs
-        )
-        self.proj = Linear(width, width, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.qkv = linear(width, 3 * width, use_bias=qkv_bias)
+        self.proj = linear(width, width)
         self.dropout = nnx.Dropout(drop_rate)
 
     def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
@@ -305,11 +304,8 @@ class VisionTransformer(nnx.Module):
 
     def attention_maps(self, images: jax.Array) -> list[jax.Array]:
         """Return the attention map of each layer: a float32 [B, H, N, N] per layer."""
-        inputs = self.trace(images).inputs
-        return [
-            block.attention_map(x, self.architecture.grid)
-            for block, x in zip(self.blocks, inputs, strict=True)
-        ]
+        inputs, grid = self.trace(images).inputs, self.architecture.grid
+        return [b.attention_map(x, grid) for b, x in zip(self.blocks, inputs, strict=True)]
 
     def _with_class_token(self, x: jax.Array) -> jax.Array:
         token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))

@@ -150,9 +150,8 @@ def find_topology(name: str) -> Topology:
     generation = re.split("[-:]", canonical)[0]
     shape = canonical.removeprefix(f"{generation}:")
     if generation not in CHIPS or shape == canonical:
-        suggestion = (
-            nearest(canonical, TOPOLOGIES) if generation in CHIPS else nearest(generation, CHIPS)
-        )
+        is_known = generation in CHIPS
+        suggestion = nearest(canonical, TOPOLOGIES) if is_known else nearest(generation, CHIPS)
         raise InputError(
             f"--topology={name}: no such slice; there are {', '.join(TOPOLOGIES)}, and others by "
             f"shape, such as v4:2x4x8: {suggestion}"

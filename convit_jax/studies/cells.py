@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from convit_jax.config import Config, duration_in_steps
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, naming
 from convit_jax.studies.variants import (
     Variant,
     apply_variant,
@@ -116,7 +116,7 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
     cells = list(cells)
     sizes = {f: _dataset_size(configs, f) for f in {1.0} | {cell.fraction for cell in cells}}
     full_size, classes = sizes[1.0]
-    smallest_size = min(sizes[cell.fraction][0] for cell in cells)
+    smallest = min(sizes[cell.fraction][0] for cell in cells)
     experiments: dict[tuple[str, Variant], tuple[Config, Experiment]] = {}
     jobs = []
     for cell in cells:
@@ -124,7 +124,9 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
         if key not in experiments:
             config = apply_variant(configs[cell.model], cell.variant)
             config = _with_durations_in_steps(config, full_size)
-            experiments[key] = config, _make_experiment(cell, config, smallest_size, classes)
+            with naming(f"cell {cell.name}"):
+                experiment = make_experiment(config, num_examples=smallest, num_classes=classes)
+            experiments[key] = config, experiment
         config, experiment = experiments[key]
         data = dataclasses.replace(config.data, fraction=cell.fraction)
         a = experiment.architecture
@@ -174,7 +176,7 @@ def _dataset_size(configs: Mapping[str, Config], fraction: float) -> tuple[int, 
     """Return the numbers of training examples and classes; all models share the same data."""
     config = next(iter(configs.values()))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, fraction=fraction))
-    try:
+    with naming(f"--fractions={fraction:g}"):
         examples, _ = open_training_data(config)
         batch_size = max(config.batch_size for config in configs.values())
         if batch_size > len(examples):
@@ -182,17 +184,7 @@ def _dataset_size(configs: Mapping[str, Config], fraction: float) -> tuple[int, 
                 f"config.batch_size={batch_size} is more than the {len(examples)} training "
                 "examples of this fraction"
             )
-    except InputError as error:
-        raise InputError(f"--fractions={fraction:g}: {error}") from error
     return len(examples), len(examples.class_names)
-
-
-def _make_experiment(cell: Cell, config: Config, examples: int, classes: int) -> Experiment:
-    """Make the experiment of a cell; its errors name the cell."""
-    try:
-        return make_experiment(config, num_examples=examples, num_classes=classes)
-    except InputError as error:
-        raise InputError(f"cell {cell.name}: {error}") from error
 
 
 def as_file_name(text: str) -> str:

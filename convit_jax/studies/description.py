@@ -14,7 +14,8 @@ from convit_jax.system.whole_file import write_whole
 _FILE = "study.json"
 _CELLS = "cells"
 
-# Keys that each cell sets, and keys that change no result. All others must stay the same.
+# Keys that each cell sets, and keys and sections that change no result. All others must stay the
+# same.
 _SET_BY_CELLS = ("seed", "keep_budget", "data.fraction")
 _WITHOUT_EFFECT = (
     "log_every",
@@ -23,10 +24,8 @@ _WITHOUT_EFFECT = (
     "attention_images",
     "data.num_workers",
     "data.prefetch_batches",
-    "mesh.fsdp",
-    "checkpoint.every",
-    "checkpoint.keep_latest",
-    "checkpoint.keep_best",
+    "mesh.",
+    "checkpoint.",
 )
 # Keys (or prefixes) that all models share, to see the same images equally often.
 _SHARED = ("data.", "train_for", "batch_size")
@@ -47,7 +46,7 @@ def check_comparable(configs: Mapping[str, Config]) -> None:
             )
     for name, other in others:
         for key, before, after, _ in differences(first, other):
-            if key.startswith(_SHARED) and key not in _WITHOUT_EFFECT:
+            if key.startswith(_SHARED) and not key.startswith(_WITHOUT_EFFECT):
                 raise InputError(
                     f"'{first_name}' has config.{key}={before!r} and '{name}' {after!r}: all "
                     "models of a study need the same data and duration"
@@ -74,7 +73,7 @@ def open_study(directory: str, configs: Mapping[str, Config], write: bool) -> di
     saved = _read(path)
     for name in filter(configs.__contains__, saved):
         for key, before, after, _ in differences(saved[name], configs[name]):
-            if key not in _SET_BY_CELLS + _WITHOUT_EFFECT:
+            if key not in _SET_BY_CELLS and not key.startswith(_WITHOUT_EFFECT):
                 raise InputError(
                     f"--out={directory} holds another study: '{name}' has config.{key}={before!r} "
                     f"there, {after!r} now; choose another --out"
@@ -91,7 +90,7 @@ def open_study(directory: str, configs: Mapping[str, Config], write: bool) -> di
         described = {name: dataclasses.asdict(saved.get(name, models[name])) for name in models}
         text = json.dumps(described, indent=2)
         output_directory(directory, "--out")
-        write_whole(path / _FILE, lambda file: file.write_text(text + "\n"))
+        write_whole(path / _FILE, text + "\n")
     return models
 
 

@@ -1,6 +1,5 @@
 """Output files of a study: `results.csv`, `table.md` and figures."""
 
-import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -29,8 +28,8 @@ def write_tables(directory: str, results: Sequence[Result], configs: Mapping[str
     """
     root = pathlib.Path(directory)
     text = markdown(results, list(configs), _published_names(configs))
-    write_whole(root / "results.csv", lambda file: file.write_text(results_csv(results)))
-    write_whole(root / "table.md", lambda file: file.write_text(text))
+    write_whole(root / "results.csv", results_csv(results))
+    write_whole(root / "table.md", text)
     return text
 
 
@@ -70,7 +69,7 @@ def write_figures(
         for kind in ("png", "svg"):
             content = render_figure(figure, kind)
             path = pathlib.Path(directory, f"{name}.{kind}")
-            write_whole(path, operator.methodcaller("write_bytes", content))
+            write_whole(path, content)
     return list(plots)
 
 

@@ -107,7 +107,7 @@ def write_result(directory: pathlib.Path, job: Job, *, seconds: float, timed_ste
         timed_steps=timed_steps,
     )
     text = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
-    write_whole(directory / _FILE, lambda file: file.write_text(text))
+    write_whole(directory / _FILE, text)
     return result
 
 

@@ -28,7 +28,7 @@ def keep_compiled_programs() -> None:
     import jax  # noqa: PLC0415  (users of the directory alone need no JAX)
 
     find_devices()
-    directory = _jax_cache_directory()
+    directory = jax.config.values[_JAX_SETTING]
     if directory:
         jax.config.update(_JAX_SETTING, expand_home(directory, "JAX_COMPILATION_CACHE_DIR"))
     elif jax.default_backend() != "cpu":
@@ -45,7 +45,7 @@ def compiled_programs_shared() -> Iterator[None]:
     import jax  # noqa: PLC0415
 
     keep_compiled_programs()
-    if _jax_cache_directory():
+    if jax.config.values[_JAX_SETTING]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="convit-jax-compiled-") as directory:
@@ -54,9 +54,3 @@ def compiled_programs_shared() -> Iterator[None]:
             yield
         finally:
             jax.config.update(_JAX_SETTING, None)
-
-
-def _jax_cache_directory() -> str | None:
-    import jax  # noqa: PLC0415
-
-    return jax.config.values[_JAX_SETTING]

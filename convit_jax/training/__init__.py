@@ -4,8 +4,6 @@ The entry point is `training.loop.train`. It is not imported here because it imp
 which writes the event files.
 """
 
-from convit_jax.training.examples import open_training_data as open_training_data
-from convit_jax.training.examples import open_training_examples as open_training_examples
-from convit_jax.training.experiment import Experiment as Experiment
-from convit_jax.training.experiment import make_experiment as make_experiment
-from convit_jax.training.step import TrainState as TrainState
+from convit_jax.training.examples import open_training_data, open_training_examples
+from convit_jax.training.experiment import Experiment, make_experiment
+from convit_jax.training.step import TrainState

@@ -94,19 +94,15 @@ def save(
     """
     _check_free_space(checkpoints, state)
     try:
-        checkpoints.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    STATE: ocp.args.StandardSave(state),
-                    CONFIG: ocp.args.JsonSave(dataclasses.asdict(config)),
-                    CARD: ocp.args.JsonSave(card.as_json()),
-                    DATA: ocp.args.JsonSave(dataclasses.asdict(data_record)),
-                    CHECKSUMS: ocp.args.JsonSave(checksums(state)),
-                }
-            ),
-            metrics=None if accuracy is None else {_BEST_METRIC: accuracy},
-        )
+        items = {
+            STATE: ocp.args.StandardSave(state),
+            CONFIG: ocp.args.JsonSave(dataclasses.asdict(config)),
+            CARD: ocp.args.JsonSave(card.as_json()),
+            DATA: ocp.args.JsonSave(dataclasses.asdict(data_record)),
+            CHECKSUMS: ocp.args.JsonSave(checksums(state)),
+        }
+        metrics = None if accuracy is None else {_BEST_METRIC: accuracy}
+        checkpoints.save(step, args=ocp.args.Composite(**items), metrics=metrics)
     except Exception as error:  # any library below Orbax may raise
         raise _write_error(checkpoints, error) from error
 

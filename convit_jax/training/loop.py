@@ -91,11 +91,9 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         experiment = make_experiment(
             config, num_examples=len(examples), num_classes=len(examples.class_names), mesh=mesh
         )
+        d = config.data
         options = data.LoaderOptions(
-            config.data.num_workers,
-            config.data.prefetch_batches,
-            config.data.max_broken,
-            config.data.exif_rotation,
+            d.num_workers, d.prefetch_batches, d.max_broken, d.exif_rotation
         )
         # One pool of workers reads the training batches, the evaluations and the attention log.
         pool = stack.enter_context(data.worker_pool(options))
@@ -111,11 +109,12 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         if jax.process_index() == 0:
             workdirs.write_config(directory, experiment)
         workdirs.log_beginning(experiment, state, start, run.placement)
+        missing = saving.evaluation_missing(checkpoints, start, experiment.eval_every)
         writer = make_writer(
             directory,
             steps_per_epoch=experiment.order.steps_per_epoch,
             total_steps=experiment.total_steps,
-            resume_point=ResumePoint(start, run.evaluation_missing(checkpoints, start)),
+            resume_point=ResumePoint(start, missing),
         )
         with metric_writers.ensure_flushes(writer):
             batches = stack.enter_context(contextlib.closing(run.train_batches(start)))
@@ -125,12 +124,9 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         if outcome.stopped_by is None:
             log.info("finished %d steps", outcome.step)
         else:
-            log.info(
-                "stopped by %s after step %d of %d; the same command resumes from there",
-                signal.Signals(outcome.stopped_by).name,
-                outcome.step,
-                experiment.total_steps,
-            )
+            name, total = signal.Signals(outcome.stopped_by).name, experiment.total_steps
+            message = "stopped by %s after step %d of %d; the same command resumes from there"
+            log.info(message, name, outcome.step, total)
         workdirs.log_end(directory, checkpoints)
         return dataclasses.replace(outcome, signal=stop.signal)
 
@@ -188,10 +184,6 @@ class _Run:
         for batch in check_at_end(batches, broken_images):
             yield meshes.to_global(batch, rows, config.eval_batch_size)
 
-    def evaluation_missing(self, checkpoints: ocp.CheckpointManager, start: int) -> bool:
-        """Return whether the run stopped after `start` steps before an evaluation due there."""
-        return saving.evaluation_missing(checkpoints, start, self.experiment.eval_every)
-
 
 def _initial_state(run: _Run, checkpoints: ocp.CheckpointManager) -> tuple[TrainState, int]:
     """Return the newest checkpoint's state or else a fresh one, and its number of steps."""
@@ -248,7 +240,7 @@ def _take_steps(
     if start == 0 and config.attention_images:
         writer.write_scalars(0, run.attention_metrics(state.eval_params))
     step, stopping = start, stop.reached(start)
-    if not stopping and run.evaluation_missing(checkpoints, start):
+    if not stopping and saving.evaluation_missing(checkpoints, start, experiment.eval_every):
         evaluation = evaluate(start)
     while step < total and not stopping:
         with clock.waiting():
@@ -283,15 +275,8 @@ def _take_steps(
             writer.flush()  # before the checkpoint from which a killed run would resume
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
                 start_time = time.monotonic()
-                saving.save(
-                    checkpoints,
-                    state,
-                    step,
-                    config,
-                    run.card,
-                    accuracy,
-                    DataRecord(experiment.order.num_examples, run.broken_images.indices),
-                )
+                record = DataRecord(experiment.order.num_examples, run.broken_images.indices)
+                saving.save(checkpoints, state, step, config, run.card, accuracy, record)
                 stall = time.monotonic() - start_time
                 writer.write_scalars(step, {"checkpoint/stall_seconds": stall})
     return Outcome(step, stop.signal if step < total else None, evaluation)
@@ -325,11 +310,9 @@ def _explaining_out_of_memory(config: Config) -> Iterator[None]:
 
 def _divergence_error(error: NotFiniteError, checkpoints: ocp.CheckpointManager) -> RunError:
     latest, metrics = checkpoints.latest_step(), error.metrics
-    checkpoint_note = (
-        "no checkpoint was saved before"
-        if latest is None
-        else f"the checkpoint of step {latest} is good"
-    )
+    checkpoint_note = f"the checkpoint of step {latest} is good"
+    if latest is None:
+        checkpoint_note = "no checkpoint was saved before"
     return RunError(
         f"loss {metrics['loss']:g}, gradient norm {metrics['gradient_norm']:g} at step "
         f"{error.step} (learning rate {metrics['learning_rate']:.3g}): no longer finite numbers, "

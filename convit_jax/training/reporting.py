@@ -44,17 +44,14 @@ class ConsoleWriter(metric_writers.LoggingWriter):
         log.info("  ".join(columns))
 
 
-_FIRST, _LAST = ("loss", "accuracy"), ("images_per_second", "data_wait", "seconds_left")
+# The order of a line's scalars; the others, in alphabetical order, take the place of "".
+_ORDER = ("loss", "accuracy", "", "images_per_second", "data_wait", "seconds_left")
 
 
 def _sort_key(name: str) -> tuple[int, str]:
     """Order the scalars of a line: the most important first, the time left last."""
     metric = name.rpartition("/")[2]
-    if metric in _FIRST:
-        return _FIRST.index(metric), metric
-    if metric in _LAST:
-        return 100 + _LAST.index(metric), metric
-    return len(_FIRST), metric
+    return _ORDER.index(metric if metric in _ORDER else ""), metric
 
 
 def _format_scalar(name: str, value: float) -> str:
@@ -183,7 +180,7 @@ def _rewind_lines(path: epath.Path, resume_point: ResumePoint) -> None:
     retained = [line for line in lines if _retains_line(line, resume_point)]
     if len(retained) < len(lines):
         text = "".join(f"{line}\n" for line in retained)
-        write_whole(path, lambda draft: draft.write_text(text))
+        write_whole(path, text)
 
 
 def _retains_line(line: str, resume_point: ResumePoint) -> bool:
@@ -237,9 +234,6 @@ def make_writer(
         return metric_writers.MultiWriter([])
     # TensorFlow writes the events; it must not claim the accelerators that JAX computes on.
     tf.config.set_visible_devices([], "GPU")
-    return metric_writers.MultiWriter(
-        [
-            ConsoleWriter(steps_per_epoch, total_steps),
-            FileWriter(workdir, steps_per_epoch, resume_point),
-        ]
-    )
+    console = ConsoleWriter(steps_per_epoch, total_steps)
+    files = FileWriter(workdir, steps_per_epoch, resume_point)
+    return metric_writers.MultiWriter([console, files])

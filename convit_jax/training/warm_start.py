@@ -73,10 +73,8 @@ def _compare_classes(weights: Weights, class_names: tuple[str, ...]) -> tuple[bo
     if num_classes != len(class_names):
         return False, f"the weights have {num_classes} classes, the data {len(class_names)}"
     if weights_class_names is None:
-        return (
-            True,
-            f"the weights do not name their {num_classes} classes, taken to be the data's",
-        )
+        note = f"the weights do not name their {num_classes} classes, taken to be the data's"
+        return True, note
     if weights_class_names != class_names:
         return False, f"the weights' {num_classes} classes have other names than the data's"
     return True, ""
@@ -115,7 +113,5 @@ def _report(
         notes.append(f"fresh: {', '.join(fresh)} ({head_note})")
     elif head_note:
         notes.append(f"the head is kept: {head_note}")
-    summary = (
-        f"starting from {weights.name}: {num_unchanged} of {len(names)} parameters loaded unchanged"
-    )
-    return "; ".join([summary, *notes])
+    loaded = f"{num_unchanged} of {len(names)} parameters loaded unchanged"
+    return "; ".join([f"starting from {weights.name}: {loaded}", *notes])

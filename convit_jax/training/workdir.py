@@ -80,7 +80,7 @@ def write_config(directory: epath.Path, experiment: Experiment) -> None:
         "versions": versions | {"python": platform.python_version()}
     }
     text = json.dumps(record, indent=2) + "\n"
-    write_whole(directory / "config.json", lambda draft: draft.write_text(text))
+    write_whole(directory / "config.json", text)
 
 
 def log_beginning(

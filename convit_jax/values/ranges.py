@@ -37,7 +37,8 @@ class Range:
             return True
         if isinstance(value, tuple):
             right_length = not self.lengths or len(value) in self.lengths
-            return right_length and all(map(self.holds, value)) and self._in_order(value)
+            in_order = not self.ascending or list(value) == sorted(value)
+            return right_length and all(map(self.holds, value)) and in_order
         if self.duration:
             parsed = parse_duration(value)
             return parsed is not None and self._within(parsed[0])
@@ -81,9 +82,6 @@ class Range:
             and (self.below is None or number < self.below)
             and (self.at_most is None or number <= self.at_most)
         )
-
-    def _in_order(self, values: tuple[Any, ...]) -> bool:
-        return not self.ascending or list(values) == sorted(values)
 
 
 def _bounds(span: Range) -> str:

@@ -3,11 +3,11 @@
 import collections
 import dataclasses
 import sys
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from convit_jax.config import Config
+from convit_jax.config.typed import typed_value
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError, boundary, nearest
@@ -39,10 +39,8 @@ class Card:
 
     def __post_init__(self) -> None:
         architecture, names, crop = self.architecture, self.class_names, self.crop_fraction
-        if architecture is not None:
-            _require(
-                isinstance(architecture, Architecture), "architecture", architecture, "an object"
-            )
+        is_known = architecture is None or isinstance(architecture, Architecture)
+        _require(is_known, "architecture", architecture, "an object")
         if names is not None:
             are_strings = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
             _require(are_strings and names != (), "class_names", names, "a name for each class")
@@ -56,10 +54,9 @@ class Card:
         if crop is not None:
             _require(_is_number(crop) and 0 < crop <= 1, "crop_fraction", crop, "above 0, up to 1")
         for field, values in (("mean", self.mean), ("std", self.std)):
-            are_numbers = (
-                isinstance(values, tuple) and values != () and all(map(_is_number, values))
-            )
-            _require(values is None or are_numbers, field, values, "a number for each channel")
+            are_numbers = isinstance(values, tuple) and all(map(_is_number, values))
+            valid = values is None or (are_numbers and values != ())
+            _require(valid, field, values, "a number for each channel")
         lengths = [None if values is None else len(values) for values in (self.mean, self.std)]
         _require(lengths[0] == lengths[1], "std", self.std, "as many numbers as mean has")
         _require(self.std is None or min(self.std) > 0, "std", self.std, "numbers above 0")
@@ -116,9 +113,8 @@ class Card:
         Raises:
             InputError: the values are not a card's, or were written by a later version.
         """
-        fields = {
-            name: _as_tuple(value) for name, value in _checked_fields(cls, values, "").items()
-        }
+        checked = _checked_fields(cls, values, "")
+        fields = {name: _as_tuple(value) for name, value in checked.items()}
         if fields.get("architecture") is not None:
             fields["architecture"] = _architecture(fields["architecture"])
         with boundary("its card", "cannot be read"):
@@ -127,21 +123,13 @@ class Card:
 
 def _architecture(values: Any) -> Architecture:
     """Return the architecture with these JSON values, after checking their types."""
-    field_types = {field.name: field.type for field in dataclasses.fields(Architecture)}
-    fields = {}
-    for name, value in _checked_fields(Architecture, values, "architecture.").items():
-        value, field_type = _as_tuple(value), field_types[name]
-        if field_type is float and type(value) is int:
-            value = float(value)
-        item_type = (typing.get_args(field_type) or (field_type,))[0]  # image_size has two items
-        items = value if isinstance(value, tuple) else (value,)
-        fits = isinstance(value, tuple) == (item_type is not field_type)
-        fits = fits and all(type(item) is item_type for item in items)
-        expected = getattr(field_type, "__name__", str(field_type))
-        _require(fits, f"architecture.{name}", value, expected)
-        fields[name] = value
-    with boundary("its card", "cannot be read: architecture"):
-        return Architecture(**fields)
+    kinds = {field.name: field.type for field in dataclasses.fields(Architecture)}
+    checked = _checked_fields(Architecture, values, "architecture.")
+    problem = "cannot be read: architecture"
+    with boundary("its card", problem):
+        return Architecture(
+            **{k: typed_value(v, kinds[k], f"its card {problem}.{k}") for k, v in checked.items()}
+        )
 
 
 def _checked_fields(record: type, values: Any, path: str) -> Mapping[str, Any]:

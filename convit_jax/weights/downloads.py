@@ -126,9 +126,8 @@ def _fetch_from_hub(name: str) -> pathlib.Path:
     with _network_errors(name):
         for file_name in file_names:
             cached = _cached(repository, file_name)
-            if cached and all(
-                _cached(repository, shard) for shard in _shard_names(cached, file_name)
-            ):
+            shards = _shard_names(cached, file_name) if cached else []
+            if cached and all(_cached(repository, shard) for shard in shards):
                 return cached
         # The config first: once the weights are cached, the Hub is not contacted again.
         config = posixpath.join(posixpath.dirname(path_in_repository), hub_config.FILE_NAME)
@@ -184,9 +183,8 @@ def _download(name: str, repository: str, file_name: str) -> pathlib.Path | None
     except errors.EntryNotFoundError:
         return None
     except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"{name}: no public repository '{repository}' on huggingface.co"
-        ) from error
+        problem = f"no public repository '{repository}' on huggingface.co"
+        raise InputError(f"{name}: {problem}") from error
     except (errors.HfHubHTTPError, errors.HFValidationError):
         raise
     except Exception as error:

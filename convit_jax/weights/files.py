@@ -45,14 +45,8 @@ _DTYPES = {
     "F8_E8M0": jnp.float8_e8m0fnu,
     "F8_E4M3FNUZ": jnp.float8_e4m3fnuz,
     "F8_E5M2FNUZ": jnp.float8_e5m2fnuz,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (64, 32, 16, 8)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (64, 32, 16, 8)},
     "BOOL": np.bool_,
 }
 # A PyTorch tensor may repeat stored values (strides of 0), so a small file can claim any size. The

@@ -14,7 +14,7 @@ from flax import nnx
 
 from convit_jax import models
 from convit_jax.data.images.preprocessing import Preprocessing
-from convit_jax.errors import InputError, boundary
+from convit_jax.errors import InputError, boundary, naming
 from convit_jax.models import Architecture, VisionTransformer
 from convit_jax.system.paths import user_path
 from convit_jax.weights.card import Card
@@ -153,11 +153,9 @@ class Weights:
 
     def likely_model(self) -> str | None:
         """Return the name of the model with the shapes of the tensors, if there is one."""
-        card_architecture = self.card.architecture
-        return nearest_model(
-            self.tensors,
-            **({} if card_architecture is None else {"num_heads": card_architecture.num_heads}),
-        )
+        a = self.card.architecture
+        overrides = {} if a is None else {"num_heads": a.num_heads}
+        return nearest_model(self.tensors, **overrides)
 
     def class_names(self) -> tuple[str, ...] | None:
         """Return the name of each class, if they are known."""
@@ -250,11 +248,8 @@ def _open_file(path: epath.Path, name: str, location: str, entry: str | None) ->
     """Open a file, with the card in its metadata and the config.json beside it."""
     file = read_weights(path, entry, location)
     card_json = file.metadata.get(METADATA_KEY)
-    try:
-        with boundary("its card", "cannot be read"):
-            card = Card() if card_json is None else Card.from_json(json.loads(card_json))
-    except InputError as error:
-        raise InputError(f"{location}: {error}") from error
+    with naming(location), boundary("its card", "cannot be read"):
+        card = Card() if card_json is None else Card.from_json(json.loads(card_json))
     hub_config = read_beside(path)
     notes = (*file.notes, *hub_config.notes)
     names, head = hub_config.card.class_names, file.tensors.get("head.weight")

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from convit_jax.errors import InputError, boundary, nearest
+from convit_jax.errors import InputError, boundary, naming, nearest
 from convit_jax.weights.card import Card
 from convit_jax.weights.torch_names import parameter_shapes, to_torch
 
@@ -93,10 +93,8 @@ def read_checkpoint(
         for part in (checkpoint / CARD / "metadata", checkpoint / STATE):
             if not part.exists():
                 raise InputError(f"{checkpoint} is not a complete checkpoint: {part} is missing")
-        try:
+        with naming(f"the checkpoint {checkpoint} is damaged"):
             card = Card.from_json(json.loads((checkpoint / CARD / "metadata").read_text()))
-        except InputError as error:
-            raise InputError(f"the checkpoint {checkpoint} is damaged: {error}") from error
         if card.architecture is None:
             raise InputError(f"the card of the checkpoint {checkpoint} has no architecture")
         params, note = _restore_params(checkpoint, entry, parameter_shapes(card.architecture))
@@ -128,15 +126,11 @@ def write_checkpoint(directory: epath.Path, params: Mapping[str, np.ndarray], ca
         contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as writer,
     ):
         directory.parent.mkdir(parents=True, exist_ok=True)
-        writer.save(
-            directory,
-            ocp.args.Composite(
-                **{
-                    STATE: ocp.args.StandardSave({"params": tree}),
-                    CARD: ocp.args.JsonSave(card.as_json()),
-                }
-            ),
-        )
+        items = {
+            STATE: ocp.args.StandardSave({"params": tree}),
+            CARD: ocp.args.JsonSave(card.as_json()),
+        }
+        writer.save(directory, ocp.args.Composite(**items))
 
 
 def _restore_params(

@@ -120,15 +120,8 @@ def from_torch(
             misshapen.append(f"{torch_name} is {tensors[torch_name].shape}, expected {expected}")
             continue
         params[name] = layout.from_torch(tensors[torch_name], architecture)
-    problems = [
-        f"{problem}: {', '.join(names)}"
-        for problem, names in (
-            ("missing", missing),
-            ("unexpected", sorted(unexpected)),
-            ("wrong shape", misshapen),
-        )
-        if names
-    ]
+    lists = {"missing": missing, "unexpected": sorted(unexpected), "wrong shape": misshapen}
+    problems = [f"{problem}: {', '.join(names)}" for problem, names in lists.items() if names]
     if problems:
         raise InputError(f"the weights do not fit the model; {'; '.join(problems)}")
     return params

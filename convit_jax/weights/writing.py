@@ -48,11 +48,8 @@ def write_weights(weights: Weights, path: epath.Path, architecture: Architecture
         params = from_torch(tensors, architecture)  # raises if they do not fit the model
     card = dataclasses.replace(weights.card, architecture=architecture)
     if path.suffix == ".safetensors":
-        card_json = json.dumps(card.as_json())
-        content = safetensors.numpy.save(
-            tensors, metadata={"format": "pt", METADATA_KEY: card_json}
-        )
-        write_whole(path, lambda file: file.write_bytes(content))
+        metadata = {"format": "pt", METADATA_KEY: json.dumps(card.as_json())}
+        write_whole(path, safetensors.numpy.save(tensors, metadata=metadata))
     elif path.suffix in TORCH_SUFFIXES:
         _write_torch(path, tensors)
     else:
@@ -95,4 +92,4 @@ def _write_torch(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
     # temporary file whose name contains the machine's name.
     archive = io.BytesIO()
     torch.save(content, archive)
-    write_whole(path, lambda file: file.write_bytes(archive.getbuffer()))
+    write_whole(path, archive.getbuffer())

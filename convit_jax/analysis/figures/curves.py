@@ -71,8 +71,7 @@ def nonlocality_by_layer(nonlocality: Mapping[str, np.ndarray]) -> Figure:
     Args:
         nonlocality: [L, H] of each model, by name.
     """
-    figure = Figure(figsize=(style.COLUMN, 2.4))
-    axes = figure.subplots()
+    figure, axes = style.new_figure(2.4)
     for index, (name, values) in enumerate(nonlocality.items()):
         colour, marker = style.model_style(index)
         layers = np.arange(1, len(values) + 1)
@@ -93,8 +92,7 @@ def gates_by_layer(gates: np.ndarray, name: str = "") -> Figure:
         gates: σ(λ), [G, H].
         name: name of the model, for the title.
     """
-    figure = Figure(figsize=(style.COLUMN, 2.4))
-    axes = figure.subplots()
+    figure, axes = style.new_figure(2.4)
     colours = style.ordered_colours(gates.shape[1])
     _plot_dots(axes, gates, colours, 0, 1, size=12)
     layers = np.arange(1, len(gates) + 1)

@@ -21,8 +21,7 @@ def sample_efficiency(
         reference: published values of some of the models, [points, 2] of fraction and top-1.
     """
     reference = reference or {}
-    figure = Figure(figsize=(style.COLUMN, 2.6))
-    axes = figure.subplots()
+    figure, axes = style.new_figure(2.6)
     for index, (name, points) in enumerate(curves.items()):
         colour, marker = style.model_style(index)
         fraction, mean, spread = 100 * np.asarray(points, float).T
@@ -53,8 +52,7 @@ def locality_grid(
         layers: number of GPSA layers of each row, from the bottom.
         title: title of the figure.
     """
-    figure = Figure(figsize=(style.COLUMN, 2.6))
-    axes = figure.subplots()
+    figure, axes = style.new_figure(2.6)
     percent = 100 * np.asarray(top1, float)
     image = axes.imshow(percent, cmap="viridis", origin="lower", aspect="auto")
     middle = (np.nanmin(percent) + np.nanmax(percent)) / 2

@@ -59,7 +59,7 @@ def attention_maps(image: np.ndarray, rows: Sequence[AttentionRow]) -> Figure:
             elif previous is None or previous.gates is not None:
                 panel.set_title(f"head {head + 1}", fontsize=7, pad=2)
         previous = row
-    _add_colour_bar(figure, panels, norm, "attention (log scale)")
+    _add_colour_bar(figure, panels, norm)
     return figure
 
 
@@ -87,7 +87,7 @@ def positional_maps(
                 centre = "" if centres is None else "\n({:g}, {:g})".format(*centres[head])
                 size = 6 if num_heads > 9 else 7
                 panel.set_title(f"head {head + 1}{centre}", fontsize=size, pad=2)
-    _add_colour_bar(figure, panels, norm, "attention (log scale)")
+    _add_colour_bar(figure, panels, norm)
     return figure
 
 
@@ -132,8 +132,6 @@ def _frame_patch(axes: Axes, query: tuple[int, int], height: float, width: float
     axes.spines[:].set_visible(True)
 
 
-def _add_colour_bar(
-    figure: Figure, panels: np.ndarray, norm: mpl.colors.LogNorm, label: str
-) -> None:
-    mappable = mpl.cm.ScalarMappable(norm, style.ATTENTION)
+def _add_colour_bar(figure: Figure, panels: np.ndarray, norm: mpl.colors.LogNorm) -> None:
+    mappable, label = mpl.cm.ScalarMappable(norm, style.ATTENTION), "attention (log scale)"
     figure.colorbar(mappable, ax=panels, label=label, pad=0.01, aspect=30, fraction=0.04)

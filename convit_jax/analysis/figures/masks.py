@@ -19,20 +19,14 @@ def accuracy_under_masks(top1: Mapping[tuple[str, int], float], chance: float) -
             ("position", 3), ("pos_embed", 0).
         chance: accuracy of guessing.
     """
-    figure = Figure(figsize=(style.COLUMN, 2.4))
-    axes = figure.subplots()
+    figure, axes = style.new_figure(2.4)
     for index, (kind, (label, marker)) in enumerate(_CURVES.items()):
         points = [(n, 100 * accuracy) for (k, n), accuracy in top1.items() if k in (kind, "none")]
         colour, _ = style.model_style(index)
         axes.plot(*zip(*sorted(points), strict=True), marker=marker, color=colour, label=label)
     if ("pos_embed", 0) in top1:
-        axes.axhline(
-            100 * top1["pos_embed", 0],
-            color="#666666",
-            ls="--",
-            lw=1,
-            label="masking absolute positions",
-        )
+        accuracy, label = 100 * top1["pos_embed", 0], "masking absolute positions"
+        axes.axhline(accuracy, color="#666666", ls="--", lw=1, label=label)
     axes.axhline(100 * chance, color="#bbbbbb", ls=":", lw=1, label="guessing")
     axes.set(xlabel="first GPSA layers masked", ylabel="top-1 (%)", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

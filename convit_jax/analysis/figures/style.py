@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Widths of a column and of a page in inches.
@@ -60,6 +61,12 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
             return draw(*args, **kwargs)
 
     return wrapper
+
+
+def new_figure(height: float) -> tuple[Figure, Axes]:
+    """Return a figure as wide as a column, with a single panel."""
+    figure = Figure(figsize=(COLUMN, height))
+    return figure, figure.subplots()
 
 
 def ordered_colours(count: int) -> np.ndarray:

@@ -162,12 +162,8 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
     map_x, map_y = (_smooth_positions(row, size) for row in matrix)
     smooth = cv2.remap(pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=border)
     mixed = cv2.addWeighted(cubic, 4 / 3, smooth, -1 / 3, _TRUNCATE, dtype=cv2.CV_8U)
-    inside = cv2.warpAffine(
-        np.ones(image.shape[:2], np.uint8),
-        matrix,
-        size,
-        flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-    )
+    ones, nearest = np.ones(image.shape[:2], np.uint8), cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    inside = cv2.warpAffine(ones, matrix, size, flags=nearest)
     return cv2.copyTo(mixed, inside, _filled(image.shape).copy())
 
 

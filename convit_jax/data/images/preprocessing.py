@@ -120,11 +120,7 @@ def _make_preprocessing(
     std: tuple[float, ...],
 ) -> Preprocessing:
     with boundary("image_size, crop_fraction, mean or std"):
-        size = (
-            (image_size, image_size)
-            if isinstance(image_size, int | np.integer)
-            else tuple(image_size)
-        )
+        size = (image_size,) * 2 if isinstance(image_size, int | np.integer) else tuple(image_size)
         mean, std = (tuple(float(value) for value in values) for values in (mean, std))
         check_channels(len(mean), "number of means")
         for valid, expected in (

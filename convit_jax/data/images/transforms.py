@@ -121,10 +121,6 @@ class TrainTransform:
         x, y = (width - 1) / 2, (height - 1) / 2
         c = x - a * x - b * y + shift_x * self.translate * width
         f = y - d * x - e * y + shift_y * self.translate * height
-        warped = cv2.warpAffine(
-            image,
-            np.array([[a, b, c], [d, e, f]]),
-            (width, height),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        )
+        matrix, linear = np.array([[a, b, c], [d, e, f]]), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        warped = cv2.warpAffine(image, matrix, (width, height), flags=linear)
         return warped.reshape(image.shape)

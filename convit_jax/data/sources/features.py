@@ -48,9 +48,8 @@ def choose_features(info: tfds.core.DatasetInfo, name: str) -> ChosenFeatures:
     image = _choose_one(features, input_keys, _is_image, "Image", name)
     # Datasets such as ReaL have a sequence of labels besides the original single label.
     targets = [features[key] for key in _matching_keys(features, target_keys)]
-    multi_label = any(map(_is_label_sequence, features.values())) and not any(
-        map(_is_label, targets)
-    )
+    has_sequence = any(map(_is_label_sequence, features.values()))
+    multi_label = has_sequence and not any(map(_is_label, targets))
     if multi_label:
         label = _choose_one(features, target_keys, _is_label_sequence, "Sequence(ClassLabel)", name)
     else:

@@ -21,14 +21,11 @@ from convit_jax.data.sources.source import Source
 from convit_jax.data.sources.tar_shards import NAME_FORMAT as TAR_FORMAT
 from convit_jax.data.sources.tar_shards import open_tar_shards
 from convit_jax.data.sources.tfrecord_index import open_tfrecords
-from convit_jax.errors import InputError, boundary, nearest
+from convit_jax.errors import InputError, boundary, naming, nearest
 
 log = logging.getLogger(__name__)
 
-# The kinds of names, with the format of each.
-KINDS = {
-    "digits": "digits:train|test", "tfds": NAME_FORMAT, "folder": "folder:PATH", "wds": TAR_FORMAT
-}  # fmt: skip
+_DIGITS_FORMAT = "digits:train|test"
 
 
 def open_source(name: str) -> Source:
@@ -47,32 +44,35 @@ def open_source(name: str) -> Source:
     """
     kind = name.partition(":")[0]
     if kind not in KINDS:
-        raise InputError(
-            f"data '{name}': unknown kind '{kind}', expected {' or '.join(KINDS.values())}"
-        )
-    opener = {
-        "folder": open_folder, "digits": _open_digits, "tfds": _open_tfds, "wds": open_tar_shards
-    }[kind]  # fmt: skip
+        formats = " or ".join(name_format for name_format, _ in KINDS.values())
+        raise InputError(f"data '{name}': unknown kind '{kind}', expected {formats}")
     with boundary(f"data '{name}'", "cannot be opened"):
-        return opener(name)
+        return KINDS[kind][1](name)
 
 
 def _open_digits(name: str) -> Source:
     split, data_dir = parse_split(name.partition(":")[2])
     if not split or data_dir:
-        raise InputError(f"data '{name}': expected {KINDS['digits']}")
+        raise InputError(f"data '{name}': expected {_DIGITS_FORMAT}")
     return _open_split(_digits_builder(), split, name)
 
 
 def _open_tfds(name: str) -> Source:
     parsed = PreparedName.parse(name.removeprefix("tfds:"))
-    try:
+    with naming(f"data '{name}'"):
         if not parsed.dataset or not parsed.split:
             raise InputError(f"expected {NAME_FORMAT}{_splits_hint(parsed)}")
         builder = prepared_builder(parsed)
-    except InputError as error:
-        raise InputError(f"data '{name}': {error}") from error
     return _open_split(builder, parsed.split, name)
+
+
+# The kinds of names, with the format of each and the function that opens it.
+KINDS = {
+    "digits": (_DIGITS_FORMAT, _open_digits),
+    "tfds": (NAME_FORMAT, _open_tfds),
+    "folder": ("folder:PATH", open_folder),
+    "wds": (TAR_FORMAT, open_tar_shards),
+}
 
 
 def _splits_hint(parsed: PreparedName) -> str:

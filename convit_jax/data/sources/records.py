@@ -218,7 +218,7 @@ class ImageFiles:
 
     def identity(self) -> bytes:
         """Return bytes that identify these examples, wherever a host stores them."""
-        return self.names.ends.tobytes() + self.names.content.tobytes()
+        return self.names.content.tobytes()
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         """Return the encoded image and its label."""

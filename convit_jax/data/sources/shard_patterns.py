@@ -74,9 +74,8 @@ def _split_at_magic(path: str) -> tuple[epath.Path, str]:
     """Return the deepest directory before the first magic character, and the rest of the path."""
     parts = path.split("/")
     number = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    return epath.Path("/".join(parts[:number]) or ("/" if number else ".")), "/".join(
-        parts[number:]
-    )
+    directory = "/".join(parts[:number]) or ("/" if number else ".")
+    return epath.Path(directory), "/".join(parts[number:])
 
 
 def nearest_pattern(path: str, suffix: str) -> str:

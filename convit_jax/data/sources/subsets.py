@@ -56,11 +56,8 @@ def subset(source: Source, *, fraction: float, choice: str, classes: int, seed: 
         if choice == "random":
             members = _shuffle(members, seed, label)
         selected.append(members[:count])
-    return dataclasses.replace(
-        source,
-        class_names=source.class_names[:num_classes],
-        indices=np.sort(np.concatenate(selected)),
-    )
+    class_names, indices = source.class_names[:num_classes], np.sort(np.concatenate(selected))
+    return dataclasses.replace(source, class_names=class_names, indices=indices)
 
 
 def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:

@@ -74,9 +74,8 @@ class TarImages:
 
     def order_by_name(self) -> np.ndarray:
         """Return the indices in the order of the images' paths, then of the shards: int64."""
-        content, ends = self.names.content.tobytes(), self.names.ends.tolist()
-        starts = [0, *ends[:-1]]
-        by_name = sorted(range(len(self)), key=lambda i: content[starts[i] : ends[i]])
+        names = self.names.content.tobytes().split(b"\0")
+        by_name = sorted(range(len(self)), key=names.__getitem__)
         return np.asarray(by_name, np.int64)
 
     def describe(self, index: int) -> str:

@@ -86,17 +86,6 @@ class _Notes:
         return [f"{n:,} {what}, such as {self._examples[what]}" for what, n in self._counts.items()]
 
 
-@dataclasses.dataclass
-class _ShardIndex:
-    """The images of one shard, in the order of their samples' first members."""
-
-    names: PackedNames
-    offsets: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
-    notes: _Notes
-
-
 def open_index(
     name: str, shards: Sequence[str], states: Sequence[FileState]
 ) -> tuple[TarImages, tuple[str, ...]]:
@@ -146,26 +135,24 @@ def open_index(
     return images, tuple(map(str, index["notes"]))
 
 
-def _join(indices: Sequence[_ShardIndex]) -> dict[str, np.ndarray]:
-    """Return the arrays of `_ARRAYS` from the indices of all shards."""
-    notes = _Notes()
-    for index in indices:
-        notes.update(index.notes)
-    name_bytes = np.cumsum([0, *(len(index.names.content) for index in indices)])
-    name_ends = [i.names.ends + start for i, start in zip(indices, name_bytes, strict=False)]
-    return {
-        "shard_ends": np.cumsum([len(index.labels) for index in indices], dtype=np.int64),
-        "name_content": np.concatenate([index.names.content for index in indices]),
-        "name_ends": np.concatenate(name_ends),
-        "offsets": np.concatenate([index.offsets for index in indices]),
-        "sizes": np.concatenate([index.sizes for index in indices]),
-        "labels": np.concatenate([index.labels for index in indices]),
-        "notes": np.asarray(notes.lines(), np.str_),
+def _join(shards: Sequence[tuple[dict[str, np.ndarray], _Notes]]) -> dict[str, np.ndarray]:
+    """Return the arrays of `_ARRAYS` from those of all shards."""
+    all_notes = _Notes()
+    for _, notes in shards:
+        all_notes.update(notes)
+    parts = [arrays for arrays, _ in shards]
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    counts = [len(part["labels"]) for part in parts]
+    name_bytes = [len(part["name_content"]) for part in parts]
+    joined["name_ends"] += np.repeat(np.cumsum([0, *name_bytes[:-1]]), counts)
+    return joined | {
+        "shard_ends": np.cumsum(counts, dtype=np.int64),
+        "notes": np.asarray(all_notes.lines(), np.str_),
     }
 
 
-def _index_shard(path: str, state: FileState) -> _ShardIndex:
-    """Return the images of a shard.
+def _index_shard(path: str, state: FileState) -> tuple[dict[str, np.ndarray], _Notes]:
+    """Return the images of a shard, in the order of their samples' first members, and notes.
 
     Raises:
         InputError: it is no tar file, damaged or truncated.
@@ -189,13 +176,15 @@ def _index_shard(path: str, state: FileState) -> _ShardIndex:
         else:
             images.append(sample.image)
             labels.append(label)
-    return _ShardIndex(
-        PackedNames.pack([[image.name for image in images]]),
-        np.asarray([image.offset for image in images], np.int64),
-        np.asarray([image.size for image in images], np.int64),
-        np.asarray(labels, np.int32),
-        notes,
-    )
+    names = PackedNames.pack([[image.name for image in images]])
+    arrays = {
+        "name_content": names.content,
+        "name_ends": names.ends,
+        "offsets": np.asarray([image.offset for image in images], np.int64),
+        "sizes": np.asarray([image.size for image in images], np.int64),
+        "labels": np.asarray(labels, np.int32),
+    }
+    return arrays, notes
 
 
 def _read_samples(members: TarMembers, window: Window, notes: _Notes) -> dict[str, _Sample]:

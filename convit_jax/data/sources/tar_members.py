@@ -118,10 +118,7 @@ class TarMembers:
             if size < 0:
                 raise self._damaged(position)
             if begin + size > self._size:
-                raise InputError(
-                    f"{self.path} ends at byte {self._size:,}, inside the member {name}, which "
-                    f"ends at byte {begin + size:,}: it is damaged or was not copied completely"
-                )
+                raise self._truncated(f"the member {name}, which ends at byte {begin + size:,}")
             position = begin + _padded(size)
             if type_ in _FILES and not _is_sparse(fields):
                 yield Member(name, begin, size)
@@ -130,10 +127,7 @@ class TarMembers:
         """Return a header's name, type and size; the type is empty at the archive's end."""
         header = self._window.read(position, BLOCK)
         if len(header) < BLOCK and position:
-            raise InputError(
-                f"{self.path} ends at byte {self._size:,}, inside the header of a member at byte "
-                f"{position:,}: it is damaged or was not copied completely"
-            )
+            raise self._truncated(f"the header of a member at byte {position:,}")
         if header == _ZEROS:
             return "", b"", 0
         parsed = _parse_common(header)
@@ -152,10 +146,7 @@ class TarMembers:
             raise ValueError(f"an extension header of {size} bytes")
         content = self._window.read(begin, size)
         if len(content) < size:
-            raise InputError(
-                f"{self.path} ends at byte {self._size:,}, inside the header of a member: it is "
-                "damaged or was not copied completely"
-            )
+            raise self._truncated("the header of a member")
         return content
 
     def _after_sparse_map(self, position: int) -> int:
@@ -176,6 +167,12 @@ class TarMembers:
             raise
         except ValueError as error:
             raise self._damaged(position) from error
+
+    def _truncated(self, inside: str) -> InputError:
+        return InputError(
+            f"{self.path} ends at byte {self._size:,}, inside {inside}: it is damaged or was not "
+            "copied completely"
+        )
 
     def _damaged(self, position: int) -> InputError:
         return InputError(

@@ -17,7 +17,7 @@ from convit_jax.data.sources.shard_patterns import expand_braces, matching_files
 from convit_jax.data.sources.source import Source
 from convit_jax.data.sources.tar_images import CONTRADICTORY, TarImages
 from convit_jax.data.sources.tar_index import THREADS, FileState, open_index
-from convit_jax.errors import InputError, boundary
+from convit_jax.errors import InputError, boundary, naming
 from convit_jax.system.paths import expand_home
 
 log = logging.getLogger(__name__)
@@ -48,28 +48,25 @@ def open_tar_shards(name: str) -> Source:
         InputError: shards are missing, damaged or no tar files, or labels are missing or invalid.
         MachineError: they cannot be read through a fault of the machine.
     """
-    try:
-        return _open(name, name.removeprefix(PREFIX))
-    except InputError as error:
-        raise InputError(f"data '{name}': {error}") from error
-
-
-def _open(name: str, pattern: str) -> Source:
-    if not pattern:
-        raise InputError(f"expected {NAME_FORMAT}")
-    shards, states = _find_shards(pattern)
-    images, notes = open_index(name, shards, states)
-    if not (images.labels > CONTRADICTORY).any():
-        problems = [f"the label of {images.describe(0)} is no integer"] if len(images) else notes
-        raise InputError(
-            f"no labelled images in {_count(shards)}: {'; '.join(problems or ['they are empty'])}; "
-            f"expected for each image ({COMMON_SUFFIXES}) an integer in a member with the same "
-            "name and the suffix .cls, or as 'label' or 'cls' in .json"
-        )
-    for note in notes:
-        log.warning("%s: %s", name, note)
-    log.info("%s: %d images in %s", name, len(images), _count(shards))
-    return Source(name, images, _class_names(name, images))
+    with naming(f"data '{name}'"):
+        pattern = name.removeprefix(PREFIX)
+        if not pattern:
+            raise InputError(f"expected {NAME_FORMAT}")
+        shards, states = _find_shards(pattern)
+        images, notes = open_index(name, shards, states)
+        if not (images.labels > CONTRADICTORY).any():
+            problems = notes or ("they are empty",)
+            if len(images):
+                problems = (f"the label of {images.describe(0)} is no integer",)
+            raise InputError(
+                f"no labelled images in {_count(shards)}: {'; '.join(problems)}; expected for each "
+                f"image ({COMMON_SUFFIXES}) an integer in a member with the same name and the "
+                "suffix .cls, or as 'label' or 'cls' in .json"
+            )
+        for note in notes:
+            log.warning("%s: %s", name, note)
+        log.info("%s: %d images in %s", name, len(images), _count(shards))
+        return Source(name, images, _class_names(name, images))
 
 
 def _count(shards: Sequence[str]) -> str:
