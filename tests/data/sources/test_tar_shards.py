@@ -591,7 +591,7 @@ def test_a_shard_that_became_shorter_is_reported_by_its_image(copies):
 def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
     for number in range(12):
         write_samples(tmp_path / f"{number:02}.tar", [0])
-    monkeypatch.setattr("convit_jax.data.sources.tar_images.max_open_files", lambda count: 3)
+    monkeypatch.setattr("convit_jax.data.open_files.max_open_files", lambda count: 3)
     source = open_source(f"wds:{tmp_path}/{{00..11}}.tar")
     contents(source)
     targets = [str(link.resolve()) for link in pathlib.Path("/proc/self/fd").iterdir()]
