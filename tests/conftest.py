@@ -4,6 +4,8 @@ import contextlib
 import http.server
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 import threading
 
@@ -48,6 +50,41 @@ def reference_data():
 
 
 @pytest.fixture(scope="session")
+def run_python(repository):
+    """Return a function that runs Python in the checkout and returns the completed process.
+
+    Its keywords are `cwd`, options of `subprocess.run` and environment variables, without those
+    that are None.
+    """
+
+    def run(*arguments, cwd=repository, check=False, timeout=None, **variables):
+        variables = {k: v for k, v in (os.environ | variables).items() if v is not None}
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], cwd=cwd, env=variables, capture_output=True,
+            text=True, check=check, timeout=timeout,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def run_command(capsys):
+    """Return a function that runs a command in this process: its exit code and its output.
+
+    Its arguments are the command's module and the command line.
+    """
+    from convit_jax.console import command_line
+
+    def run(module, *arguments):
+        capsys.readouterr()  # discard earlier output
+        name = module.__name__.rpartition(".")[2]
+        code = command_line.run(name, lambda: module.main([str(a) for a in arguments]))
+        return code, capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def make_config():
     """Return a function of overrides that makes the config of a very short run."""
     from convit_jax.config import resolve
@@ -85,6 +122,25 @@ def workdir(make_config, tmp_path_factory):
         make_config(train_for="2 steps", ema_decay=0.5, eval_every="2 steps"), str(directory)
     )
     return directory
+
+
+@pytest.fixture
+def restoring_raises(monkeypatch):
+    """A function that makes restoring onto a run's devices raise an error."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    restore = ocp.StandardCheckpointHandler.restore
+
+    def patch(error):
+        def broken_restore(handler, directory, args):
+            if isinstance(jax.tree.leaves(args.item)[0].sharding, jax.sharding.NamedSharding):
+                raise error
+            return restore(handler, directory, args=args)  # into memory
+
+        monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", broken_restore)
+
+    return patch
 
 
 @pytest.fixture

@@ -9,15 +9,14 @@ import re
 import numpy as np
 import pytest
 from etils import epath
-from flax import nnx
 from PIL import Image
 
 import convit_jax
 from convit_jax import analyze
 from convit_jax.analysis import locality
-from convit_jax.console.command_line import run
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.weights import Card, Weights, to_torch, write_weights
+from tests.helpers import parameters_by_name
 
 
 @pytest.fixture(scope="session")
@@ -38,18 +37,11 @@ def plain(tmp_path):
     fields = {"num_classes": 10, "image_size": (16, 24), "patch_size": 8, "in_channels": 1,
               "num_heads": 2, "head_dim": 4, "depth": 3}  # fmt: skip
     model = convit_jax.create_model("deit_tiny", **fields)
-    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    tensors = to_torch({".".join(map(str, k)): v[...] for k, v in params}, model.architecture)
+    tensors = to_torch(parameters_by_name(model), model.architecture)
     card = Card(model.architecture, mean=(0.5,), std=(0.5,))
     path = epath.Path(tmp_path / "plain.safetensors")
     write_weights(Weights("plain", tensors, card), path, model.architecture)
     return path
-
-
-def run_analyze(arguments, capsys):
-    """Return exit code and output."""
-    code = run("analyze", lambda: analyze.main([str(a) for a in arguments]))
-    return code, capsys.readouterr()
 
 
 class Page(html.parser.HTMLParser):
@@ -68,11 +60,11 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-def test_report_of_a_workdir_with_history_and_masks(history_workdir, tmp_path, capsys):
+def test_report_of_a_workdir_with_history_and_masks(history_workdir, tmp_path, run_command):
     out = tmp_path / "out"
-    code, output = run_analyze(
-        ["--weights", history_workdir, "--images", "digits:test", "--count", "20", "--out", out,
-         "--pictures", "2", "--layers", "1,2"], capsys,
+    code, output = run_command(
+        analyze, "--weights", history_workdir, "--images", "digits:test", "--count", "20",
+        "--out", out, "--pictures", "2", "--layers", "1,2",
     )  # fmt: skip
     assert code == 0, output.err
     names = {"nonlocality_over_training", "nonlocality_by_layer", "gates_over_training",
@@ -97,10 +89,10 @@ def test_report_of_a_workdir_with_history_and_masks(history_workdir, tmp_path, c
     assert masked.keys() == {("none", "0"), ("pos_embed", "0"), ("content", "1"), ("position", "1")}
 
 
-def test_measurements_are_those_of_the_model(history_workdir, tmp_path, capsys):
-    code, output = run_analyze(
-        ["--weights", history_workdir, "--images", "digits:test", "--count", "5", "--pictures", "0",
-         "--out", tmp_path / "out", "--json"], capsys,
+def test_measurements_are_those_of_the_model(history_workdir, tmp_path, run_command):
+    code, output = run_command(
+        analyze, "--weights", history_workdir, "--images", "digits:test", "--count", "5",
+        "--pictures", "0", "--out", tmp_path / "out", "--json",
     )  # fmt: skip
     assert code == 0, output.err
     model = convit_jax.load_model(history_workdir)
@@ -119,14 +111,14 @@ def test_measurements_are_those_of_the_model(history_workdir, tmp_path, capsys):
     assert layers[1]["nonlocality"] == pytest.approx(expected.nonlocality[1].mean(), abs=1e-5)
 
 
-def test_comparison_on_an_unlabelled_image(history_workdir, plain, tmp_path, capsys):
+def test_comparison_on_an_unlabelled_image(history_workdir, plain, tmp_path, run_command):
     """One image of another shape; models with different grids, one without GPSA."""
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 90), np.uint8)).save(
         tmp_path / "one.png"
     )
-    code, output = run_analyze(
-        ["--weights", history_workdir, "--compare", plain, "--name", "ours", "--name", "plain",
-         "--images", tmp_path / "one.png", "--out", tmp_path / "out"], capsys,
+    code, output = run_command(
+        analyze, "--weights", history_workdir, "--compare", plain, "--name", "ours",
+        "--name", "plain", "--images", tmp_path / "one.png", "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 0, output.err
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
@@ -135,13 +127,13 @@ def test_comparison_on_an_unlabelled_image(history_workdir, plain, tmp_path, cap
     assert "ours and plain" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_downloaded_weights_of_a_model_without_gates(plain, tmp_path, capsys, monkeypatch):
+def test_downloaded_weights_of_a_model_without_gates(plain, tmp_path, run_command, monkeypatch):
     from convit_jax.weights import loading
 
     monkeypatch.setattr(loading, "fetch", lambda name: plain)
-    code, output = run_analyze(
-        ["--weights", "https://host/plain.safetensors", "--images", "digits:test", "--count", "3",
-         "--pictures", "1", "--out", tmp_path / "out"], capsys,
+    code, output = run_command(
+        analyze, "--weights", "https://host/plain.safetensors", "--images", "digits:test",
+        "--count", "3", "--pictures", "1", "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 0, output.err
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
@@ -166,7 +158,9 @@ def test_downloaded_weights_of_a_model_without_gates(plain, tmp_path, capsys, mo
         (["--quary", "1,1"], "did you mean '--query'?"),
     ],
 )
-def test_input_errors_are_one_sentence_and_code_2(arguments, message, workdir, tmp_path, capsys):
+def test_input_errors_are_one_sentence_and_code_2(
+    arguments, message, workdir, tmp_path, run_command
+):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.png").write_bytes(b"not an image")
     (tmp_path / "file").write_text("")
@@ -177,7 +171,7 @@ def test_input_errors_are_one_sentence_and_code_2(arguments, message, workdir, t
     for flag, value in required.items():
         if flag not in arguments:
             arguments += [flag, value]
-    code, output = run_analyze(arguments, capsys)
+    code, output = run_command(analyze, *arguments)
     assert code == 2, output.err
     assert message in output.err.splitlines()[-1]
     assert "Traceback" not in output.err

@@ -1,19 +1,16 @@
 """scripts/choose_recipe.py"""
 
-import importlib.util
 import subprocess
 import types
 
 import pytest
 
+from tests.helpers import load_module
+
 
 @pytest.fixture
 def script(repository):
-    path = repository / "scripts" / "choose_recipe.py"
-    spec = importlib.util.spec_from_file_location("choose_recipe", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(repository / "scripts" / "choose_recipe.py")
 
 
 def test_models_have_equal_weight_and_each_model_s_best_is_reported(script):

@@ -1,12 +1,9 @@
 """python -m convit_jax.convert"""
 
-import importlib.util
 import json
 import os
 import pathlib
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,13 +11,8 @@ import safetensors.numpy
 
 import convit_jax
 from convit_jax import convert
-from convit_jax.console import command_line
 from convit_jax.weights import open_weights
-
-torch_only = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch is not installed: .pth files are an optional extra",
-)
+from tests.helpers import torch_only
 
 
 @pytest.fixture
@@ -64,18 +56,19 @@ def test_information_lost_in_a_pytorch_file_is_reported(workdir, tmp_path, capsy
         ({"conv1.weight": np.zeros(3, np.float32)}, "no ConViT or DeiT weights"),
     ],
 )
-def test_invalid_weights_are_one_sentence_and_code_2(content, message, weights, tmp_path, capsys):
+def test_invalid_weights_are_one_sentence_and_code_2(
+    content, message, weights, tmp_path, run_command
+):
     path = tmp_path / "bad.safetensors"
     if isinstance(content, dict):
         safetensors.numpy.save_file(content, path)
     else:
         complete = pathlib.Path(weights).read_bytes()
         path.write_bytes(complete[: len(complete) // 2] if content is None else content)
-    arguments = [str(path), str(tmp_path / "out")]
-    assert command_line.run("convert", lambda: convert.main(arguments)) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) == 1
+    code, output = run_command(convert, path, tmp_path / "out")
+    assert code == 2
+    assert message in output.err
+    assert len(output.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -88,15 +81,12 @@ class MakesDirectory:
 
 
 @torch_only
-def test_malicious_pickle_is_not_executed(repository, tmp_path):
+def test_malicious_pickle_is_not_executed(run_python, tmp_path):
     (tmp_path / "x.pth").write_bytes(
         pickle.dumps({"model": MakesDirectory(str(tmp_path / "ran"))}, 2)
     )
-    command = [sys.executable, "-m", "convit_jax.convert"]
-    result = subprocess.run(
-        [*command, tmp_path / "x.pth", tmp_path / "y.safetensors"],
-        cwd=repository, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    files = (tmp_path / "x.pth", tmp_path / "y.safetensors")
+    result = run_python("-m", "convit_jax.convert", *files)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1, result.stderr
     assert "x.pth was not read" in result.stderr

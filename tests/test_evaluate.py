@@ -1,6 +1,5 @@
 """python -m convit_jax.evaluate, on small weights and datasets."""
 
-import io
 import json
 import os
 import subprocess
@@ -14,10 +13,10 @@ from sklearn.datasets import load_sample_image
 
 import convit_jax
 from convit_jax import evaluate, models
-from convit_jax.console import command_line
 from convit_jax.data.sources import imagenet
-from convit_jax.weights import Card, Weights, new_path, to_torch, write_weights
-from convit_jax.weights.torch_names import parameter_shapes
+from tests.field.builders import encode
+from tests.helpers import read_metrics, write_random_weights
+from tests.processes import free_port, process_variables, simulated_devices
 
 
 @pytest.fixture(scope="module")
@@ -63,25 +62,15 @@ def prepare_variant(photographs, tmp_path_factory):
     return prepare
 
 
-def save(architecture, path, seed=0):
-    """Write random weights of an architecture to a file, and return its path."""
-    rng = np.random.default_rng(seed)
-    params = {
-        name: rng.normal(0, 0.3, size=shape).astype(np.float32)
-        for name, shape in parameter_shapes(architecture).items()
-    }
-    weights = Weights("random", to_torch(params, architecture), Card())
-    write_weights(weights, new_path(str(path)), architecture)
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """Weights of a small model with ImageNet's thousand classes."""
     architecture = models.architecture(
         "convit_tiny", image_size=64, depth=2, gpsa_layers=1, head_dim=8
     )
-    return save(architecture, tmp_path_factory.mktemp("small") / "small.safetensors")
+    return write_random_weights(
+        architecture, tmp_path_factory.mktemp("small") / "small.safetensors"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +81,16 @@ def logits(small, photographs):
     )
 
 
-def run_evaluate(capsys, *arguments):
-    """Return the JSON output."""
-    capsys.readouterr()  # discard earlier output
-    assert evaluate.main([*arguments, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+@pytest.fixture
+def run_evaluate(run_command):
+    """A function of weights, data and flags: the JSON output."""
+
+    def run(weights, data, *flags):
+        code, output = run_command(evaluate, "--weights", weights, "--data", data, *flags, "--json")
+        assert code == 0, output.err
+        return json.loads(output.out)
+
+    return run
 
 
 def cross_entropy(logits, labels):
@@ -105,11 +99,10 @@ def cross_entropy(logits, labels):
     return float(np.mean(log_total - logits[np.arange(len(labels)), labels]))
 
 
-def test_workdir_has_the_accuracy_logged_by_its_run(workdir, capsys):
+def test_workdir_has_the_accuracy_logged_by_its_run(workdir, run_evaluate):
     """Two training steps on the digits; each of 397 examples counts once, in batches of 64."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    (logged,) = [line for line in lines if "eval/accuracy" in line]
-    result = run_evaluate(capsys, "--weights", str(workdir), "--data", "digits:test", "--per-class")
+    (logged,) = [line for line in read_metrics(workdir) if "eval/accuracy" in line]
+    result = run_evaluate(workdir, "digits:test", "--per-class")
     assert result["examples"] == 397
     assert result["top1"] == pytest.approx(logged["eval/accuracy"], abs=1e-6)
     assert result["top5"] == pytest.approx(logged["eval/accuracy_top5"], abs=1e-6)
@@ -122,12 +115,14 @@ def test_workdir_has_the_accuracy_logged_by_its_run(workdir, capsys):
     assert "published" not in result
 
 
-def test_imagenet_a_is_restricted_to_its_classes(prepare_variant, small, logits, capsys):
+def test_imagenet_a_is_restricted_to_its_classes(
+    prepare_variant, small, logits, run_evaluate, run_command
+):
     classes = np.array([3, 50, 100, 200, 400, 800, 999])
     labels = np.random.default_rng(1).choice(classes, size=24)
     labels[:7] = classes
     data = prepare_variant("imagenet_a", "0.1.0", "test", [int(label) for label in labels])
-    result = run_evaluate(capsys, "--weights", small, "--data", data)
+    result = run_evaluate(small, data)
     targets = np.searchsorted(classes, labels)
     subset_logits = logits[:, classes]
     order = np.argsort(-subset_logits, axis=1)
@@ -136,17 +131,18 @@ def test_imagenet_a_is_restricted_to_its_classes(prepare_variant, small, logits,
     assert result["top5"] == pytest.approx(np.mean((order[:, :5] == targets[:, None]).any(axis=1)))
     assert 0 < result["top5"] < 1
     assert result["loss"] == pytest.approx(cross_entropy(subset_logits, targets), rel=1e-4)
-    assert evaluate.main(["--weights", small, "--data", data]) == 0
-    assert "restricted to 7 of the 1,000 classes" in capsys.readouterr().out
+    code, output = run_command(evaluate, "--weights", small, "--data", data)
+    assert code == 0
+    assert "restricted to 7 of the 1,000 classes" in output.out
     # The same images as ImageNet's with all classes, and restricted, as in timm's "clean" rows.
     plain = prepare_variant("imagenet2012", "5.1.0", "validation", [int(label) for label in labels])
-    assert run_evaluate(capsys, "--weights", small, "--data", plain)["loss"] > result["loss"]
-    restricted = run_evaluate(capsys, "--weights", small, "--data", plain, "--classes-of", data)
+    assert run_evaluate(small, plain)["loss"] > result["loss"]
+    restricted = run_evaluate(small, plain, "--classes-of", data)
     assert restricted["loss"] == pytest.approx(result["loss"], rel=1e-5)
 
 
 def test_real_labels_any_label_is_correct_and_unlabelled_images_do_not_count(
-    prepare_variant, small, logits, capsys
+    prepare_variant, small, logits, run_evaluate, run_command
 ):
     best = np.argsort(-logits, axis=1)
     real = [
@@ -158,40 +154,37 @@ def test_real_labels_any_label_is_correct_and_unlabelled_images_do_not_count(
         "imagenet2012_real", "1.0.0", "validation", None,
         original_label=(label, [0] * 24), real_label=(tfds.features.Sequence(label), real),
     )  # fmt: skip
-    result = run_evaluate(capsys, "--weights", small, "--data", data)
+    result = run_evaluate(small, data)
     assert result["examples"] == 18
     hits = [[bool(set(best[i, :k]) & set(real[i])) for i in range(24) if real[i]] for k in (1, 5)]
     assert (result["top1"], result["top5"]) == pytest.approx([np.mean(h) for h in hits])
-    assert command_line.run(
-        "evaluate",
-        lambda: evaluate.main(["--weights", small, "--data", data, "--per-class"]),
-    ) == 2  # fmt: skip
-    assert "has several labels per image" in capsys.readouterr().err
+    code, output = run_command(evaluate, "--weights", small, "--data", data, "--per-class")
+    assert code == 2
+    assert "has several labels per image" in output.err
 
 
-def test_weights_with_published_shapes_are_compared(prepare_variant, tmp_path, capsys):
-    weights = save(models.architecture("convit_tiny"), tmp_path / "convit_tiny.safetensors")
+def test_weights_with_published_shapes_are_compared(prepare_variant, tmp_path, run_command):
+    path = tmp_path / "convit_tiny.safetensors"
+    weights = write_random_weights(models.architecture("convit_tiny"), path)
     data = prepare_variant("imagenet_sketch", "1.0.0", "test", [1, 2, 3])
     arguments = ["--weights", weights, "--data", data, "--batch-size", "3"]
-    assert evaluate.main([*arguments, "--mask-position", "10"]) == 0
-    assert "published for" not in capsys.readouterr().out
-    assert evaluate.main(arguments) == 0
-    output = capsys.readouterr().out
-    assert "published for convit_tiny (timm's results table): top-1 22.27 % (here " in output
+    code, output = run_command(evaluate, *arguments, "--mask-position", "10")
+    assert code == 0
+    assert "published for" not in output.out
+    code, output = run_command(evaluate, *arguments)
+    assert code == 0
+    assert "published for convit_tiny (timm's results table): top-1 22.27 % (here " in output.out
 
 
-def test_masks_change_the_result(workdir, capsys):
-    arguments = ("--weights", str(workdir), "--data", "digits:test")
+def test_masks_change_the_result(workdir, run_evaluate):
     masks = ((), ("--mask-pos-embed",), ("--mask-content", "1"), ("--mask-position", "1"))
-    losses = {run_evaluate(capsys, *arguments, *mask)["loss"] for mask in masks}
+    losses = {run_evaluate(workdir, "digits:test", *mask)["loss"] for mask in masks}
     assert len(losses) == 4
 
 
-def test_confusion_matrix_is_written(workdir, tmp_path, capsys):
+def test_confusion_matrix_is_written(workdir, tmp_path, run_evaluate):
     path = tmp_path / "table.csv"
-    result = run_evaluate(
-        capsys, "--weights", str(workdir), "--data", "digits:test", "--confusion", str(path)
-    )
+    result = run_evaluate(workdir, "digits:test", "--confusion", path)
     rows = [line.split(",") for line in path.read_text().splitlines()]
     table = np.array([row[1:] for row in rows[1:]], int)
     assert rows[0] == ["", *"0123456789"]
@@ -199,18 +192,18 @@ def test_confusion_matrix_is_written(workdir, tmp_path, capsys):
     assert np.trace(table) / 397 == pytest.approx(result["top1"], abs=1e-6)
 
 
-def test_broken_images_do_not_count(small, tmp_path, photographs, capsys):
+def test_broken_images_do_not_count(small, tmp_path, photographs, run_evaluate, run_command):
     for label, name in enumerate(imagenet.class_ids()[:2]):
         (tmp_path / name).mkdir()
         for i in range(5):
-            file = io.BytesIO()
-            Image.fromarray(photographs[5 * label + i]).save(file, "PNG")
-            content = b"broken" if (label, i) == (1, 2) else file.getvalue()
+            content = encode(Image.fromarray(photographs[5 * label + i]), "PNG")
+            content = b"broken" if (label, i) == (1, 2) else content
             (tmp_path / name / f"{i}.png").write_bytes(content)
-    arguments = ["--weights", small, "--data", f"folder:{tmp_path}"]
-    assert run_evaluate(capsys, *arguments, "--max-broken", "0.2")["examples"] == 9
-    assert command_line.run("evaluate", lambda: evaluate.main(arguments)) == 1
-    assert "2.png" in capsys.readouterr().err
+    data = f"folder:{tmp_path}"
+    assert run_evaluate(small, data, "--max-broken", "0.2")["examples"] == 9
+    code, output = run_command(evaluate, "--weights", small, "--data", data)
+    assert code == 1
+    assert "2.png" in output.err
 
 
 @pytest.mark.parametrize(
@@ -227,33 +220,29 @@ def test_broken_images_do_not_count(small, tmp_path, photographs, capsys):
         (["--weights", "nowhere"], "no weights at nowhere: expected a file that ends in"),
     ],
 )
-def test_input_errors_are_one_sentence_and_code_2(workdir, arguments, message, capsys):
-    arguments = ["--weights", str(workdir), "--data", "digits:test", *arguments]
-    assert command_line.run("evaluate", lambda: evaluate.main(arguments)) == 2
-    last_line = capsys.readouterr().err.splitlines()[-1]
+def test_input_errors_are_one_sentence_and_code_2(workdir, arguments, message, run_command):
+    defaults = ("--weights", workdir, "--data", "digits:test")
+    code, output = run_command(evaluate, *defaults, *arguments)
+    assert code == 2
+    last_line = output.err.splitlines()[-1]
     assert message in last_line
     assert last_line.startswith("evaluate: ")
 
 
-def test_two_processes_of_four_devices_agree_with_one(workdir, repository, capsys):
-    expected = run_evaluate(capsys, "--weights", str(workdir), "--data", "digits:test")
+def test_two_processes_of_four_devices_agree_with_one(workdir, repository, run_evaluate):
+    expected = run_evaluate(workdir, "digits:test")
     command = [
         sys.executable, "-m", "convit_jax.evaluate", f"--weights={workdir}", "--data=digits:test",
         "--json", "--batch-size=40",
     ]  # fmt: skip
-    with free_port() as port:
-        processes = [
-            subprocess.Popen(
-                command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env=os.environ | {
-                    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-                    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                    "JAX_NUM_PROCESSES": "2",
-                    "JAX_PROCESS_ID": str(index),
-                },
-            )
-            for index in range(2)
-        ]  # fmt: skip
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | simulated_devices(4) | process_variables(index, 2, port),
+        )
+        for index in range(2)
+    ]  # fmt: skip
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     result = json.loads(outputs[0][0].splitlines()[-1])
@@ -261,13 +250,3 @@ def test_two_processes_of_four_devices_agree_with_one(workdir, repository, capsy
     assert result["top1"] == expected["top1"]
     assert result["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert "{" not in outputs[1][0]  # only the first process prints the result
-
-
-def free_port():
-    """Return a context with a port that was free a moment ago."""
-    import contextlib
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return contextlib.nullcontext(probe.getsockname()[1])

@@ -3,8 +3,6 @@
 import contextlib
 import pickle
 import random
-import subprocess
-import sys
 
 import pytest
 
@@ -17,13 +15,6 @@ def garbling(repository, monkeypatch):
     return garbling
 
 
-def run_fuzzer(repository, findings, *arguments):
-    return subprocess.run(
-        [sys.executable, repository / "scripts" / "fuzz.py", *arguments, "--keep", findings],
-        capture_output=True, text=True, check=False, cwd=findings.parent,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("kinds", "count"),
     [
@@ -31,12 +22,13 @@ def run_fuzzer(repository, findings, *arguments):
         (("safetensors", "pth", "card", "checkpoint", "config", "run"), "100"),
     ],
 )
-def test_garbled_files_are_read_or_rejected_with_a_sentence(kinds, count, repository, tmp_path):
+def test_garbled_files_are_read_or_rejected_with_a_sentence(
+    kinds, count, repository, run_python, tmp_path
+):
     if "pth" in kinds:
         pytest.importorskip("torch", reason="no torch: WITH_TORCH=1 scripts/test.sh")
-    completed = run_fuzzer(
-        repository, tmp_path / "findings", *kinds, "--count", count, "--seed", "1"
-    )
+    arguments = (*kinds, "--count", count, "--seed", "1", "--keep", tmp_path / "findings")
+    completed = run_python(repository / "scripts" / "fuzz.py", *arguments, cwd=tmp_path)
     print(completed.stdout)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert completed.stdout.count(f"{count} files") == len(kinds)
@@ -72,7 +64,7 @@ def test_garbling_does_not_modify_its_input_or_constants(garbling):
     assert trees[0] == trees[1]
 
 
-def test_findings_are_saved_and_make_the_exit_code_1(repository, tmp_path):
+def test_findings_are_saved_and_make_the_exit_code_1(repository, run_python, tmp_path):
     """A reader that raises another exception, hangs, dies, or allocates too much memory."""
     script = (repository / "scripts" / "fuzz.py").read_text()
     for name, body, result in (
@@ -96,10 +88,7 @@ def test_findings_are_saved_and_make_the_exit_code_1(repository, tmp_path):
                                   "    answers.write(json.dumps(complaints)")  # fmt: skip
         path = tmp_path / f"{name}.py"
         path.write_text(modified)
-        completed = subprocess.run(
-            [sys.executable, path, "png", "--count", "1", "--keep", tmp_path / name],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        completed = run_python(path, "png", "--count", "1", "--keep", tmp_path / name)
         assert completed.returncode == 1, completed.stdout + completed.stderr
         assert f"1 {result}" in completed.stdout
         assert (tmp_path / name / "png-0.txt").read_text().startswith(result)

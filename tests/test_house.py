@@ -1,8 +1,6 @@
 """The house's rules: who may import whom, and what importing the package costs."""
 
 import ast
-import subprocess
-import sys
 
 import pytest
 
@@ -85,12 +83,9 @@ def test_the_top_of_the_package_shows_commands_rooms_and_errors(repository):
         ("import convit_jax.analysis", ("matplotlib", "jinja2", "tensorflow")),
     ],
 )
-def test_importing_brings_only_what_it_needs(statement, unwanted, repository):
+def test_importing_brings_only_what_it_needs(statement, unwanted, run_python):
     program = f"import sys; {statement}; print(*[m for m in {unwanted} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == []
+    assert run_python("-c", program, check=True).stdout.split() == []
 
 
 def test_lazy_names_are_imported_for_the_type_checker_too(repository):

@@ -1,15 +1,12 @@
 """The last line of every command for wrong input, and its exit code (docs/exit_codes.md)."""
 
-import contextlib
 import dataclasses
 import fcntl
 import gzip
 import hashlib
-import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -17,11 +14,11 @@ import tarfile
 import numpy as np
 import pytest
 import safetensors.numpy
-from PIL import Image
 
 from convit_jax.models import architecture
-from convit_jax.weights import Card, Weights, new_path, to_torch, write_weights
-from convit_jax.weights.torch_names import parameter_shapes
+from tests.field.builders import folder, write_tar
+from tests.helpers import write_random_weights
+from tests.processes import free_port
 
 LONG = "x" * 5000
 # The modules that commands import, loaded once by one process for all of them.
@@ -431,38 +428,19 @@ BENCHMARK = wrongs(
 ALL = [*TRAIN, *EVALUATE, *PREDICT, *CONVERT, *ANALYZE, *STUDY, *PLAN, *PREVIEW, *BENCHMARK]
 
 
-def image(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
-def weights(path):
-    """Random weights of a tiny model of two classes."""
-    tiny = architecture(
-        "convit_tiny", num_classes=2, image_size=16, depth=2, gpsa_layers=1, num_heads=4,
-        head_dim=4, patch_size=4,
-    )  # fmt: skip
-    rng = np.random.default_rng(0)
-    params = {
-        name: rng.normal(0, 0.3, size=shape).astype(np.float32)
-        for name, shape in parameter_shapes(tiny).items()
-    }
-    write_weights(Weights("random", to_torch(params, tiny), Card()), new_path(str(path)), tiny)
-
-
 def shard(path, *labels):
     """A tar file of images, each with a label unless that is None."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, label in enumerate(labels):
-            members = [] if label is None else [("cls", str(label).encode())]
-            for suffix, content in (*members, ("png", bytes(900))):
-                info = tarfile.TarInfo(f"{number}.{suffix}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    members = []
+    for number, label in enumerate(labels):
+        members += [] if label is None else [(f"{number}.cls", str(label).encode())]
+        members.append((f"{number}.png", bytes(900)))
+    write_tar(path, members, tarfile.USTAR_FORMAT)
 
 
+TINY = architecture(
+    "convit_tiny", num_classes=2, image_size=16, depth=2, gpsa_layers=1, num_heads=4, head_dim=4,
+    patch_size=4,
+)  # fmt: skip
 CONFIGS = {
     "syntax.py": "def get_config(:\n",
     "raising.py": "def get_config():\n    return 1 / 0\n",
@@ -484,11 +462,13 @@ def inputs(tmp_path_factory, workdir):
     (root / "file").write_text("a file\n")
     (root / "empty").mkdir()
     (root / "loop").symlink_to("loop")
+    for name, count in (("images", 12), ("parts/train", 1), ("parts/val", 1)):
+        folder(root / name, "ab", count, side=16, mode="RGB")
+    folder(root / "one_class", "a", 1, side=16, mode="RGB")
+    (root / "flat").mkdir()
+    for copy in ("flat/0.png", "good.png"):
+        shutil.copy(root / "one_class" / "a" / "0.png", root / copy)
     for label in "ab":
-        for number in range(12):
-            image(root / "images" / label / f"{number}.png")
-        image(root / "parts" / "train" / label / "0.png")
-        image(root / "parts" / "val" / label / "0.png")
         (root / "no_images" / label).mkdir(parents=True)
         (root / "no_images" / label / "notes.txt").write_text("no image\n")
         (root / "broken" / label).mkdir(parents=True)
@@ -500,11 +480,8 @@ def inputs(tmp_path_factory, workdir):
     (root / "named" / "classnames.txt").write_text("a\n")
     os.truncate(root / "cut.tar", 1600)
     (root / "gzip.tar").write_bytes(gzip.compress((root / "x-0.tar").read_bytes()))
-    image(root / "one_class" / "a" / "0.png")
-    image(root / "flat" / "0.png")
-    image(root / "good.png")
     (root / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
-    weights(root / "rgb.safetensors")
+    write_random_weights(TINY, root / "rgb.safetensors")
     whole = (root / "rgb.safetensors").read_bytes()
     (root / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     (root / "empty.safetensors").write_bytes(b"")
@@ -563,9 +540,7 @@ def fork(repository, digits):
 @pytest.fixture(scope="module")
 def closed_port():
     """A port of this machine without a server."""
-    with contextlib.closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    return free_port()
 
 
 @pytest.mark.parametrize("wrong", ALL, ids=str)
@@ -607,16 +582,13 @@ ENTRIES = {
 
 
 def entry(command):
-    program = ["train.py"] if command == "train" else ["-m", f"convit_jax.{command}"]
-    return [sys.executable, *program]
+    return ["train.py"] if command == "train" else ["-m", f"convit_jax.{command}"]
 
 
 @pytest.mark.parametrize("command", ENTRIES)
-def test_a_command_as_a_process_ends_in_the_same_way(command, repository):
+def test_a_command_as_a_process_ends_in_the_same_way(command, run_python):
     wrong = ENTRIES[command]
-    completed = subprocess.run(
-        [*entry(command), wrong], cwd=repository, capture_output=True, text=True, check=False
-    )
+    completed = run_python(*entry(command), wrong)
     assert completed.returncode == 2, completed.stderr
     assert completed.stderr.startswith(f"{command}: ")
     assert wrong.strip("-").removesuffix("=x") in completed.stderr
@@ -645,10 +617,10 @@ FULL = "train: no space is left on the device (standard output)"
     ],
 )
 def test_exit_codes_with_full_or_closed_streams(line, code, output, repository, tmp_path):
-    command = ["bash", "-c", line, "bash", *entry("train"), "--config=configs/digits.py"]
+    command = ["bash", "-c", line, "bash", sys.executable, "train.py"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     completed = subprocess.run(
-        [*command, f"--workdir={tmp_path}"],
+        [*command, "--config=configs/digits.py", f"--workdir={tmp_path}"],
         cwd=repository, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (completed.returncode, completed.stderr.strip()) == (code, output)
@@ -662,12 +634,10 @@ def test_exit_codes_with_full_or_closed_streams(line, code, output, repository, 
     ],
 )
 def test_devices_that_jax_does_not_find_are_reported_with_the_settings(
-    name, value, code, inputs, repository
+    name, value, code, inputs, run_python
 ):
-    completed = subprocess.run(
-        [*entry("predict"), f"--weights={inputs}/rgb.safetensors", f"{inputs}/good.png"],
-        cwd=repository, env=os.environ | {name: value}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    arguments = (f"--weights={inputs}/rgb.safetensors", f"{inputs}/good.png")
+    completed = run_python(*entry("predict"), *arguments, **{name: value})
     assert completed.returncode == code, completed.stderr
     assert "Traceback" not in completed.stderr
     last = completed.stderr.splitlines()[-1]

@@ -1,11 +1,10 @@
 """scripts/mutate.py: the changes it makes, and that failing tests kill mutants."""
 
-import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
+
+from tests.helpers import load_module
 
 SOURCE = '''"""What it is for."""
 
@@ -26,11 +25,7 @@ def half(x: float, *, up: bool = False) -> float:
 
 @pytest.fixture
 def mutate(repository):
-    spec = importlib.util.spec_from_file_location("mutate", repository / "scripts" / "mutate.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutate"] = module  # needed by its dataclasses
-    spec.loader.exec_module(module)
-    return module
+    return load_module(repository / "scripts" / "mutate.py")
 
 
 def mutants_of(mutate, directory, source):
@@ -86,7 +81,9 @@ def test_ids_are_unaffected_by_changes_of_other_lines(mutate, tmp_path):
     assert len(after.keys() & before.keys()) > 15
 
 
-def test_a_mutant_is_killed_if_a_test_fails_and_survives_otherwise(repository, mutate, tmp_path):
+def test_a_mutant_is_killed_if_a_test_fails_and_survives_otherwise(
+    repository, mutate, run_python, tmp_path
+):
     """The division in the steps per epoch is killed; a shortcut for one view survives."""
     path = repository / "convit_jax" / "data" / "order.py"
     ids = {f"{m.scope}: {m.change}": m.id for m in mutate.mutants(path)}
@@ -94,10 +91,7 @@ def test_a_mutant_is_killed_if_a_test_fails_and_survives_otherwise(repository, m
     killed = ids[f"EpochOrder.steps_per_epoch: {quotient.format('//')} → {quotient.format('/')}"]
     survivor = ids["EpochOrder.locate: self.repeats > 1 → self.repeats >= 1"]
     report = tmp_path / "report.jsonl"
-    result = subprocess.run(
-        [sys.executable, "scripts/mutate.py", "--ids", killed, survivor, "--report", report],
-        cwd=repository, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    result = run_python("scripts/mutate.py", "--ids", killed, survivor, "--report", report)
     assert result.returncode == 0, result.stdout + result.stderr
     results = {r["id"]: r for r in map(json.loads, report.read_text().splitlines())}
     assert results[killed]["result"] == "killed"

@@ -1,11 +1,7 @@
 """python -m convit_jax.plan, with the TPU compiler and without a TPU."""
 
-import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +12,7 @@ from convit_jax.planning.program import read_cost
 from convit_jax.planning.schedules import count_cycles
 from convit_jax.planning.topologies import CHIPS, TOPOLOGIES, describe_topologies, find_topology
 from convit_jax.training.placement import memory_advice
-
-compiler_only = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
-)
+from tests.helpers import compiler_only
 
 SMALL = [
     "--config.model.num_heads=4", "--config.model.head_dim=16", "--config.model.depth=2",
@@ -28,22 +21,18 @@ SMALL = [
 ]  # fmt: skip
 
 
-def run_plan(repository, *arguments, image_size=32, batch_size=64):
+def run_plan(run_python, *arguments, image_size=32, batch_size=64):
     """Run the command, with the XLA optimisations that conftest.py disables for other tests."""
     arguments += f"--config.data.image_size=({image_size},)", f"--config.batch_size={batch_size}"
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
-    command = [sys.executable, "-m", "convit_jax.plan", "--config=configs/convit_ti.py"]
-    return subprocess.run(
-        [*command, *SMALL, *arguments],
-        cwd=repository, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ("-m", "convit_jax.plan", "--config=configs/convit_ti.py", *SMALL, *arguments)
+    return run_python(*command, JAX_DISABLE_MOST_OPTIMIZATIONS=None)
 
 
 @compiler_only
-def test_figures_of_a_plan_add_up(repository):
+def test_figures_of_a_plan_add_up(run_python):
     """With parameters over pairs of devices, accumulation and a running average."""
     result = run_plan(
-        repository, "--topology=v5e-4", "--json", "--config.mesh.fsdp=2",
+        run_python, "--topology=v5e-4", "--json", "--config.mesh.fsdp=2",
         "--config.optimizer.accumulate=2", "--config.ema_decay=0.9", "--classes=10",
         "--examples=6400", "--config.augment.repeats=1",
     )  # fmt: skip
@@ -105,15 +94,13 @@ print(json.dumps([results, hosts]))
 
 
 @compiler_only
-def test_the_compilers_devices_are_chips_and_its_cycles_agree_with_the_matrix_units(repository):
+def test_the_compilers_devices_are_chips_and_its_cycles_agree_with_the_matrix_units(run_python):
     """A large matrix product runs at nearly, and never above, the peak of the matrix units.
 
     Hosts have four chips, except that a slice that is a mesh of eight chips has one host.
     """
-    result = subprocess.run(
-        [sys.executable, "-c", CYCLES], cwd=repository, capture_output=True, text=True, check=True
-    )
-    results, hosts = json.loads(result.stdout.splitlines()[-1])
+    output = run_python("-c", CYCLES, check=True).stdout
+    results, hosts = json.loads(output.splitlines()[-1])
     assert hosts == {"v5e-4": 1, "v5e-8": 1, "v6e-8": 1, "v5e-16": 4, "v4-16": 2}
     assert results.keys() == CHIPS.keys()
     for devices, chips, share in results.values():
@@ -148,26 +135,20 @@ print(json.dumps(ratios))
 
 
 @compiler_only
-def test_hosts_decode_images_in_three_views_once_on_every_slice(repository):
+def test_hosts_decode_images_in_three_views_once_on_every_slice(run_python):
     """32 rows of a host need more than a third: see test_order."""
-    result = subprocess.run(
-        [sys.executable, "-c", DECODINGS],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    ratios = json.loads(result.stdout.splitlines()[-1])
+    output = run_python("-c", DECODINGS, check=True).stdout
+    ratios = json.loads(output.splitlines()[-1])
     assert ratios.keys() == TOPOLOGIES.keys()
     for name, (rows, ratio) in ratios.items():
         assert ratio <= (1.035 if rows == 32 else 1.02), name
 
 
 @compiler_only
-def test_a_step_that_does_not_fit_is_reported_with_advice(repository):
+def test_a_step_that_does_not_fit_is_reported_with_advice(run_python):
     """Two layers at 224 pixels, 65,536 images per chip."""
     result = run_plan(
-        repository, "--topology=v5e-4", "--json", "--config.model.remat=true",
+        run_python, "--topology=v5e-4", "--json", "--config.model.remat=true",
         image_size=224, batch_size=262144,
     )  # fmt: skip
     assert result.returncode == 1, result.stderr
@@ -277,8 +258,8 @@ def test_a_missing_compiler_is_an_input_error_that_says_what_to_install(monkeypa
         (["--topology=v5e-4", "--sweep=lr"], "--sweep: invalid choice: 'lr'"),
     ],
 )
-def test_an_invalid_flag_is_reported_with_exit_code_2(repository, arguments, message):
-    result = run_plan(repository, *arguments)
+def test_an_invalid_flag_is_reported_with_exit_code_2(run_python, arguments, message):
+    result = run_plan(run_python, *arguments)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

@@ -1,17 +1,13 @@
 """scripts/make_plan_table.py: what it plans, caches and prints."""
 
-import importlib.util
-
 import pytest
+
+from tests.helpers import load_module
 
 
 @pytest.fixture
 def script(repository):
-    path = repository / "scripts" / "make_plan_table.py"
-    spec = importlib.util.spec_from_file_location("make_plan_table", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(repository / "scripts" / "make_plan_table.py")
 
 
 def fake_plan(model, topology, switch):

@@ -9,7 +9,6 @@ from sklearn.datasets import load_sample_image
 
 import convit_jax
 from convit_jax import predict
-from convit_jax.console import command_line
 
 
 @pytest.fixture
@@ -28,18 +27,21 @@ def weights(reference_data):
     return str(reference_data / "four_heads.safetensors")
 
 
-def run_predict(capsys, *arguments):
-    """Return exit code, predictions by image, and standard error."""
-    capsys.readouterr()
-    code = command_line.run("predict", lambda: predict.main([*arguments, "--json"]))
-    output = capsys.readouterr()
-    records = [json.loads(line) for line in output.out.splitlines()]
-    return code, {record["image"]: record["predictions"] for record in records}, output.err
+@pytest.fixture
+def run_predict(run_command):
+    """A function of weights and arguments: exit code, predictions by image, standard error."""
+
+    def run(weights, *arguments):
+        code, output = run_command(predict, "--weights", weights, *arguments, "--json")
+        records = [json.loads(line) for line in output.out.splitlines()]
+        return code, {record["image"]: record["predictions"] for record in records}, output.err
+
+    return run
 
 
-def test_probabilities_are_those_of_the_model(images, weights, capsys):
+def test_probabilities_are_those_of_the_model(images, weights, run_predict):
     paths = [str(images / name) for name in ("china.jpg", "flower.jpg", "deep/mirror.png")]
-    code, predictions, _ = run_predict(capsys, "--weights", weights, *paths, "--batch-size", "2")
+    code, predictions, _ = run_predict(weights, *paths, "--batch-size", "2")
     assert (code, list(predictions)) == (0, paths)
     logits = np.asarray(convit_jax.load_model(weights)(convit_jax.preprocess(paths, image_size=96)))
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -49,10 +51,8 @@ def test_probabilities_are_those_of_the_model(images, weights, capsys):
         assert np.allclose(probabilities, -np.sort(-row)[:5], atol=1e-5)
 
 
-def test_unreadable_images_are_reported_and_the_others_classified(images, weights, capsys):
-    code, predictions, errors = run_predict(
-        capsys, "--weights", weights, str(images), f"{images}/none.jpg"
-    )
+def test_unreadable_images_are_reported_and_the_others_classified(images, weights, run_predict):
+    code, predictions, errors = run_predict(weights, images, f"{images}/none.jpg")
     assert code == 1
     names = {path.rpartition("/")[2] for path in predictions}
     assert names == {"china.jpg", "flower.jpg", "mirror.png"}
@@ -64,11 +64,9 @@ def test_unreadable_images_are_reported_and_the_others_classified(images, weight
     ]
 
 
-def test_class_names_of_the_training_data(workdir, tmp_path, capsys):
+def test_class_names_of_the_training_data(workdir, tmp_path, run_predict):
     Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "digit.png")
-    _, all_predictions, _ = run_predict(
-        capsys, "--weights", str(workdir), str(tmp_path / "digit.png"), "--top", "12"
-    )
+    _, all_predictions, _ = run_predict(workdir, tmp_path / "digit.png", "--top", "12")
     (predictions,) = all_predictions.values()
     assert {p["name"] for p in predictions} == set("0123456789")
     assert sum(p["probability"] for p in predictions) == pytest.approx(1, abs=1e-5)
@@ -92,10 +90,8 @@ def test_text_output_has_class_names_and_percent(images, weights, capsys):
         (["x.jpg", "--override", "image_size=100"], "not a whole number of 16-pixel patches"),
     ],
 )
-def test_input_errors_are_one_sentence_and_code_2(arguments, message, weights, capsys):
-    assert (
-        command_line.run("predict", lambda: predict.main(["--weights", weights, *arguments])) == 2
-    )
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) == 1
+def test_input_errors_are_one_sentence_and_code_2(arguments, message, weights, run_command):
+    code, output = run_command(predict, "--weights", weights, *arguments)
+    assert code == 2
+    assert message in output.err
+    assert len(output.err.splitlines()) == 1

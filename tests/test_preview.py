@@ -1,25 +1,13 @@
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
 
-
-def run(repository, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "convit_jax.preview", "--config", "configs/digits.py", *arguments],
-        cwd=repository,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-    )
+COMMAND = ("-m", "convit_jax.preview", "--config", "configs/digits.py")
 
 
-def test_a_sheet_shows_the_batch_before_and_after_the_devices_part(repository, tmp_path):
+def test_a_sheet_shows_the_batch_before_and_after_the_devices_part(run_python, tmp_path):
     out = tmp_path / "sheet.png"
-    completed = run(repository, "--images=8", f"--out={out}", "--config.augment.erase=1.0")
+    completed = run_python(*COMMAND, "--images=8", f"--out={out}", "--config.augment.erase=1.0")
     assert completed.returncode == 0, completed.stderr
     assert "8 images of step 0" in completed.stdout
     sheet = np.asarray(Image.open(out)).astype(int)
@@ -39,8 +27,8 @@ def test_a_sheet_shows_the_batch_before_and_after_the_devices_part(repository, t
         ("--step=-1", "--step=-1: expected 0 or more"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_code_2(repository, argument, message):
-    completed = run(repository, argument)
+def test_a_mistake_is_one_sentence_and_code_2(run_python, argument, message):
+    completed = run_python(*COMMAND, argument)
     assert completed.returncode == 2
     assert message in completed.stderr
     assert completed.stderr.count("\n") == 1

@@ -7,10 +7,11 @@ import os
 import pathlib
 import shutil
 import subprocess
-import time
 
 import pytest
 import yaml
+
+from tests.processes import wait_until
 
 TPU = {"PROJECT": "my-project", "ZONE": "us-west4-a", "NAME": "pod", "TYPE": "v5litepod-16"}
 WHERE = " --project=my-project --zone=us-west4-a --quiet"
@@ -72,14 +73,6 @@ def launch(repository, tmp_path):
         )  # fmt: skip
 
     return run
-
-
-def wait_until(condition):
-    for _ in range(200):
-        if condition():
-            return
-        time.sleep(0.1)
-    pytest.fail("the condition never held")
 
 
 def requests(cloud):
@@ -247,7 +240,7 @@ def test_run_can_be_restarted_during_training(launch, tmp_path):
     assert launch("status").stdout == "ACTIVE ready\n"
     script = ['for i in {1..600}; do [ ! -e "$CLOUD/go" ] || exit 0; sleep 0.1; done; exit 1']
     assert launch("train", *FLAGS, script=script).returncode == 0
-    wait_until(lambda: launch("status", script=script).stdout == "ACTIVE running\n")
+    assert wait_until(lambda: launch("status", script=script).stdout == "ACTIVE running\n")
     assert launch("train", *FLAGS).stdout == "already training\n"
     (tmp_path / "gcloud").write_text(
         GCLOUD + 'case "$*" in *worker=0*) touch "$CLOUD/go" ;; esac\n'
@@ -270,9 +263,9 @@ def test_stop_ends_train_py_with_the_code_on_which_it_is_restarted(launch, tmp_p
     for command in ("create", "status", "setup"):
         assert launch(command).returncode == 0
     launch("train", *FLAGS, script=["trap 'exit 143' TERM; touch \"$CLOUD/up\"; sleep 3 & wait"])
-    wait_until(lambda: (tmp_path / "up").exists())
+    assert wait_until((tmp_path / "up").exists)
     assert launch("stop").returncode == 0
-    wait_until(lambda: launch("status").stdout == "ACTIVE 143\n")
+    assert wait_until(lambda: launch("status").stdout == "ACTIVE 143\n")
 
 
 JOB = {

@@ -9,15 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from convit_jax import study
-from convit_jax.console.command_line import run
 from convit_jax.studies.claims import lock_cell
 from convit_jax.system.file_lock import LockedError
+from tests.helpers import read_metrics
+from tests.processes import wait_until
 
 TINY = """
 from convit_jax.config import template
@@ -52,12 +52,15 @@ def tiny(tmp_path_factory):
     return path
 
 
-def run_study(capsys, config, out, *arguments, **flags):
-    """Return exit code and output of a study."""
-    flags = {"models": "convit,deit", "fractions": "0.1,1"} | flags
-    command = [f"--config={config}", f"--out={out}", *(f"--{k}={v}" for k, v in flags.items())]
-    code = run("study", lambda: study.main([*command, *map(str, arguments)]))
-    return code, capsys.readouterr()
+@pytest.fixture
+def run_study(run_command, tiny):
+    """A function of a directory and flags: exit code and output of a study."""
+
+    def run(out, *arguments, **flags):
+        flags = {"config": tiny, "out": out, "models": "convit,deit", "fractions": "0.1,1"} | flags
+        return run_command(study, *(f"--{k}={v}" for k, v in flags.items()), *arguments)
+
+    return run
 
 
 def snapshot(directory):
@@ -65,8 +68,9 @@ def snapshot(directory):
     return {p: p.stat().st_mtime_ns for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
-def metrics(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def results(out):
+    """Return the rows of results.csv."""
+    return list(csv.DictReader((out / "results.csv").open()))
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +91,11 @@ def copied(finished, tmp_path):
 def test_cells_are_ordinary_runs_and_results_are_theirs(finished):
     names = {f"{m}_fraction{f}_seed0" for m in ("convit", "deit") for f in ("0.1", "1")}
     assert {path.name for path in (finished / "cells").iterdir()} == names
-    rows = {row["cell"]: row for row in csv.DictReader((finished / "results.csv").open())}
+    rows = {row["cell"]: row for row in results(finished)}
     assert rows.keys() == names
     for name, row in rows.items():
         workdir = finished / "cells" / name
-        evaluations = [line for line in metrics(workdir) if "eval/accuracy" in line]
+        evaluations = [line for line in read_metrics(workdir) if "eval/accuracy" in line]
         assert [line["step"] for line in evaluations] == [4, 8]
         assert float(row["top1"]) == evaluations[-1]["eval/accuracy"]
         assert float(row["best_top1"]) == max(e["eval/accuracy"] for e in evaluations)
@@ -109,18 +113,16 @@ def test_cells_are_ordinary_runs_and_results_are_theirs(finished):
         assert (finished / f"efficiency.{kind}").stat().st_size > 1000
 
 
-def test_finished_cells_are_unchanged_and_others_are_added(copied, tiny, capsys):
+def test_finished_cells_are_unchanged_and_others_are_added(copied, run_study):
     before = snapshot(copied / "cells")
-    code, output = run_study(
-        capsys, tiny, copied, "--variants=a,e", models="convit", fractions="0.1"
-    )
+    code, output = run_study(copied, "--variants=a,e", models="convit", fractions="0.1")
     assert code == 0, output.err
     assert "2 cells, 1 of them finished" in output.err
     after = snapshot(copied / "cells")
     assert {p: t for p, t in after.items() if p in before} == before
     added = {path.relative_to(copied / "cells").parts[0] for path in after.keys() - before.keys()}
     assert added == {"convit_row-e_fraction0.1_seed0"}
-    rows = list(csv.DictReader((copied / "results.csv").open()))
+    rows = results(copied)
     assert [r["variant"] for r in rows] == ["a", "a", "e", "", ""]
     assert "# Ablations of convit (paper Table 3)" in output.out
     # Row e is the DeiT: with the same images and seed, it is bit-identical to the deit cell.
@@ -128,33 +130,33 @@ def test_finished_cells_are_unchanged_and_others_are_added(copied, tiny, capsys)
     assert (rows[2]["top1"], rows[2]["loss"]) == (deit["top1"], deit["loss"])
 
 
-def test_dry_run_lists_the_cells_and_writes_nothing(copied, tiny, tmp_path, capsys):
+def test_dry_run_lists_the_cells_and_writes_nothing(copied, tmp_path, run_study):
     before = snapshot(copied)
-    code, output = run_study(capsys, tiny, copied, "--dry-run", "--json", fractions="0.1,0.5")
+    code, output = run_study(copied, "--dry-run", "--json", fractions="0.1,0.5")
     assert code == 0
     cells = {line["cell"]: line for line in map(json.loads, output.out.splitlines())}
     assert len(cells) == 4
     cell = cells["convit_fraction0.1_seed0"]
     assert (cell["steps"], cell["steps_done"], cell["seconds_left"]) == (8, 8, 0)
-    results = [json.loads(p.read_text()) for p in (copied / "cells").glob("convit_*/result.json")]
-    pace = sum(r["seconds"] for r in results) / sum(r["timed_steps"] for r in results)
+    cached = [json.loads(p.read_text()) for p in (copied / "cells").glob("convit_*/result.json")]
+    pace = sum(r["seconds"] for r in cached) / sum(r["timed_steps"] for r in cached)
     cell = cells["convit_fraction0.5_seed0"]
     assert (cell["examples"], cell["steps_done"]) == (697, 0)
     assert cell["seconds_left"] == pytest.approx(8 * pace)
     assert snapshot(copied) == before
 
-    code, output = run_study(capsys, tiny, tmp_path / "new", "--dry-run", fractions="0.1")
+    code, output = run_study(tmp_path / "new", "--dry-run", fractions="0.1")
     assert (code, output.out.splitlines()[-1]) == (0, "2 cells, 2 to be trained, time unknown")
     flags = ("--dry-run", "--images-per-second=1.28")
-    code, output = run_study(capsys, tiny, tmp_path / "new", *flags, fractions="0.1")
+    code, output = run_study(tmp_path / "new", *flags, fractions="0.1")
     assert output.out.splitlines()[-1] == "2 cells, 2 to be trained, time 3m20s"
     assert not (tmp_path / "new").exists()
 
 
-def test_workers_partition_the_cells(tiny, tmp_path, capsys):
+def test_workers_partition_the_cells(tmp_path, run_study):
     listed = []
     for worker in ("1/3", "2/3", "3/3"):
-        code, output = run_study(capsys, tiny, tmp_path / "x", "--dry-run", "--json", worker=worker)
+        code, output = run_study(tmp_path / "x", "--dry-run", "--json", worker=worker)
         assert code == 0
         listed.append([json.loads(line)["cell"] for line in output.out.splitlines()])
     names = [name for part in listed for name in part]
@@ -162,7 +164,7 @@ def test_workers_partition_the_cells(tiny, tmp_path, capsys):
     assert max(map(len, listed)) == 2
 
 
-def test_cell_locked_by_another_process_is_skipped(copied, tiny, capsys):
+def test_cell_locked_by_another_process_is_skipped(copied, run_study):
     (copied / "cells/deit_fraction1_seed0/result.json").unlink()
     before = snapshot(copied / "cells/deit_fraction1_seed0")
     program = (
@@ -174,7 +176,7 @@ def test_cell_locked_by_another_process_is_skipped(copied, tiny, capsys):
         cwd=pathlib.Path(study.__file__).parents[1], stdin=-1, stdout=-1, text=True,
     ) as other:  # fmt: skip
         assert other.stdout.readline() == "locked\n"
-        code, output = run_study(capsys, tiny, copied)
+        code, output = run_study(copied)
         assert f"is being trained by process {other.pid} on" in output.err
         other.kill()  # releases the lock
     assert code == 0
@@ -184,9 +186,9 @@ def test_cell_locked_by_another_process_is_skipped(copied, tiny, capsys):
         p: t for p, t in before.items() if p.name != "claim"
     }
     # The run was complete: its result is read again from its workdir.
-    code, output = run_study(capsys, tiny, copied)
+    code, output = run_study(copied)
     assert code == 0, output.err
-    assert len(list(csv.DictReader((copied / "results.csv").open()))) == 4
+    assert len(results(copied)) == 4
 
 
 def test_cell_is_locked_by_one_process(tmp_path):
@@ -200,20 +202,18 @@ def test_cell_is_locked_by_one_process(tmp_path):
         pass
 
 
-def test_signal_stops_the_study_and_the_same_command_continues(tiny, tmp_path, capsys):
+def test_signal_stops_the_study_and_the_same_command_continues(tmp_path, run_study):
     out = tmp_path / "out"
     first = out / "cells" / "convit_fraction0.1_seed0"
     flags = ["--config.train_for=400 steps", "--config.eval_every=400 steps"]
 
     def send_signal():
-        deadline = time.monotonic() + 60
-        while not (first / "checkpoints" / "4").exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_until((first / "checkpoints" / "4").exists)
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=send_signal)
     thread.start()
-    code, output = run_study(capsys, tiny, out, *flags, fractions="0.1")
+    code, output = run_study(out, *flags, fractions="0.1")
     thread.join()
     assert code == 128 + signal.SIGTERM
     assert "stopped by SIGTERM in convit_fraction0.1_seed0" in output.err
@@ -224,17 +224,17 @@ def test_signal_stops_the_study_and_the_same_command_continues(tiny, tmp_path, c
 
     # The checkpoint interval changes no result, so it may change.
     flags.append("--config.checkpoint.every=400 steps")
-    code, output = run_study(capsys, tiny, out, *flags, fractions="0.1", models="convit")
+    code, output = run_study(out, *flags, fractions="0.1", models="convit")
     assert code == 0, output.err
     assert f"resuming after step {saved}" in (first / "log.txt").read_text()
-    steps = [line["step"] for line in metrics(first) if "train/loss" in line]
+    steps = [line["step"] for line in read_metrics(first) if "train/loss" in line]
     assert steps == sorted(set(steps))
     result = json.loads((first / "result.json").read_text())
     assert (result["steps"], result["timed_steps"]) == (400, 400 - saved)
 
 
 def test_signal_during_the_last_evaluation_of_a_cell_stops_the_study(
-    tiny, tmp_path, capsys, monkeypatch
+    tmp_path, run_study, monkeypatch
 ):
     """The first cell is finished, and no other is started."""
     from convit_jax.training import loop
@@ -247,14 +247,14 @@ def test_signal_during_the_last_evaluation_of_a_cell_stops_the_study(
 
     monkeypatch.setattr(loop, "sum_over_examples", interrupted)
     out = tmp_path / "out"
-    code, output = run_study(capsys, tiny, out, "--config.eval_every=8 steps", fractions="0.1")
+    code, output = run_study(out, "--config.eval_every=8 steps", fractions="0.1")
     assert code == 128 + signal.SIGTERM
     assert "1 of 2 cells are not finished" in output.err
-    (row,) = csv.DictReader((out / "results.csv").open())
+    (row,) = results(out)
     assert [path.name for path in (out / "cells").iterdir()] == [row["cell"]]
 
 
-def test_killed_study_continues_in_the_middle_of_a_cell(tiny, repository, tmp_path, capsys):
+def test_killed_study_continues_in_the_middle_of_a_cell(tiny, repository, tmp_path, run_study):
     cell = tmp_path / "out" / "cells" / "deit_fraction0.1_seed0"
     flags = ["--config.train_for=400 steps", "--config.eval_every=400 steps"]
     process = subprocess.Popen(
@@ -262,22 +262,21 @@ def test_killed_study_continues_in_the_middle_of_a_cell(tiny, repository, tmp_pa
          "--models=deit", "--fractions=0.1", *flags],
         cwd=repository, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (cell / "checkpoints" / "8").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
+    saved = (cell / "checkpoints" / "8").exists
+    wait_until(lambda: saved() or process.poll() is not None, seconds=120)
+    assert process.poll() is None, process.stderr.read()
     process.kill()
     process.communicate()
     assert not (cell / "result.json").exists(), "it was too fast to be killed"
     flags.append("--config.checkpoint.every=400 steps")
-    code, output = run_study(capsys, tiny, tmp_path / "out", *flags, models="deit", fractions="0.1")
+    code, output = run_study(tmp_path / "out", *flags, models="deit", fractions="0.1")
     assert code == 0, output.err
     assert "resuming after step" in (cell / "log.txt").read_text()
     result = json.loads((cell / "result.json").read_text())
     assert 0 < result["timed_steps"] <= 400 - 8
 
 
-def test_failed_cell_is_reported_and_the_others_are_trained(tiny, tmp_path, capsys, monkeypatch):
+def test_failed_cell_is_reported_and_the_others_are_trained(tmp_path, run_study, monkeypatch):
     from convit_jax.errors import RunError
     from convit_jax.training import loop
 
@@ -289,19 +288,18 @@ def test_failed_cell_is_reported_and_the_others_are_trained(tiny, tmp_path, caps
         return train(config, workdir, screen)
 
     monkeypatch.setattr(loop, "train", failing_train)
-    code, output = run_study(capsys, tiny, tmp_path / "out", fractions="0.1")
+    code, output = run_study(tmp_path / "out", fractions="0.1")
     assert code == 1
     assert "study: convit_fraction0.1_seed0 failed: loss nan at step 6" in output.err
-    (row,) = csv.DictReader((tmp_path / "out" / "results.csv").open())
+    (row,) = results(tmp_path / "out")
     assert row["model"] == "deit"
     assert np.isfinite(float(row["top1"]))
 
 
-def test_models_are_zoo_models_or_arguments_of_the_config(repository, tmp_path, capsys):
+def test_models_are_zoo_models_or_arguments_of_the_config(repository, tmp_path, run_study):
     config = repository / "configs" / "digits.py"
-    code, output = run_study(
-        capsys, config, tmp_path / "x", "--dry-run", "--json", fractions="0.05"
-    )
+    arguments = ("--dry-run", "--json")
+    code, output = run_study(tmp_path / "x", *arguments, config=config, fractions="0.05")
     assert code == 0, output.err
     lines = [json.loads(line) for line in output.out.splitlines()]
     assert [(line["cell"], line["steps"]) for line in lines] == [
@@ -315,10 +313,10 @@ def test_models_are_zoo_models_or_arguments_of_the_config(repository, tmp_path, 
                      "    config = template()\n    config.model.depth = 11\n"
                      "    config.data.image_size = (16,)\n    config.batch_size = 16\n"
                      "    return config\n")  # fmt: skip
-    out = tmp_path / "y"
-    code, output = run_study(capsys, plain, out, "--dry-run", "--config.model.in_channels=1",
-                             "--config.data.mean=(0.5,)", "--config.data.std=(0.5,)",
-                      models="convit_tiny,deit_tiny", fractions="1")  # fmt: skip
+    code, output = run_study(
+        tmp_path / "y", "--dry-run", "--config.model.in_channels=1", "--config.data.mean=(0.5,)",
+        "--config.data.std=(0.5,)", config=plain, models="convit_tiny,deit_tiny", fractions="1",
+    )  # fmt: skip
     assert code == 0, output.err
     assert "deit_tiny_fraction1_seed0: 1,400 examples, 26,100 steps" in output.out
 
@@ -351,11 +349,9 @@ def test_models_are_zoo_models_or_arguments_of_the_config(repository, tmp_path, 
         ({"out": "gs://bucket/study"}, "--out=gs://bucket/study: workers exclude each other by"),
     ],
 )
-def test_input_errors_are_one_sentence_and_nothing_is_written(
-    flags, message, tiny, tmp_path, capsys
-):
+def test_input_errors_are_one_sentence_and_nothing_is_written(flags, message, tmp_path, run_study):
     out = tmp_path / "out"
-    code, output = run_study(capsys, flags.pop("config", tiny), flags.pop("out", out), **flags)
+    code, output = run_study(**{"out": out} | flags)
     assert code == 2, output.err
     assert message in output.err
     assert len(output.err.splitlines()) == 1
@@ -372,32 +368,32 @@ def test_input_errors_are_one_sentence_and_nothing_is_written(
         ({"config.batch_size": 8}, "config.batch_size=16 there, 8 now"),
     ],
 )  # fmt: skip
-def test_directory_of_another_study_is_refused(flags, message, finished, tiny, capsys):
+def test_directory_of_another_study_is_refused(flags, message, finished, run_study):
     before = snapshot(finished)
-    code, output = run_study(capsys, tiny, finished, **flags)
+    code, output = run_study(finished, **flags)
     assert code == 2
     assert message in output.err
     assert snapshot(finished) == before
 
 
-def test_keys_without_effect_may_change(finished, tiny, capsys):
-    code, output = run_study(capsys, tiny, finished, "--dry-run", "--config.log_every=1 steps",
-                             "--config.seed=0", seeds=2)  # fmt: skip
+def test_keys_without_effect_may_change(finished, run_study):
+    arguments = ("--dry-run", "--config.log_every=1 steps", "--config.seed=0")
+    code, output = run_study(finished, *arguments, seeds=2)
     assert code == 0, output.err
     assert "8 cells, 4 to be trained" in output.out
 
 
-def test_directory_with_other_files_is_refused(tiny, tmp_path, capsys):
+def test_directory_with_other_files_is_refused(tmp_path, run_study):
     (tmp_path / "thesis.txt").write_text("mine")
-    code, output = run_study(capsys, tiny, tmp_path)
+    code, output = run_study(tmp_path)
     assert code == 2
     assert "holds other files (thesis.txt)" in output.err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    code, output = run_study(capsys, tiny, tmp_path / "thesis.txt")
+    code, output = run_study(tmp_path / "thesis.txt")
     assert (code, "it is a file" in output.err) == (2, True)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "study.json").write_text("{")
-    code, output = run_study(capsys, tiny, tmp_path / "bad")
+    code, output = run_study(tmp_path / "bad")
     assert (code, "study.json does not describe a study" in output.err) == (2, True)
 
 

@@ -1,21 +1,15 @@
 """scripts/try_pairs.py: the choice of runs, the search for causes, and the first runs."""
 
-import importlib.util
 import itertools
-import subprocess
-import sys
 
 import pytest
+
+from tests.helpers import load_module
 
 
 @pytest.fixture
 def script(repository):
-    path = repository / "scripts" / "try_pairs.py"
-    spec = importlib.util.spec_from_file_location("try_pairs", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["try_pairs"] = module  # needed by its dataclasses
-    spec.loader.exec_module(module)
-    return module
+    return load_module(repository / "scripts" / "try_pairs.py")
 
 
 VALUES = {name: (0, 1, 2) if name in "ab" else (0, 1) for name in "abcdefgh"}
@@ -100,12 +94,9 @@ def test_keys_exist_and_their_values_differ(script, tmp_path):
     assert num_changed > 30
 
 
-def test_the_first_runs_train_on_four_devices(repository):
+def test_the_first_runs_train_on_four_devices(run_python):
     """Two runs cover nearly half of all pairs; covering all takes half an hour."""
-    result = subprocess.run(
-        [sys.executable, "scripts/try_pairs.py", "--devices", "4", "--first", "2"],
-        cwd=repository, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    result = run_python("scripts/try_pairs.py", "--devices", "4", "--first", "2")
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 findings" in result.stdout

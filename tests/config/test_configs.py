@@ -1,7 +1,6 @@
 """Every config file, and every argument that it documents, takes a real step at a tiny size."""
 
 import dataclasses
-import importlib.util
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ from convit_jax.errors import InputError
 from convit_jax.training import make_experiment
 from convit_jax.training.optimizer import match_parameters, parameter_names
 from convit_jax.weights import open_weights
+from tests.helpers import load_module
 
 VARIANTS = {
     "digits": ["", "convit", "deit"],
@@ -38,10 +38,7 @@ VARIANTS = {
 
 
 def load(repository, name):
-    spec = importlib.util.spec_from_file_location(name, repository / "configs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(repository / "configs" / f"{name}.py")
 
 
 def test_every_config_file_is_tested(repository):

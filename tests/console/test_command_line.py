@@ -14,14 +14,12 @@ CONFIG = "--config=configs/digits.py"
 
 
 @pytest.fixture
-def train(repository, tmp_path):
+def train(run_python, tmp_path):
     """A function of arguments: train.py's exit code and output."""
 
     def run(*arguments, workdir=True):
-        command = [sys.executable, "train.py", *arguments]
-        if workdir:
-            command.append(f"--workdir={tmp_path / 'run'}")
-        return subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+        flags = [f"--workdir={tmp_path / 'run'}"] if workdir else []
+        return run_python("train.py", *arguments, *flags)
 
     return run
 
@@ -86,8 +84,6 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_one_sentence(
     repository, tmp_path, digits
 ):
     """A limit on the size of files simulates a full disk: the write itself fails."""
-    import os
-
     command = [
         "bash", "-c", 'ulimit -f 500 && exec "$@"', "limited",
         sys.executable, "train.py", CONFIG, f"--workdir={tmp_path}", "--config.train_for=2 steps",
@@ -145,12 +141,9 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-def test_a_defect_ends_the_process_like_every_failure(repository):
+def test_a_defect_ends_the_process_like_every_failure(run_python):
     """Otherwise JAX waits for the other processes at exit and ends with SIGABRT."""
-    completed = subprocess.run(
-        [sys.executable, "-c", DEFECT], cwd=repository, env=os.environ | {"GLIBC_TUNABLES": ""},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    completed = run_python("-c", DEFECT, GLIBC_TUNABLES="")
     assert (completed.returncode, completed.stdout) == (1, "left with 1\n"), completed.stderr
     assert "Traceback (most recent call last)" in completed.stderr
     assert "ZeroDivisionError: a defect" in completed.stderr

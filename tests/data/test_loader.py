@@ -2,9 +2,7 @@ import itertools
 import os
 import pathlib
 import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -20,6 +18,8 @@ from convit_jax.data import (
 )
 from convit_jax.data.images.decoding import decode
 from convit_jax.errors import RunError
+from tests.helpers import assert_same_batches
+from tests.processes import wait_until
 
 TRANSFORM = TrainTransform((8, 8), 1, rotate=10.0, translate=0.1)
 EVAL_TRANSFORM = EvalTransform((8, 8), 1)
@@ -36,13 +36,6 @@ def load(digits, *, start=0, stop=STEPS, seed=0, **options):
 def batches(digits):
     """All batches of a run of a little more than an epoch."""
     return list(load(digits))
-
-
-def assert_same_batches(actual, expected):
-    assert len(actual) == len(expected)
-    for batch, expected_batch in zip(actual, expected, strict=True):
-        assert batch.keys() == expected_batch.keys()
-        assert all(np.array_equal(batch[name], expected_batch[name]) for name in batch)
 
 
 def test_batches_are_uint8_images_and_int32_labels(batches):
@@ -231,32 +224,25 @@ def test_a_killed_worker_is_reported():
         next(batches)
 
 
-def run_until_killed(program, repository, tmp_path):
+def run_until_killed(program, run_python, repository, tmp_path):
     """Run a program that kills itself, with IMAGES as the module `images`."""
     (tmp_path / "program.py").write_text(program)
     (tmp_path / "images.py").write_text(IMAGES)
-    completed = subprocess.run(
-        [sys.executable, "program.py", str(tmp_path)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(repository)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    variables = {"PYTHONPATH": str(repository)}
+    completed = run_python("program.py", tmp_path, cwd=tmp_path, timeout=60, **variables)
     assert completed.returncode == -signal.SIGKILL, completed.stderr
 
 
-def test_workers_import_neither_jax_nor_tensorflow_and_end_with_their_parent(repository, tmp_path):
+def test_workers_import_neither_jax_nor_tensorflow_and_end_with_their_parent(
+    run_python, repository, tmp_path
+):
     """A parent is killed while its worker waits; the worker wrote down what it imported."""
-    run_until_killed(KILLED_PARENT, repository, tmp_path)
+    run_until_killed(KILLED_PARENT, run_python, repository, tmp_path)
     (worker,) = tmp_path.glob("worker-*")
     assert worker.read_text() == ""
     pid = int(worker.name.removeprefix("worker-"))
-    for _ in range(100):
-        if not pathlib.Path(f"/proc/{pid}").exists():
-            return
-        time.sleep(0.1)
-    pytest.fail(f"worker {pid} outlived its parent")
+    ended = wait_until(lambda: not pathlib.Path(f"/proc/{pid}").exists(), seconds=10)
+    assert ended, f"worker {pid} outlived its parent"
 
 
 IMAGES = """
@@ -337,15 +323,14 @@ def test_one_pool_reads_training_and_evaluation_and_reuses_its_memory(digits, ba
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists segments, in /dev/shm")
-def test_a_process_killed_while_creating_shared_memory_leaves_none(repository, tmp_path):
-    run_until_killed(KILLED_CREATING_MEMORY, repository, tmp_path)
+def test_a_process_killed_while_creating_shared_memory_leaves_none(
+    run_python, repository, tmp_path
+):
+    run_until_killed(KILLED_CREATING_MEMORY, run_python, repository, tmp_path)
     segment = pathlib.Path("/dev/shm" + (tmp_path / "segment").read_text())
-    for _ in range(100):
-        if not segment.exists():
-            return
-        time.sleep(0.1)
-    segment.unlink()
-    pytest.fail(f"{segment} was not removed")
+    removed = wait_until(lambda: not segment.exists(), seconds=10)
+    segment.unlink(missing_ok=True)
+    assert removed, f"{segment} was not removed"
 
 
 # There is no space: for the segment's name, then for its content.
@@ -368,10 +353,8 @@ for module, name in (shared_memory._posixshmem, "shm_open"), (shared_memory.os, 
 """
 
 
-def test_a_full_shared_memory_raises_and_prints_nothing(repository):
+def test_a_full_shared_memory_raises_and_prints_nothing(run_python):
     """Python's resource tracker prints warnings about unknown names and leaked segments."""
-    completed = subprocess.run(
-        [sys.executable, "-c", NO_SPACE], cwd=repository, capture_output=True, text=True, check=True
-    )
+    completed = run_python("-c", NO_SPACE, check=True)
     assert completed.stdout == 2 * "No space left on device\n"
     assert completed.stderr == ""

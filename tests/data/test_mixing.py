@@ -20,6 +20,7 @@ from convit_jax.data.mixing import (
     soft_labels,
 )
 from convit_jax.data.mixing import erase as erase_rows
+from tests.helpers import assert_trees_close
 
 DRAWS = 2000
 
@@ -276,8 +277,7 @@ def test_mixing_by_given_draws_equals_numpys():
     weight = np.float32([0.3, 0.6, 1.0, 1.0, 1.0, 1.0])
     box = np.int32([[0, 0, 0, 0]] * 2 + [[1, 4, 2, 7], [0, 5, 3, 4]] + [[0, 0, 0, 0]] * 2)
     mixed = jax.jit(mix)(images, labels, MixingDraws(jnp.asarray(weight), jnp.asarray(box)))
-    for ours, expected in zip(mixed, numpy_mixed(images, labels, (weight, box)), strict=True):
-        np.testing.assert_allclose(ours, expected, atol=1e-6)
+    assert_trees_close(mixed, numpy_mixed(images, labels, (weight, box)), atol=1e-6)
     np.testing.assert_array_equal(mixed[0][4:], images[4:])
 
 
@@ -308,16 +308,10 @@ def test_the_draws_of_a_group_depend_on_its_number_only():
     """Not on the number of rows; so a preview of the first rows shows the step's images."""
     key = jax.random.key(1)
     every, first = (draw_mixing(GROUPED, key, size, (24, 32)) for size in (32, 10))
-    for of_all, of_first in zip(jax.tree.leaves(every), jax.tree.leaves(first), strict=True):
-        np.testing.assert_array_equal(of_all[:10], of_first)
-    (images, labels) = (
-        jnp.arange(32.0)[:, None, None, None] * jnp.ones((32, 24, 32, 1)),
-        jnp.eye(32),
-    )
+    assert_trees_close(jax.tree.map(lambda x: x[:10], every), first, rtol=0)
+    images, labels = jnp.arange(32.0)[:, None, None, None] * jnp.ones((32, 24, 32, 1)), jnp.eye(32)
     mixed = draw_and_mix(images, labels, GROUPED, key)
-    expected = numpy_mixed(images, labels, (every.weight, every.box))
-    for ours, by_numpy in zip(mixed, expected, strict=True):
-        np.testing.assert_allclose(ours, by_numpy, atol=1e-5)
+    assert_trees_close(mixed, numpy_mixed(images, labels, (every.weight, every.box)), atol=1e-5)
 
 
 def test_without_a_group_size_the_whole_batch_shares_its_draws():
@@ -327,8 +321,7 @@ def test_without_a_group_size_the_whole_batch_shares_its_draws():
         draws = draw_mixing(mixing, jax.random.key(0), 16, (24, 32))
         whole = draw_mixing(dataclasses.replace(mixing, group=0), jax.random.key(0), 16, (24, 32))
         assert len(np.unique(draws.weight)) == len(np.unique(draws.box, axis=0)) == 1
-        for ours, expected in zip(jax.tree.leaves(draws), jax.tree.leaves(whole), strict=True):
-            np.testing.assert_array_equal(ours, expected)
+        assert_trees_close(draws, whole, rtol=0)
 
 
 def test_the_draws_of_an_erased_row_depend_on_its_number_only():

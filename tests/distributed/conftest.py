@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
+
+from tests.processes import free_port, process_variables, simulated_devices
 
 PROGRAM = """
 import json, sys
@@ -40,25 +41,16 @@ def start(repository, tmp_path):
     running = []
 
     def run(config, workdir, num_processes, separate_directories=False, faults=None):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
+        values, port = json.dumps(config, default=dataclasses.asdict), free_port()
         for index in range(num_processes):
-            environment = os.environ | {
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": str(num_processes),
-                "JAX_PROCESS_ID": str(index),
-            }
-            if dataclasses.is_dataclass(config):
-                config = dataclasses.asdict(config)
+            variables = process_variables(index, num_processes, port) | simulated_devices(4)
             with (tmp_path / f"{index}.log").open("w") as log:
-                values = json.dumps(config)
                 fault = (faults or {}).get(index, "")
                 process = subprocess.Popen(
                     [sys.executable, "-c", fault + PROGRAM, values, str(workdir)],
                     cwd=tmp_path / str(index) if separate_directories else repository,
-                    env=environment | {"PYTHONPATH": str(repository)}, stdout=log, stderr=log,
+                    env=os.environ | variables | {"PYTHONPATH": str(repository)},
+                    stdout=log, stderr=log,
                 )  # fmt: skip
             running.append(process)
         return running[-num_processes:]

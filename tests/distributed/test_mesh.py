@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from convit_jax.distributed import mesh
 from convit_jax.errors import InputError
+from tests.processes import simulated_devices
 
 PROGRAM = """
 import json, sys
@@ -38,26 +36,21 @@ print(json.dumps(losses))
 """
 
 
-def train_on_devices(num_devices, group_sizes, config, repository):
+def train_on_devices(num_devices, group_sizes, config, run_python):
     """Return {group size: losses of four steps} on fake devices."""
-    environment = dict(os.environ)
-    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}"
-    values = json.dumps(dataclasses.asdict(config))
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, values, json.dumps(group_sizes)],
-        cwd=repository, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    arguments = [json.dumps(values) for values in (dataclasses.asdict(config), group_sizes)]
+    result = run_python("-c", PROGRAM, *arguments, **simulated_devices(num_devices))
     assert result.returncode == 0, result.stderr
     return {int(fsdp): losses for fsdp, losses in json.loads(result.stdout).items()}
 
 
-def test_eight_devices_give_the_losses_of_one(make_config, repository):
+def test_eight_devices_give_the_losses_of_one(make_config, run_python):
     """Data parallel, fully sharded and mixed, with random augmentation and accumulation."""
     # A group of 8 rows is on several devices, and in both parts.
     augment = {"mixup": 0.8, "cutmix": 1.0, "mix_group": 8, "erase": 0.5}
     config = make_config(batch_size=32, optimizer__accumulate=2, ema_decay=0.9, augment=augment)
-    expected = train_on_devices(1, [1], config, repository)[1]
-    for losses in train_on_devices(8, [1, 2, 8], config, repository).values():
+    expected = train_on_devices(1, [1], config, run_python)[1]
+    for losses in train_on_devices(8, [1, 2, 8], config, run_python).values():
         assert losses == pytest.approx(expected, rel=1e-5)
 
 
@@ -103,15 +96,11 @@ if not ERASE:
 
 @pytest.mark.parametrize(("group", "erase"), [(8, 0.0), (4, 0.5), (0, 0.0)])
 def test_augmentation_is_the_same_on_eight_devices_and_without_communication(
-    group, erase, repository
+    group, erase, run_python
 ):
     """A group is on one device or on several; the images equal NumPy's."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     program = AUGMENTATION.replace("GROUP", str(group)).replace("ERASE", str(erase))
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=repository, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    result = run_python("-c", program, **simulated_devices(8))
     assert result.returncode == 0, result.stderr
 
 

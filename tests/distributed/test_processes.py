@@ -1,14 +1,9 @@
 """Several processes of one run on this machine, each with its own devices."""
 
 import dataclasses
-import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import time
 
 import jax
 import pytest
@@ -16,14 +11,13 @@ import pytest
 from convit_jax.distributed.processes import join_processes
 from convit_jax.errors import InputError, RunError
 from convit_jax.training import loop
+from tests.helpers import read_metrics
+from tests.processes import process_variables, wait_until
 
 
 def wait_for(text, path, seconds=180):
-    for _ in range(seconds * 10):
-        if path.exists() and text in path.read_text():
-            return
-        time.sleep(0.1)
-    pytest.fail(f"no '{text}' in {path.read_text() if path.exists() else path}")
+    present = wait_until(lambda: path.exists() and text in path.read_text(), seconds)
+    assert present, f"no '{text}' in {path.read_text() if path.exists() else path}"
 
 
 def own_lines(log):
@@ -37,8 +31,7 @@ COMPARED = ("train/loss", "train/gradient", "train/accuracy", "eval/", "gate/", 
 def metrics_of(workdir, prefixes=COMPARED):
     """Return {(step, name): value}, with the last value of a repeated step."""
     metrics = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in read_metrics(workdir):
         for name, value in record.items():
             if name.startswith(prefixes):
                 metrics[record["step"], name] = value
@@ -180,13 +173,9 @@ print("single process")
 """
 
 
-def test_undetected_launchers_of_several_processes_are_an_input_error(repository):
+def test_undetected_launchers_of_several_processes_are_an_input_error(run_python):
     """Such as Open MPI 5, under which there would be four separate runs."""
-    result = subprocess.run(
-        [sys.executable, "-c", JOIN_UNDER_LAUNCHERS],
-        cwd=repository, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    *errors, last = result.stdout.splitlines()
+    *errors, last = run_python("-c", JOIN_UNDER_LAUNCHERS, check=True).stdout.splitlines()
     for name, line in zip(("OMPI_COMM_WORLD_", "PMI_", "SLURM_STEP_NUM_"), errors, strict=True):
         assert re.match(rf"{name}\w+=4: .* expected JAX_COORDINATOR_ADDRESS=HOST:PORT", line)
     assert last == "single process"
@@ -298,18 +287,15 @@ def test_a_pod_of_an_indexed_job_without_the_kubernetes_package(joined):
         joined(IN_AN_INDEXED_JOB)
 
 
-def test_an_error_of_kubernetes_is_reported_in_one_sentence(repository, tmp_path):
+def test_an_error_of_kubernetes_is_reported_in_one_sentence(run_python, tmp_path):
     """With a fake package that raises the error of the real one without a token."""
     (tmp_path / "kubernetes.py").write_text(
         "class config:\n"
         "    def load_incluster_config():\n"
         "        raise LookupError('Service host/port is not set.\\nMore')\n"
     )
-    result = subprocess.run(
-        [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"],
-        cwd=repository, capture_output=True, text=True, check=False,
-        env=os.environ | IN_AN_INDEXED_JOB | {"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+    arguments = ("train.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}")
+    result = run_python(*arguments, **IN_AN_INDEXED_JOB, PYTHONPATH=str(tmp_path))
     assert result.returncode == 1, result.stderr
     assert result.stderr.splitlines()[-1] == (
         "train: the other processes cannot be reached: Service host/port is not set. (expected "
@@ -317,24 +303,17 @@ def test_an_error_of_kubernetes_is_reported_in_one_sentence(repository, tmp_path
     )
 
 
-def test_an_unreachable_coordinator_ends_the_run(repository):
-    with socket.socket() as probe:
+def test_an_unreachable_coordinator_ends_the_run(run_python):
+    program = (
+        "from convit_jax.distributed import processes\n"
+        "processes._SECONDS_UNTIL_NOTICE = 0.5\n"
+        "processes.join_processes(timeout_seconds=2)\n"
+        "print('joined')\n"
+    )
+    with socket.socket() as probe:  # holds a port without a server
         probe.bind(("localhost", 0))
-        environment = os.environ | {
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{probe.getsockname()[1]}",
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": "1",
-        }
-        program = (
-            "from convit_jax.distributed import processes\n"
-            "processes._SECONDS_UNTIL_NOTICE = 0.5\n"
-            "processes.join_processes(timeout_seconds=2)\n"
-            "print('joined')\n"
-        )
-        result = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=repository, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        variables = process_variables(1, 2, probe.getsockname()[1])
+        result = run_python("-c", program, **variables)
     assert result.returncode != 0
     assert "joined" not in result.stdout
     assert "DEADLINE_EXCEEDED" in result.stderr

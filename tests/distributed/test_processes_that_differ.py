@@ -1,28 +1,12 @@
-"""Two processes of which one fails, or has another workdir or other data."""
+"""Two processes of which one fails, or has another workdir or other data, or broken data."""
 
 import dataclasses
+import re
 
-import cv2
-import numpy as np
 import pytest
 
 from convit_jax.training import loop
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """A function that creates a directory of two classes of 24 small pictures."""
-
-    def make(name):
-        rng = np.random.default_rng(0)
-        for class_name in ("cat", "dog"):
-            (tmp_path / name / class_name).mkdir(parents=True)
-            for i in range(24):
-                pixels = rng.integers(0, 256, (10, 10, 3)).astype(np.uint8)
-                cv2.imwrite(str(tmp_path / name / class_name / f"{i:02d}.png"), pixels)
-        return tmp_path / name
-
-    return make
+from tests.field.builders import folder
 
 
 def wait_for_end(processes, tmp_path, seconds=90):
@@ -65,10 +49,10 @@ def test_separate_workdirs_of_the_same_name_are_reported_before_the_first_step(
     ],
 )
 def test_differing_data_are_reported_before_the_first_step(
-    change, message, make_config, start, pictures, tmp_path
+    change, message, make_config, start, tmp_path
 ):
     for index in range(2):
-        pictures(f"{index}/images")
+        folder(tmp_path / str(index) / "images", ("cat", "dog"), count=24, mode="RGB")
     change(tmp_path / "1" / "images")
     values = dataclasses.asdict(
         make_config(train_for="100000 steps", log_every="1 steps", batch_size=32)
@@ -116,3 +100,31 @@ def test_a_checkpoint_that_only_one_process_cannot_read_is_not_renamed(
     for log in logs:
         assert "step 4 is sound as read by process 0, but damaged as read by the others" in log
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A hundred images, six of them garbled: more than 4 % of all, but fewer in each half."""
+    name = folder(tmp_path / "images", ["cat", "dog"], count=50)
+    for class_name in ("cat", "dog"):
+        for number in (3, 20, 40):
+            (tmp_path / "images" / class_name / f"{number}.png").write_bytes(b"garbled")
+    return name
+
+
+@pytest.mark.parametrize("damaged_split", ["train", "eval"])
+def test_two_processes_stop_at_their_common_limit_with_the_same_message(
+    damaged_split, damaged, make_config, start, tmp_path
+):
+    sound = folder(tmp_path / "sound", ["cat", "dog"], count=50)
+    names = {"train": sound, "eval": sound} | {damaged_split: damaged}
+    config = make_config(
+        train_for="3 steps", eval_every="3 steps", log_every="1 steps", batch_size=32,
+        eval_batch_size=24,
+        data={"image_size": (8,), "mean": (0.3,), "std": (0.4,), "max_broken": 0.04, **names},
+    )  # fmt: skip
+    codes, _, logs = wait_for_end(start(config, tmp_path / "run", 2), tmp_path)
+    assert codes == [1, 1], logs
+    (message,) = {re.findall(r"train: at least.*", log)[-1] for log in logs}
+    expected = r"train: at least [56] of 100 images are broken and max_broken allows 4"
+    assert re.match(expected, message)

@@ -6,11 +6,12 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from tests.processes import free_port, process_variables, simulated_devices
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -140,17 +141,12 @@ class Start:
         flags = [f"--config={ROOT}/configs/digits.py", f"--workdir={workdir}"]
         flags += [f"--config.{key}={value}" for key, value in config.items()]
         several_processes = len(self.logs) > 1
-        port = _free_port() if several_processes else 0
+        port = free_port() if several_processes else 0
         for index, log in enumerate(self.logs):
             variables = {"PYTHONPATH": str(ROOT)}
             command = [sys.executable, f"{ROOT}/train.py"]
             if several_processes:
-                variables |= {
-                    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-                    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                    "JAX_NUM_PROCESSES": str(len(self.logs)),
-                    "JAX_PROCESS_ID": str(index),
-                }
+                variables |= simulated_devices(1) | process_variables(index, len(self.logs), port)
                 program = _SHORT_TIMEOUTS.replace('"train.py"', repr(f"{ROOT}/train.py"))
                 command = [sys.executable, "-c", program]
             with log.open("w") as file:
@@ -252,9 +248,3 @@ def _process_stats() -> Iterator[tuple[int, str]]:
     for path in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
             yield int(path.name), (path / "stat").read_text()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]

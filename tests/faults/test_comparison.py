@@ -7,16 +7,13 @@ import numpy as np
 import pytest
 
 from tests.faults.comparison import arrays, differences
+from tests.helpers import read_metrics
 
 
 @pytest.fixture
 def other(workdir, tmp_path):
     """A copy of a run of two steps."""
     return shutil.copytree(workdir, tmp_path / "other")
-
-
-def lines(directory):
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def write(directory, records):
@@ -33,7 +30,7 @@ def test_a_run_is_the_same_as_itself(workdir, other):
 
 
 def test_timings_are_not_compared(workdir, other):
-    records = lines(other)
+    records = read_metrics(other)
     for record in records:
         record |= {
             name: 7.0 for name in record if name in ("train/data_wait", "train/seconds_left")
@@ -57,7 +54,7 @@ def test_timings_are_not_compared(workdir, other):
     ],
 )
 def test_differing_metrics_are_found(change, message, workdir, other):
-    records = [record for record in lines(other) if "checkpoint/stall_seconds" not in record]
+    records = [record for record in read_metrics(other) if "checkpoint/stall_seconds" not in record]
     write(other, change([*records, *records[-1:]][: len(records)]))
     findings = differences(workdir, other, 2)
     assert any(finding.startswith(message) for finding in findings), findings

@@ -3,6 +3,7 @@
 import io
 import pathlib
 import struct
+import tarfile
 import zlib
 
 import numpy as np
@@ -78,6 +79,19 @@ def tfrecord(payloads):
     return b"".join(struct.pack("<QI", len(p), 0) + p + bytes(4) for p in payloads)
 
 
+def write_tar(path, members, tar_format=tarfile.PAX_FORMAT, **attributes):
+    """Write a tar file of (name, content) or (name, TarInfo attributes) pairs; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tar_format) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            for key, value in (attributes | (content if isinstance(content, dict) else {})).items():
+                setattr(info, key, value)
+            info.size = 0 if isinstance(content, dict) else len(content)
+            tar.addfile(info, None if isinstance(content, dict) else io.BytesIO(content))
+    return path
+
+
 def write_array_record(path, payloads):
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for payload in payloads:
@@ -128,7 +142,7 @@ def folder(root, classes, count=4, side=8, mode="L"):
 
 def prepare_dataset(
     directory, features, example, *, name="shapes", supervised=None, version="1.0.0", configs=(),
-    count=6,
+    count=6, file_format="array_record", num_shards=None,
 ):  # fmt: skip
     """Prepare a TFDS dataset with a train and a test split, by a builder unknown to TFDS.
 
@@ -141,6 +155,8 @@ def prepare_dataset(
         version: its version.
         configs: the names of its configs, if any.
         count: the number of examples in each split.
+        file_format: the format of its files.
+        num_shards: the number of files of each split; TFDS chooses it if None.
     """
 
     def info(self):
@@ -164,8 +180,9 @@ def prepare_dataset(
     builder_class = type(name.title(), bases, attributes, skip_registration=True)
     for config in configs or (None,):
         options = {} if config is None else {"config": tfds.core.BuilderConfig(name=config)}
-        builder = builder_class(data_dir=directory, file_format="array_record", **options)
-        builder.download_and_prepare()
+        builder = builder_class(data_dir=directory, file_format=file_format, **options)
+        download_config = tfds.download.DownloadConfig(num_shards=num_shards)
+        builder.download_and_prepare(download_config=download_config)
 
 
 def solid_image(shade, channels=3, side=8):

@@ -4,7 +4,6 @@ import http.server
 import json
 import os
 import pathlib
-import shutil
 import time
 
 import numpy as np
@@ -13,7 +12,7 @@ import safetensors.numpy
 
 from convit_jax.errors import InputError, MachineError
 from convit_jax.weights import open_weights
-from tests.field.weight_files import timm_config
+from tests.field.weight_files import put_into_hub_cache, timm_config
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -199,17 +198,8 @@ def unreachable(monkeypatch, tmp_path):
     return tmp_path
 
 
-def put_into_cache(cache, file, name="model.safetensors"):
-    root = cache / "models--org--name"
-    (root / "snapshots" / "0123").mkdir(parents=True)
-    (root / "refs").mkdir()
-    (root / "refs" / "main").write_text("0123")
-    shutil.copy(file, root / "snapshots" / "0123" / name)
-    return root / "snapshots" / "0123" / name
-
-
 def test_offline_cached_files_are_used_at_once(unreachable, reference_data, capfd, caplog):
-    put_into_cache(unreachable, reference_data / "four_heads.safetensors")
+    put_into_hub_cache(unreachable, "org/name", reference_data / "four_heads.safetensors")
     begun = time.monotonic()
     open_weights("hf://org/name").architecture()
     assert time.monotonic() - begun < 10  # the retries of huggingface_hub take longer
@@ -225,7 +215,8 @@ def test_offline_files_that_are_not_cached_are_reported(unreachable, capfd, capl
 
 
 def test_a_damaged_file_in_the_hubs_cache_is_named(unreachable, reference_data):
-    cached = put_into_cache(unreachable, reference_data / "four_heads.safetensors")
+    file = reference_data / "four_heads.safetensors"
+    cached = put_into_hub_cache(unreachable, "org/name", file)
     cached.write_bytes(cached.read_bytes()[:1000])
     with pytest.raises(InputError, match=f"is not a whole .*{cached}: remove"):
         open_weights("hf://org/name")

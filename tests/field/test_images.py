@@ -1,10 +1,7 @@
 """Real-world image files: what cameras, scanners and programs write into them."""
 
 import io
-import os
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zlib
 from unittest.mock import Mock
@@ -45,13 +42,19 @@ def upright_by_pillow(encoded, mode="RGB"):
         return np.asarray(ImageOps.exif_transpose(image).convert(mode))
 
 
-def raw_profile(content, keyword=b"Raw profile type exif"):
-    digits = content.hex().encode()
-    return keyword + b"\0", b"\nexif\n" + b"%8d\n" % len(content) + digits + b"\n"
+def jpeg_with(*metadata):
+    """The photograph as a JPEG with segments of metadata, EXIF or XMP."""
+    return with_segments(JPEG, *(segment(0xE1, content) for content in metadata))
 
 
-def compressed_text(keyword, text):
-    return chunk(b"zTXt", keyword + b"\0\0" + zlib.compress(text))
+def png_with(kind, content, last=False):
+    """The photograph as a PNG with another chunk."""
+    return with_chunks(PNG, chunk(kind, content), last=last)
+
+
+def raw_profile(content):
+    """ImageMagick's form of metadata: their length and their hexadecimal digits."""
+    return b"\nexif\n%8d\n%s\n" % (len(content), content.hex().encode())
 
 
 @pytest.mark.parametrize(
@@ -68,11 +71,7 @@ def compressed_text(keyword, text):
 @pytest.mark.parametrize("malformed_first", [True, False])
 def test_an_orientation_is_read_despite_a_malformed_tag(malformed, malformed_first):
     entries = (malformed, orientation()) if malformed_first else (orientation(), malformed)
-    for kind in ("jpeg", "png"):
-        file = {
-            "jpeg": with_segments(JPEG, segment(0xE1, exif(*entries))),
-            "png": with_chunks(PNG, chunk(b"eXIf", tiff_header(*entries))),
-        }[kind]
+    for file in (jpeg_with(exif(*entries)), png_with(b"eXIf", tiff_header(*entries))):
         assert decode(file, 3).shape == ROTATED_SHAPE
         assert convit_jax.preprocess(Image.open(io.BytesIO(file))).shape == (1, 224, 224, 3)
 
@@ -95,7 +94,7 @@ def test_an_orientation_is_read_despite_a_malformed_tag(malformed, malformed_fir
     ],
 )
 def test_malformed_metadata_are_ignored(metadata):
-    assert np.array_equal(decode(with_segments(JPEG, segment(0xE1, metadata)), 3), decode(JPEG, 3))
+    assert np.array_equal(decode(jpeg_with(metadata), 3), decode(JPEG, 3))
 
 
 # The locations of an orientation in a file that Pillow honours: functions of the orientation.
@@ -111,49 +110,32 @@ LOCATIONS = {
     "after fill bytes": lambda v: with_segments(
         JPEG, b"\xff\xff\xff", segment(0xE1, exif(orientation(v)))
     ),
-    "big-endian": lambda v: with_segments(
-        JPEG, segment(0xE1, exif(orientation(v, ">"), order=">"))
+    "big-endian": lambda v: jpeg_with(exif(orientation(v, ">"), order=">")),
+    "as a long number": lambda v: jpeg_with(exif(entry(0x112, 4, 1, struct.pack("<I", v)))),
+    "several numbers": lambda v: jpeg_with(exif(entry(0x112, 3, 2, struct.pack("<HH", v, 1)))),
+    "as a fraction": lambda v: jpeg_with(
+        exif(entry(0x112, 5, 1, struct.pack("<I", 26)), after=struct.pack("<II", v, 1))
     ),
-    "as a long number": lambda v: with_segments(
-        JPEG, segment(0xE1, exif(entry(0x112, 4, 1, struct.pack("<I", v))))
+    "two headings": lambda v: jpeg_with(b"Exif\0\0" + exif(orientation(v))),
+    "two segments: the first counts": lambda v: jpeg_with(
+        exif(orientation(v)), exif(orientation(3))
     ),
-    "several numbers": lambda v: with_segments(
-        JPEG, segment(0xE1, exif(entry(0x112, 3, 2, struct.pack("<HH", v, 1))))
+    "JPEG's XMP": lambda v: jpeg_with(XMP_HEADING + xmp(v)),
+    "XMP as an element": lambda v: jpeg_with(
+        XMP_HEADING + b"<tiff:Orientation>%d</tiff:Orientation>" % v
     ),
-    "as a fraction": lambda v: with_segments(
-        JPEG,
-        segment(
-            0xE1, exif(entry(0x112, 5, 1, struct.pack("<I", 26)), after=struct.pack("<II", v, 1))
-        ),
+    "EXIF before XMP": lambda v: jpeg_with(XMP_HEADING + xmp(3), exif(orientation(v))),
+    "PNG's eXIf": lambda v: png_with(b"eXIf", tiff_header(orientation(v))),
+    "eXIf after the pixels": lambda v: png_with(b"eXIf", tiff_header(orientation(v)), last=True),
+    "PNG's raw profile, compressed": lambda v: png_with(
+        b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw_profile(exif(orientation(v))))
     ),
-    "two headings": lambda v: with_segments(
-        JPEG, segment(0xE1, b"Exif\0\0" + exif(orientation(v)))
+    "PNG's raw profile, as text": lambda v: png_with(
+        b"tEXt", b"Raw profile type exif\0" + raw_profile(exif(orientation(v)))
     ),
-    "two segments: the first counts": lambda v: with_segments(
-        JPEG, segment(0xE1, exif(orientation(v))), segment(0xE1, exif(orientation(3)))
-    ),
-    "JPEG's XMP": lambda v: with_segments(JPEG, segment(0xE1, XMP_HEADING + xmp(v))),
-    "XMP as an element": lambda v: with_segments(
-        JPEG, segment(0xE1, XMP_HEADING + b"<tiff:Orientation>%d</tiff:Orientation>" % v)
-    ),
-    "EXIF before XMP": lambda v: with_segments(
-        JPEG, segment(0xE1, XMP_HEADING + xmp(3)), segment(0xE1, exif(orientation(v)))
-    ),
-    "PNG's eXIf": lambda v: with_chunks(PNG, chunk(b"eXIf", tiff_header(orientation(v)))),
-    "eXIf after the pixels": lambda v: with_chunks(
-        PNG, chunk(b"eXIf", tiff_header(orientation(v))), last=True
-    ),
-    "PNG's raw profile, compressed": lambda v: with_chunks(
-        PNG, compressed_text(b"Raw profile type exif", raw_profile(exif(orientation(v)))[1])
-    ),
-    "PNG's raw profile, as text": lambda v: with_chunks(
-        PNG, chunk(b"tEXt", b"".join(raw_profile(exif(orientation(v)))))
-    ),
-    "PNG's XMP": lambda v: with_chunks(
-        PNG, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp(v))
-    ),
-    "PNG's XMP, compressed": lambda v: with_chunks(
-        PNG, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp(v)))
+    "PNG's XMP": lambda v: png_with(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp(v)),
+    "PNG's XMP, compressed": lambda v: png_with(
+        b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp(v))
     ),
     "WebP": lambda v: encode(photograph(), "WEBP", lossless=True, exif=exif(orientation(v))),
     "WebP's XMP": lambda v: encode(photograph(), "WEBP", lossless=True, xmp=xmp(v)),
@@ -183,8 +165,8 @@ def test_an_orientation_is_ignored_on_request(location):
 
 
 def test_imagemagicks_app1_profile_is_exif():
-    profile = raw_profile(exif(orientation()), b"Raw profile type APP1")
-    assert decode(with_chunks(PNG, chunk(b"tEXt", b"".join(profile))), 3).shape == ROTATED_SHAPE
+    file = png_with(b"tEXt", b"Raw profile type APP1\0" + raw_profile(exif(orientation())))
+    assert decode(file, 3).shape == ROTATED_SHAPE
 
 
 MODES = (
@@ -462,11 +444,8 @@ for channels in (1, 3, 4):
 """
 
 
-def test_libraries_print_no_warnings(repository):
-    completed = subprocess.run(
-        [sys.executable, "-W", "always", "-c", PROGRAM], cwd=repository, capture_output=True,
-        text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(repository)},
-    )  # fmt: skip
+def test_libraries_print_no_warnings(run_python):
+    completed = run_python("-W", "always", "-c", PROGRAM, timeout=60)
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
 
 

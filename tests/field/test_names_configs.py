@@ -1,8 +1,6 @@
 """Config files as users write them, and command lines as they type them (D5, D8, D9)."""
 
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
@@ -252,15 +250,14 @@ def test_every_command_takes_the_home_directory(tmp_path, monkeypatch, workdir, 
     assert not pathlib.Path("~").exists()
 
 
-def test_a_preview_needs_no_data_to_evaluate_on(repository, tmp_path):
+def test_a_preview_needs_no_data_to_evaluate_on(run_python, tmp_path):
     from tests.field.builders import folder
 
     name = folder(tmp_path / "images", ("cat", "dog"), count=8)
-    completed = subprocess.run(
-        [sys.executable, "-m", "convit_jax.preview", "--config=configs/convit_s.py",
-         f"--config.data.train={name}", "--config.batch_size=8", "--config.data.image_size=32",
-         "--images=4", "--config.augment.repeats=1", f"--out={tmp_path}/sheet.png"],
-        cwd=repository, capture_output=True, text=True, check=False,
+    completed = run_python(
+        "-m", "convit_jax.preview", "--config=configs/convit_s.py", f"--config.data.train={name}",
+        "--config.batch_size=8", "--config.data.image_size=32", "--images=4",
+        "--config.augment.repeats=1", f"--out={tmp_path}/sheet.png",
     )  # fmt: skip
     assert completed.returncode == 0, completed.stderr
     assert (tmp_path / "sheet.png").is_file()

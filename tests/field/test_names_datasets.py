@@ -28,7 +28,11 @@ def shades_and_labels(source):
 
 
 def prepare_and_open(directory, features, example, supervised=None):
-    prepare_dataset(directory, features, example, supervised=supervised)
+    """Prepare and open a dataset with a feature `image`, solid of shade i, and the given ones."""
+    prepare_dataset(
+        directory, {"image": image()} | features,
+        lambda i: {"image": solid_image(i)} | example(i), supervised=supervised,
+    )  # fmt: skip
     return open_source(f"tfds:shapes:train:{directory}")
 
 
@@ -39,9 +43,9 @@ def prepare_and_open(directory, features, example, supervised=None):
 def test_supervised_keys_select_one_of_cifar100s_labels(tmp_path, label_key, class_names):
     source = prepare_and_open(
         tmp_path,
-        {"id": F.Text(), "image": image(), "label": F.ClassLabel(num_classes=6),
+        {"id": F.Text(), "label": F.ClassLabel(num_classes=6),
          "coarse_label": F.ClassLabel(names=["even", "odd"])},
-        lambda i: {"id": str(i), "image": solid_image(i), "label": i % 6, "coarse_label": i % 2},
+        lambda i: {"id": str(i), "label": i % 6, "coarse_label": i % 2},
         supervised=("image", label_key),
     )  # fmt: skip
     assert source.class_names == class_names
@@ -51,11 +55,10 @@ def test_supervised_keys_select_one_of_cifar100s_labels(tmp_path, label_key, cla
 def test_supervised_keys_select_among_two_labels_and_two_images(tmp_path):
     source = prepare_and_open(
         tmp_path,
-        {"image": image(), "label": F.ClassLabel(num_classes=3),
-         "species": F.ClassLabel(num_classes=2), "file_name": F.Text(),
-         "segmentation_mask": image(channels=1)},
-        lambda i: {"image": solid_image(i), "label": i % 3, "species": i % 2,
-                   "file_name": f"{i}.jpg", "segmentation_mask": solid_image(200, 1)},
+        {"label": F.ClassLabel(num_classes=3), "species": F.ClassLabel(num_classes=2),
+         "file_name": F.Text(), "segmentation_mask": image(channels=1)},
+        lambda i: {"label": i % 3, "species": i % 2, "file_name": f"{i}.jpg",
+                   "segmentation_mask": solid_image(200, 1)},
         supervised=("image", "label"),
     )  # fmt: skip
     assert shades_and_labels(source) == [(i, i % 3) for i in range(6)]
@@ -72,22 +75,22 @@ def test_supervised_keys_select_among_two_labels_and_two_images(tmp_path):
 def test_supervised_keys_may_have_weights_and_nests(tmp_path, supervised):
     source = prepare_and_open(
         tmp_path,
-        {"image": image(), "other_image": image(), "label": F.ClassLabel(num_classes=3),
+        {"other_image": image(), "label": F.ClassLabel(num_classes=3),
          "other": F.ClassLabel(num_classes=2), "weight": F.Scalar(np.float32)},
-        lambda i: {"image": solid_image(i), "other_image": solid_image(99), "label": i % 3,
-                   "other": i % 2, "weight": 0.5},
+        lambda i: {"other_image": solid_image(99), "label": i % 3, "other": i % 2, "weight": 0.5},
         supervised=supervised,
     )  # fmt: skip
     assert shades_and_labels(source) == [(i, i % 3) for i in range(6)]
 
 
 def test_nested_features(tmp_path):
-    source = prepare_and_open(
-        tmp_path,
-        {"input": {"image": image(), "id": F.Text()},
-         "target": {"label": F.ClassLabel(num_classes=3)}},
+    features = {"input": {"image": image(), "id": F.Text()},
+                "target": {"label": F.ClassLabel(num_classes=3)}}  # fmt: skip
+    prepare_dataset(
+        tmp_path, features,
         lambda i: {"input": {"image": solid_image(i), "id": "x"}, "target": {"label": i % 3}},
     )  # fmt: skip
+    source = open_source(f"tfds:shapes:train:{tmp_path}")
     assert shades_and_labels(source) == [(i, i % 3) for i in range(6)]
 
 
@@ -98,19 +101,18 @@ def test_two_labels_without_supervised_keys_are_refused(tmp_path):
     with pytest.raises(InputError, match=expected):
         prepare_and_open(
             tmp_path,
-            {"image": image(), "fine": F.ClassLabel(num_classes=6),
-             "coarse": F.ClassLabel(num_classes=2)},
-            lambda i: {"image": solid_image(i), "fine": i % 6, "coarse": i % 2},
-        )  # fmt: skip
+            {"fine": F.ClassLabel(num_classes=6), "coarse": F.ClassLabel(num_classes=2)},
+            lambda i: {"fine": i % 6, "coarse": i % 2},
+        )
 
 
 @pytest.mark.parametrize("supervised", [("image", "real_label"), None])
 def test_a_sequence_of_labels_is_preferred_to_the_original_label(tmp_path, supervised):
     source = prepare_and_open(
         tmp_path,
-        {"image": image(), "original_label": F.ClassLabel(num_classes=4),
+        {"original_label": F.ClassLabel(num_classes=4),
          "real_label": F.Sequence(F.ClassLabel(num_classes=4))},
-        lambda i: {"image": solid_image(i), "original_label": 0, "real_label": [i % 4, 3]},
+        lambda i: {"original_label": 0, "real_label": [i % 4, 3]},
         supervised=supervised,
     )  # fmt: skip
     assert source.label_shape == (4,)
@@ -222,8 +224,7 @@ def test_slices_of_the_digits(digits):
 
 
 def test_a_garbled_dataset_info_is_reported(tmp_path):
-    features = {"image": image(), "label": F.ClassLabel(num_classes=2)}
-    prepare_dataset(tmp_path, features, lambda i: {"image": solid_image(i), "label": i % 2})
+    prepare_and_open(tmp_path, {"label": F.ClassLabel(num_classes=2)}, lambda i: {"label": i % 2})
     (tmp_path / "shapes/1.0.0/dataset_info.json").write_text("{")
     with pytest.raises(InputError, match=r"^data 'tfds:shapes:train:.*' cannot be opened: "):
         open_source(f"tfds:shapes:train:{tmp_path}")

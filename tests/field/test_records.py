@@ -4,8 +4,6 @@ import collections
 import errno
 import logging
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -33,6 +31,7 @@ from convit_jax.data.sources.tfrecord_index import (
     record_offsets,
 )
 from convit_jax.errors import InputError, MachineError, RunError
+from convit_jax.training import loop
 from tests.field.builders import (
     encode,
     example,
@@ -50,8 +49,28 @@ TRANSFORM = EvalTransform((8, 8), 3)
 JPEG = encode(photograph(), "JPEG")
 
 
-def source_of(examples):
+def source_of(records, **options):
+    examples = TFExamples(records, "image", "label", **options)
     return Source("tfds:photographs:train", examples, ("a", "b", "c"))
+
+
+@pytest.fixture
+def write_records(tmp_path):
+    """A function that writes records to a TFRecord file and returns a function that opens it."""
+
+    def write(payloads):
+        path = tmp_path / "x.tfrecord"
+        path.write_bytes(tfrecord(payloads))
+        return lambda: open_tfrecords([Span(str(path), 0, len(payloads))], [len(payloads)], "x")
+
+    return write
+
+
+def first_batch(images, count, max_broken):
+    """Return the first training batch, of all of the images."""
+    order, options = EpochOrder(count, count, 0), LoaderOptions(max_broken=max_broken)
+    transform = TrainTransform((8, 8), 3)
+    return next(train_batches(images, order, transform, start_step=0, num_steps=1, options=options))
 
 
 @pytest.fixture(params=["tfrecord", "array_record"])
@@ -67,7 +86,7 @@ def dataset(request, tmp_path):
         else:
             write_array_record(path, payloads)
             records = ArrayRecords((span,))
-        return source_of(TFExamples(records, "image", "label", **options))
+        return source_of(records, **options)
 
     return make
 
@@ -95,12 +114,7 @@ def test_a_bad_record_is_counted_and_logged_and_the_others_are_read(dataset, pro
     assert batch["mask"].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
     (line,) = [line for line in caplog.messages if "cannot read" in line]
     assert "record 3 of " in line
-    order = EpochOrder(8, 8, 0)
-    batches = train_batches(
-        source, order, TrainTransform((8, 8), 3), start_step=0, num_steps=1,
-        options=LoaderOptions(max_broken=0.2),
-    )  # fmt: skip
-    assert next(batches)["label"].tolist() == [1] * 8
+    assert first_batch(source, 8, max_broken=0.2)["label"].tolist() == [1] * 8
     with pytest.raises(RunError, match=r"record 3 of .*max_broken allows 0"):
         list(eval_batches(source, 8, TRANSFORM))
 
@@ -180,12 +194,8 @@ def test_an_image_deleted_after_opening_is_logged(tmp_path, caplog):
 
 def test_consecutive_broken_images_are_not_replaced_by_black_ones():
     images = Failing(ValueError("garbled"), range(36))
-    batches = train_batches(
-        images, EpochOrder(40, 40, 0), TrainTransform((8, 8), 3), start_step=0, num_steps=1,
-        options=LoaderOptions(max_broken=0.95),
-    )  # fmt: skip
     with pytest.raises(RunError, match=r"cannot read photograph \d+: garbled; nor any image near"):
-        next(batches)
+        first_batch(images, 40, max_broken=0.95)
 
 
 SHARDS = """
@@ -230,14 +240,10 @@ def many_shards(tmp_path_factory):
     ("soft", "hard", "workers"), [(1024, 4096, 0), (1024, 1024, 0), (256, 256, 1)]
 )
 def test_more_shards_than_the_limit_of_open_files(
-    many_shards, file_format, soft, hard, workers, repository
+    many_shards, file_format, soft, hard, workers, run_python
 ):
-    arguments = map(str, (file_format, many_shards, soft, hard, workers, 1100))
-    result = subprocess.run(
-        [sys.executable, "-c", SHARDS, *arguments],
-        env=os.environ | {"PYTHONPATH": str(repository), "XDG_CACHE_HOME": str(many_shards)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    arguments = (file_format, many_shards, soft, hard, workers, 1100)
+    result = run_python("-c", SHARDS, *arguments, timeout=120, XDG_CACHE_HOME=str(many_shards))
     assert (result.stdout.strip(), result.returncode) == ("4400", 0), result.stderr
 
 
@@ -270,12 +276,10 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, "other arrays", "too short"])
-def test_a_damaged_index_is_rebuilt(damage, tmp_path, monkeypatch, caplog):
+def test_a_damaged_index_is_rebuilt(damage, write_records, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = tmp_path / "x.tfrecord"
-    path.write_bytes(tfrecord([GOOD] * 5))
-    spans = [Span(str(path), 0, 5)]
-    first = open_tfrecords(spans, [5], "x")
+    open_records = write_records([GOOD] * 5)
+    first = open_records()
     (cache,) = (tmp_path / "cache").rglob("*.npz")
     if damage == "other arrays":
         np.savez(cache, offsets=np.arange(3))
@@ -283,20 +287,17 @@ def test_a_damaged_index_is_rebuilt(damage, tmp_path, monkeypatch, caplog):
         np.savez(cache, **{"0": np.arange(3)})
     else:
         cache.write_bytes(DAMAGE[damage](cache.read_bytes()))
-    again = open_tfrecords(spans, [5], "x")
+    again = open_records()
     assert np.array_equal(again.offsets[0], first.offsets[0])
     assert caplog.text.count("rebuilt") == 1
-    open_tfrecords(spans, [5], "x")
+    open_records()
     assert caplog.text.count("rebuilt") == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbled"])
-def test_damaged_cached_labels_are_read_again(damage, tmp_path, monkeypatch):
+def test_damaged_cached_labels_are_read_again(damage, write_records, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = tmp_path / "x.tfrecord"
-    path.write_bytes(tfrecord([GOOD, example(image=JPEG, label=0)]))
-    records = open_tfrecords([Span(str(path), 0, 2)], [2], "x")
-    source = source_of(TFExamples(records, "image", "label"))
+    source = source_of(write_records([GOOD, example(image=JPEG, label=0)])())
     expected = describe_classes(source)
     (cache,) = (tmp_path / "cache").rglob("labels_*.npz")
     cache.write_bytes(DAMAGE[damage](cache.read_bytes()))
@@ -333,7 +334,7 @@ def test_a_garbled_tfrecord_file_is_read_in_part_or_refused(mutation, tmp_path, 
         records = open_tfrecords([Span(str(path), 0, 3)], [3], "x")
     except InputError:
         return
-    source = source_of(TFExamples(records, "image", "label"))
+    source = source_of(records)
     (batch,) = eval_batches(source, 3, TRANSFORM, options=LoaderOptions(max_broken=0.99))
     assert batch["image"].shape == (3, 8, 8, 3)
 
@@ -387,16 +388,16 @@ ROTATED = with_segments(JPEG, segment(0xE1, exif(orientation(6))))
     ("choice", "rotates_folder", "rotates_tfds"),
     [("auto", True, False), ("honour", True, True), ("ignore", False, False)],
 )
-def test_rotation_by_exif_is_configurable(choice, rotates_folder, rotates_tfds, tmp_path):
+def test_rotation_by_exif_is_configurable(
+    choice, rotates_folder, rotates_tfds, write_records, tmp_path
+):
     """By default folders are rotated; TFDS is not, as published accuracies were measured."""
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "x.jpg").write_bytes(ROTATED)
-    path = tmp_path / "x.tfrecord"
-    path.write_bytes(tfrecord([example(image=ROTATED, label=0)]))
-    records = open_tfrecords([Span(str(path), 0, 1)], [1], "x")
+    records = write_records([example(image=ROTATED, label=0)])()
     sources = (
         (open_source(f"folder:{tmp_path}"), rotates_folder),
-        (source_of(TFExamples(records, "image", "label")), rotates_tfds),
+        (source_of(records), rotates_tfds),
     )
     unrotated = np.asarray(photograph().convert("RGB")).astype(int)
     for source, rotates in sources:
@@ -467,3 +468,18 @@ def test_record_offsets(tmp_path):
     path = tmp_path / "x.tfrecord"
     path.write_bytes(tfrecord([bytes(10_000)] * 3))
     assert record_offsets(str(path)).tolist() == [0, 10_016, 20_032, 30_048]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGBA", 4)])
+def test_training_on_images_of_one_and_four_channels(mode, channels, make_config, tmp_path):
+    name = folder(tmp_path / "images", ["cat", "dog"], count=10, side=20, mode=mode)
+    config = make_config(
+        train_for="2 steps", eval_every="2 steps", batch_size=8, eval_batch_size=8,
+        model__in_channels=channels, attention_images=4,
+        augment={"crop": "random_resized", "flip": 0.5, "mixup": 0.8, "cutmix": 1.0, "erase": 0.25},
+        data={"image_size": (8,), "mean": (0.4,) * channels, "std": (0.3,) * channels,
+              "train": name, "eval": name},
+    )  # fmt: skip
+    outcome = loop.train(config, str(tmp_path / "run"))
+    assert outcome.step == 2
+    assert outcome.evaluation["examples"] == 20

@@ -17,17 +17,10 @@ import pytest
 import safetensors.numpy
 
 from convit_jax import convert, models
-from convit_jax.console import command_line
 from convit_jax.errors import InputError, MachineError
 from convit_jax.weights import Card, new_path, open_weights, to_torch, write_weights
-from convit_jax.weights.torch_names import parameter_shapes
-from tests.field.weight_files import (
-    pickled_tensor,
-    pytorch_archive,
-    safetensors_file,
-    timm_config,
-    torch_only,
-)
+from tests.field.weight_files import pickled_tensor, pytorch_archive, safetensors_file, timm_config
+from tests.helpers import random_parameters, torch_only
 
 
 @pytest.fixture
@@ -54,6 +47,27 @@ def save(tensors, tmp_path):
 
 
 @pytest.fixture
+def save_file(tmp_path):
+    """A function that saves tensors as .safetensors and returns the path.
+
+    Args:
+        tensors: the tensors.
+        config: the config.json beside the file, as text or as an object; None for no such file.
+        card: the card in its metadata, as text; None for no card.
+    """
+
+    def write(tensors, config=None, card=None):
+        metadata = None if card is None else {"convit_jax": card}
+        safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors", metadata)
+        if config is not None:
+            text = config if isinstance(config, str) else json.dumps(config)
+            (tmp_path / "config.json").write_text(text)
+        return tmp_path / "model.safetensors"
+
+    return write
+
+
+@pytest.fixture
 def logged_lines(caplog):
     """A function that returns the lines logged since its last call."""
     caplog.set_level(logging.INFO, logger="convit_jax")
@@ -69,10 +83,7 @@ def logged_lines(caplog):
 def plain_vit(**changes):
     """Return a DeiT's architecture and random tensors in the released layout."""
     architecture = models.architecture("deit_tiny", **{"depth": 1, "num_classes": 3} | changes)
-    rng = np.random.default_rng(0)
-    shapes = parameter_shapes(architecture)
-    params = {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
-    return architecture, to_torch(params, architecture)
+    return architecture, to_torch(random_parameters(architecture), architecture)
 
 
 def has_tensors(weights, expected):
@@ -133,13 +144,12 @@ def test_null_metadata_in_the_header(tensors, tmp_path):
     assert has_tensors(open_weights(tmp_path / "x.safetensors"), tensors)
 
 
-def test_integer_tensors_beside_the_parameters_are_ignored(tensors, tmp_path, logged_lines):
+def test_integer_tensors_beside_the_parameters_are_ignored(tensors, save_file, logged_lines):
     all_tensors = tensors | {
         "num_batches_tracked": np.int64(3)[None],
         "rel_indices": np.zeros(2, bool),
     }
-    safetensors.numpy.save_file(all_tensors, tmp_path / "x.safetensors")
-    weights = open_weights(tmp_path / "x.safetensors")
+    weights = open_weights(save_file(all_tensors))
     weights.architecture()
     assert has_tensors(weights, tensors)
     assert any("ignored integer tensors" in line for line in logged_lines())
@@ -172,13 +182,13 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("case", GARBAGE)
-def test_a_garbled_safetensors_file_is_refused_in_one_line(case, tmp_path, capsys):
+def test_a_garbled_safetensors_file_is_refused_in_one_line(case, tmp_path, run_command):
     path = tmp_path / "x.safetensors"
     path.write_bytes(GARBAGE[case])
-    assert command_line.run("convert", lambda: convert.main([str(path), f"{path}.pth"])) == 2
-    message = capsys.readouterr().err
-    assert len(message.splitlines()) == 1
-    assert "x.safetensors" in message
+    code, output = run_command(convert, path, f"{path}.pth")
+    assert code == 2
+    assert len(output.err.splitlines()) == 1
+    assert "x.safetensors" in output.err
 
 
 @torch_only
@@ -226,10 +236,9 @@ WRAPPED = ("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "mo
 
 
 @pytest.mark.parametrize("prefix", WRAPPED)
-def test_wrappers_prefixes_are_removed_in_any_order(prefix, tensors, tmp_path):
+def test_wrappers_prefixes_are_removed_in_any_order(prefix, tensors, save_file):
     wrapped = {prefix + name: array for name, array in tensors.items()}
-    safetensors.numpy.save_file(wrapped, tmp_path / "x.safetensors")
-    assert has_tensors(open_weights(tmp_path / "x.safetensors"), tensors)
+    assert has_tensors(open_weights(save_file(wrapped)), tensors)
 
 
 def test_a_lightning_checkpoint_with_a_loss_module(save, tensors, logged_lines):
@@ -243,11 +252,10 @@ def test_a_lightning_checkpoint_with_a_loss_module(save, tensors, logged_lines):
     assert any("ignored 1 other tensors, which are not part" in line for line in logged_lines())
 
 
-def test_a_prefix_that_not_all_names_share_is_not_removed(tensors, tmp_path):
+def test_a_prefix_that_not_all_names_share_is_not_removed(tensors, save_file):
     mixed = {"module.extra": np.zeros(3, np.float32), **tensors}
-    safetensors.numpy.save_file(mixed, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=r"unexpected: module\.extra"):
-        open_weights(tmp_path / "x.safetensors").model()
+        open_weights(save_file(mixed)).model()
 
 
 # Running averages
@@ -388,13 +396,11 @@ def test_a_pickled_module_is_refused(save):
         ("norm_pre.weight", "CLIP"),
     ],
 )
-def test_similar_models_are_recognised_and_refused(extra_name, message, tmp_path):
+def test_similar_models_are_recognised_and_refused(extra_name, message, save_file):
     _, tensors = plain_vit()
-    safetensors.numpy.save_file(
-        tensors | {extra_name: np.ones(3, np.float32)}, tmp_path / "x.safetensors"
-    )
+    path = save_file(tensors | {extra_name: np.ones(3, np.float32)})
     with pytest.raises(InputError) as error:
-        open_weights(tmp_path / "x.safetensors").model()
+        open_weights(path).model()
     assert message in str(error.value)
     assert "look like" not in str(error.value)
 
@@ -408,22 +414,21 @@ def test_similar_models_are_recognised_and_refused(extra_name, message, tmp_path
         ("visual.conv1.weight", "CLIP"),
     ],
 )
-def test_other_models_are_recognised_and_refused(name, message, tmp_path):
-    safetensors.numpy.save_file({name: np.ones(3, np.float32)}, tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match=rf"x\.safetensors: these are no ConViT.*{message}"):
-        open_weights(tmp_path / "x.safetensors").model()
+def test_other_models_are_recognised_and_refused(name, message, save_file):
+    path = save_file({name: np.ones(3, np.float32)})
+    with pytest.raises(InputError, match=rf"model\.safetensors: these are no ConViT.*{message}"):
+        open_weights(path).model()
 
 
 # timm's config.json
 @pytest.mark.parametrize("form", ["now", "older"])
 @pytest.mark.parametrize("opened", ["file", "directory"])
-def test_the_config_beside_the_weights_is_used(form, opened, tensors, tmp_path, logged_lines):
+def test_the_config_beside_the_weights_is_used(form, opened, tensors, save_file, logged_lines):
     config = timm_config(label_names=list("abcdefghij"))
     if form == "older":
         config = {**config.pop("pretrained_cfg"), **config}
-    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    weights = open_weights(tmp_path / "model.safetensors" if opened == "file" else tmp_path)
+    path = save_file(tensors, config)
+    weights = open_weights(path if opened == "file" else path.parent)
     preprocessing = weights.preprocessing(weights.architecture())
     assert preprocessing.mean == preprocessing.std == (0.5, 0.5, 0.5)
     assert preprocessing.crop_fraction == 0.9
@@ -431,27 +436,23 @@ def test_the_config_beside_the_weights_is_used(form, opened, tensors, tmp_path, 
     assert logged_lines() == []
 
 
-def test_without_a_config_assumptions_are_logged_once(tensors, tmp_path, logged_lines):
-    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
-    weights = open_weights(tmp_path / "x.safetensors")
+def test_without_a_config_assumptions_are_logged_once(tensors, save_file, logged_lines):
+    weights = open_weights(save_file(tensors))
     for _ in range(2):
         assert weights.preprocessing(weights.architecture()).crop_fraction == 0.875
     (line,) = logged_lines()
     assert "ImageNet's mean and standard deviation and a centre crop of 0.875 are assumed" in line
 
 
-def test_assumptions_are_not_written(tensors, tmp_path):
-    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
-    assert convert.main([str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors")]) == 0
+def test_assumptions_are_not_written(tensors, save_file, tmp_path):
+    assert convert.main([str(save_file(tensors)), str(tmp_path / "y.safetensors")]) == 0
     assert open_weights(tmp_path / "y.safetensors").card.assumptions()
 
 
-def test_the_config_gives_the_image_size_that_the_tensors_lack(tmp_path):
+def test_the_config_gives_the_image_size_that_the_tensors_lack(save_file):
     architecture, tensors = plain_vit(image_size=(32, 48))
-    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     config = timm_config(num_classes=3, pretrained_cfg={"input_size": [3, 32, 48]})
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert open_weights(tmp_path).architecture() == architecture
+    assert open_weights(save_file(tensors, config).parent).architecture() == architecture
 
 
 @pytest.mark.parametrize(
@@ -462,10 +463,8 @@ def test_the_config_gives_the_image_size_that_the_tensors_lack(tmp_path):
         ({"pretrained_cfg": {"crop_mode": "squash"}}, "asks for the crop mode 'squash'"),
     ],
 )
-def test_unsupported_config_settings_are_logged(changes, message, tensors, tmp_path, logged_lines):
-    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(timm_config(**changes)))
-    open_weights(tmp_path).architecture()
+def test_unsupported_config_settings_are_logged(changes, message, tensors, save_file, logged_lines):
+    open_weights(save_file(tensors, timm_config(**changes)).parent).architecture()
     assert any(message in line for line in logged_lines())
 
 
@@ -484,19 +483,15 @@ def test_unsupported_config_settings_are_logged(changes, message, tensors, tmp_p
         (timm_config(pretrained_cfg={"input_size": [3, 0]}), "input_size is"),
     ],
 )
-def test_a_garbled_config_is_refused(config, message, tensors, tmp_path):
-    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
-    text = config if isinstance(config, str) else json.dumps(config)
-    (tmp_path / "config.json").write_text(text)
+def test_a_garbled_config_is_refused(config, message, tensors, save_file):
+    path = save_file(tensors, config)
     with pytest.raises(InputError, match=rf"config\.json.*{message}"):
-        open_weights(tmp_path)
+        open_weights(path.parent)
 
 
 @pytest.mark.parametrize("config", [{"model_type": "vit"}, {"model": {"name": "convit_tiny"}}, {}])
-def test_a_config_of_another_library_is_ignored(config, tensors, tmp_path):
-    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert open_weights(tmp_path).card == Card()
+def test_a_config_of_another_library_is_ignored(config, tensors, save_file):
+    assert open_weights(save_file(tensors, config).parent).card == Card()
 
 
 def test_only_the_published_preprocessing_is_recognised():
@@ -511,26 +506,25 @@ def test_only_the_published_preprocessing_is_recognised():
 
 
 # Number of heads
-def test_assumed_heads_are_logged_and_can_be_overridden(tmp_path, logged_lines):
+def test_assumed_heads_are_logged_and_can_be_overridden(save_file, logged_lines):
     architecture, tensors = plain_vit(num_heads=4, head_dim=48)
-    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
-    weights = open_weights(tmp_path / "x.safetensors")
+    path = save_file(tensors)
+    weights = open_weights(path)
     assert weights.architecture().num_heads == 3
     (line,) = logged_lines()
     assert "3 heads of 64 channels are assumed" in line
     assert "--override num_heads=" in line
-    overridden = open_weights(tmp_path / "x.safetensors")
-    assert overridden.architecture(num_heads=4) == architecture
+    assert open_weights(path).architecture(num_heads=4) == architecture
     assert logged_lines() == []
 
 
 @torch_only
-def test_convert_reports_what_a_pth_cannot_store(tmp_path, capsys):
+def test_convert_reports_what_a_pth_cannot_store(save_file, tmp_path, capsys):
     _, tensors = plain_vit(num_heads=4, head_dim=48)
-    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
+    path = save_file(tensors)
     arguments = ["--override", "num_heads=4", "--json"]
     for name, left_behind in (("y.safetensors", []), ("y.pth", ["num_heads=4"])):
-        convert.main([str(tmp_path / "x.safetensors"), str(tmp_path / name), *arguments])
+        convert.main([str(path), str(tmp_path / name), *arguments])
         assert json.loads(capsys.readouterr().out)["left_behind"] == left_behind
     assert open_weights(tmp_path / "y.safetensors").architecture().num_heads == 4
 
@@ -551,22 +545,21 @@ UNUSUAL_SHAPES = {
 
 
 @pytest.mark.parametrize("name", UNUSUAL_SHAPES, ids=lambda name: name[:30])
-def test_unusual_shapes_are_refused(name, tensors, tmp_path):
+def test_unusual_shapes_are_refused(name, tensors, save_file):
     shape, message = UNUSUAL_SHAPES[name]
     tensors.pop(name, None)
     if shape is not None:
         tensors[name] = np.zeros(shape, np.float32)
-    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match=rf"x\.safetensors: .*{message}"):
-        open_weights(tmp_path / "x.safetensors").model()
+    path = save_file(tensors)
+    with pytest.raises(InputError, match=rf"model\.safetensors: .*{message}"):
+        open_weights(path).model()
 
 
-def test_too_many_blocks_are_refused(tensors, tmp_path):
+def test_too_many_blocks_are_refused(tensors, save_file):
     one = np.zeros(32, np.float32)
     tensors |= {f"blocks.{i}.norm1.weight": one for i in range(3000)}
-    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="there are 3,000 blocks"):
-        open_weights(tmp_path / "x.safetensors").model()
+        open_weights(save_file(tensors)).model()
 
 
 @pytest.mark.parametrize("heads", [0, -1, 5, "4"])
@@ -601,30 +594,27 @@ def test_an_invalid_number_of_heads_is_refused(heads, four):
         ("colour", "blue"),
     ],
 )
-def test_an_invalid_card_is_refused_with_file_and_field(field, value, tensors, tmp_path):
+def test_an_invalid_card_is_refused_with_file_and_field(field, value, tensors, save_file):
     card = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_fraction": 0.9} | {field: value}
-    metadata = {"convit_jax": json.dumps(card)}
-    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors", metadata=metadata)
+    path = save_file(tensors, card=json.dumps(card))
     with pytest.raises(InputError) as error:
-        open_weights(tmp_path / "x.safetensors").model()
+        open_weights(path).model()
     message = {"architecture": "architecture|num_heads|depth|width"}.get(field, field)
-    assert re.search(rf"x\.safetensors: .*({message})", str(error.value))
+    assert re.search(rf"model\.safetensors: .*({message})", str(error.value))
 
 
 @pytest.mark.parametrize("image_size", [[16, 2**33], [2**33, 2**33]])
-def test_a_card_of_a_model_larger_than_any_memory_is_refused(image_size, four, tensors, tmp_path):
+def test_a_card_of_a_model_larger_than_any_memory_is_refused(image_size, four, tensors, save_file):
     architecture = dataclasses.asdict(four.model().architecture) | {"image_size": image_size}
-    metadata = {"convit_jax": json.dumps({"architecture": architecture})}
-    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors", metadata=metadata)
-    with pytest.raises(InputError, match=r"x\.safetensors: "):
-        open_weights(tmp_path / "x.safetensors").model()
+    path = save_file(tensors, card=json.dumps({"architecture": architecture}))
+    with pytest.raises(InputError, match=r"model\.safetensors: "):
+        open_weights(path).model()
 
 
 @pytest.mark.parametrize("card", ["5", "[]", "null", '"x"', "", "[" * 10_000])
-def test_a_card_of_another_json_type_is_refused(card, tensors, tmp_path):
-    path = tmp_path / "x.safetensors"
-    safetensors.numpy.save_file(tensors, path, metadata={"convit_jax": card})
-    with pytest.raises(InputError, match=r"x\.safetensors: its card cannot be read"):
+def test_a_card_of_another_json_type_is_refused(card, tensors, save_file):
+    path = save_file(tensors, card=card)
+    with pytest.raises(InputError, match=r"model\.safetensors: its card cannot be read"):
         open_weights(path)
 
 
@@ -719,14 +709,14 @@ def test_a_written_pth_is_reproducible(four, tmp_path):
 
 # Machine errors
 @pytest.mark.parametrize("errno_value", [13, 24, 12, 5])
-def test_machine_errors_are_not_reported_as_damage(errno_value, tensors, tmp_path, monkeypatch):
+def test_machine_errors_are_not_reported_as_damage(errno_value, tensors, save_file, monkeypatch):
     import os
 
-    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
+    path = save_file(tensors)
 
     def fail(self):
         raise OSError(errno_value, os.strerror(errno_value))
 
     monkeypatch.setattr("etils.epath.gpath._GPath.read_bytes", fail)
-    with pytest.raises(MachineError, match=r"x\.safetensors: "):
-        open_weights(tmp_path / "x.safetensors")
+    with pytest.raises(MachineError, match=r"model\.safetensors: "):
+        open_weights(path)

@@ -1,18 +1,11 @@
 """Builders of small unusual weights files."""
 
-import importlib.util
 import io
 import json
 import pickle
+import shutil
 import struct
 import zipfile
-
-import pytest
-
-torch_only = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch is not installed: .pth files are an optional extra",
-)
 
 # The types of safetensors that these tests write, and their bytes per element.
 ITEM_SIZES = {"F32": 4, "BF16": 2, "F64": 8, "I64": 8, "C64": 8, "F8_E4M3": 1}
@@ -63,6 +56,16 @@ def pickled_tensor(numel, size, stride, offset=0):
         + number(stride)
         + b"\x89ccollections\nOrderedDict\n)RtRs."
     )
+
+
+def put_into_hub_cache(cache, repository, file):
+    """Copy a weights file into the cache of a repository of the Hub, and return its path there."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = root / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("0123")
+    return shutil.copy(file, snapshot / "model.safetensors")
 
 
 def timm_config(**changes):

@@ -15,6 +15,7 @@ from convit_jax import kernels, models
 from convit_jax.errors import InputError
 from convit_jax.kernels import choice, cudnn
 from convit_jax.models.vit import attention_layer
+from tests.helpers import assert_trees_close
 from tests.kernels.test_attention import expected_output, make_inputs
 
 HOPPER, AMPERE, VOLTA = (9, 0), (8, 0), (7, 0)
@@ -89,8 +90,7 @@ def test_all_five_gradients_match_the_definition(tokens, cudnn_by_definition):
             jax.grad(functools.partial(total, form), range(5))(*inputs)
             for form in (cudnn.cudnn_attention, definition)
         )
-    for actual, reference in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(actual, reference, atol=1e-5)
+    assert_trees_close(gradients, expected, atol=1e-5)
     # JAX has no gradient of an odd number of tokens.
     assert cudnn_by_definition == [tokens + tokens % 2]
 

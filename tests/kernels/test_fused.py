@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from convit_jax import kernels
 from convit_jax.kernels import blocks as blocks_module
 from convit_jax.kernels.fused import Target, fused_attention
+from tests.helpers import assert_trees_close
 
 AMPLE_VMEM, MIB = 2**27, 2**20
 
@@ -120,9 +121,7 @@ def test_plain_attention_equals_a_gate_of_zero():
     inputs, d_out = make_inputs(2, 9, 2, 8)
     inputs = (*inputs[:4], jnp.zeros(2))
     results = run(Target(AMPLE_VMEM, interpret=True), inputs, d_out, gated=False)
-    reference = expected(inputs, d_out)
-    for a, b in zip(results[:4], reference[:4], strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert_trees_close(results[:4], expected(inputs, d_out)[:4], atol=2e-5)
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -139,8 +138,7 @@ def test_heads_in_groups_and_queries_in_tiles(gated, monkeypatch):
         assert_matches_definition(results, inputs, d_out)
     else:
         reference = expected((*inputs[:4], jnp.zeros(2)), d_out)
-        for a, b in zip(results[:4], reference[:4], strict=True):
-            np.testing.assert_allclose(a, b, atol=2e-5)
+        assert_trees_close(results[:4], reference[:4], atol=2e-5)
 
 
 def test_bfloat16():

@@ -1,12 +1,9 @@
 """The fused kernel on a mesh of simulated devices, and compiled ahead of time for TPUs."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 
-import pytest
+from tests.helpers import compiler_only
+from tests.processes import simulated_devices
 
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
@@ -38,9 +35,9 @@ for gated in (True, False):
 """
 
 
-def test_sharding_over_eight_devices_changes_nothing(repository):
-    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    subprocess.run([sys.executable, "-c", SHARDED], cwd=repository, env=environment, check=True)
+def test_sharding_over_eight_devices_changes_nothing(run_python):
+    result = run_python("-c", SHARDED, **simulated_devices(8))
+    assert result.returncode == 0, result.stderr
 
 
 COMPILED = """
@@ -101,17 +98,11 @@ print(json.dumps(report))
 """
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
-)
-def test_it_compiles_for_every_tpu_without_copies_around_it(repository):
+@compiler_only
+def test_it_compiles_for_every_tpu_without_copies_around_it(run_python):
     """A GPSA layer of ConViT-Ti and its gradient, on four chips."""
     names = ["v4-8", "v5e-4", "v5p-8", "v6e-4"]
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
-    result = subprocess.run(
-        [sys.executable, "-c", COMPILED, *names],
-        cwd=repository, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    result = run_python("-c", COMPILED, *names, JAX_DISABLE_MOST_OPTIMIZATIONS=None)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
     assert report.keys() == set(names)

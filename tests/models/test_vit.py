@@ -9,6 +9,7 @@ from flax import nnx
 import convit_jax
 from convit_jax.errors import InputError
 from convit_jax.models import layers
+from tests.helpers import assert_trees_close
 
 SMALL = {"head_dim": 8, "depth": 4, "gpsa_layers": 3, "patch_size": 4, "num_classes": 5}
 
@@ -72,8 +73,7 @@ def test_patches_are_embedded_alike_by_a_product_and_a_convolution(dtype):
     for form in layers.PATCH_FORMS:
         assert tokens[form].dtype == dtype
         np.testing.assert_allclose(tokens[form], expected, rtol=tolerance, atol=tolerance)
-        for ours, reference in zip(gradients[form], gradients["product"], strict=True):
-            np.testing.assert_allclose(ours, reference, rtol=tolerance, atol=tolerance)
+        assert_trees_close(gradients[form], gradients["product"], rtol=tolerance, atol=tolerance)
 
 
 def test_the_form_of_the_patch_embedding_follows_the_platform():
@@ -171,10 +171,7 @@ def test_recomputation_does_not_change_the_gradient():
         loss = jax.grad(lambda s: jnp.sum(nnx.merge(graph, s)(images, key=key) ** 2))
         return jax.jit(loss)(state)
 
-    for plain, recomputed in zip(
-        jax.tree.leaves(gradient(False)), jax.tree.leaves(gradient(True)), strict=True
-    ):
-        np.testing.assert_allclose(plain, recomputed, rtol=1e-5, atol=1e-6)
+    assert_trees_close(gradient(True), gradient(False), rtol=1e-5, atol=1e-6)
 
 
 # Largest difference of an untrained model's logits between bfloat16 (8 bits of mantissa) and

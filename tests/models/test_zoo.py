@@ -10,6 +10,7 @@ from flax import nnx
 import convit_jax
 from convit_jax.errors import InputError
 from convit_jax.models import Architecture, architecture, build, forward_flops
+from tests.helpers import abstract_parameters
 
 # ConViT: the paper's Table 1 and the released models. DeiT: its definition (Touvron et al. 2021).
 PARAMETERS = {
@@ -57,11 +58,6 @@ def test_flops_are_those_of_the_matrix_products(name):
     flops = forward_flops(architecture(name))
     assert products < flops < 1.04 * products
     assert forward_flops(architecture(name, dtype="bfloat16", remat=True)) == flops
-
-
-def abstract_parameters(name, **overrides):
-    model = nnx.eval_shape(lambda: convit_jax.create_model(name, **overrides))
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def test_list_models_lists_the_twelve_models():

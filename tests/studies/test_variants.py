@@ -1,7 +1,6 @@
 """Each row of the paper's Table 3 changes what is trained, and nothing else."""
 
 import dataclasses
-import importlib.util
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from convit_jax.models.gpsa import convolutional_positions
 from convit_jax.studies.variants import TABLE_3, Variant, apply_variant, grid_variant, row_variant
 from convit_jax.training import make_experiment
 from convit_jax.training.optimizer import match_parameters, parameter_names
+from tests.helpers import load_module
 
 
 @pytest.fixture
@@ -86,10 +86,7 @@ def test_row_e_is_the_deit_twin(twins):
 
 @pytest.mark.parametrize("row", TABLE_3)
 def test_rows_agree_with_the_imagenet_configs(row, repository):
-    path = repository / "configs" / "convit_s_plus.py"
-    spec = importlib.util.spec_from_file_location("convit_s_plus", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_module(repository / "configs" / "convit_s_plus.py")
     ours = apply_variant(resolve(module.get_config()), Variant(row))
     theirs = resolve(module.get_config(f"ablation={row}"))
     expected = architecture(theirs, 1000)

@@ -1,7 +1,5 @@
 """Gates and non-locality during training."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -10,17 +8,14 @@ from convit_jax import data
 from convit_jax.analysis import locality
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.training import loop
-
-
-def metrics_lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+from tests.helpers import read_metrics
 
 
 def test_gates_and_nonlocality_are_logged_at_the_start_and_every_evaluation(
     make_config, tmp_path, capsys
 ):
     loop.train(make_config(attention_images=50), str(tmp_path / "run"))
-    lines = [line for line in metrics_lines(tmp_path / "run") if "nonlocality/layer_01" in line]
+    lines = [line for line in read_metrics(tmp_path / "run") if "nonlocality/layer_01" in line]
     assert [line["step"] for line in lines] == [0, 6, 12]
     last = lines[-1]
 
@@ -43,9 +38,9 @@ def test_gates_and_nonlocality_are_logged_at_the_start_and_every_evaluation(
 
 def test_it_can_be_disabled_and_models_without_gates_log_nonlocality_alone(make_config, tmp_path):
     loop.train(make_config(train_for="2 steps"), str(tmp_path / "none"))
-    assert not any("attention/nonlocality" in line for line in metrics_lines(tmp_path / "none"))
+    assert not any("attention/nonlocality" in line for line in read_metrics(tmp_path / "none"))
     plain = make_config(train_for="2 steps", attention_images=3, model__gpsa_layers=0)
     loop.train(plain, str(tmp_path / "plain"))
-    names = {name for line in metrics_lines(tmp_path / "plain") for name in line}
+    names = {name for line in read_metrics(tmp_path / "plain") for name in line}
     assert {"nonlocality/layer_01", "nonlocality/layer_02"} < names
     assert not any(name.startswith(("gate/", "attention/gate")) for name in names)

@@ -3,15 +3,11 @@ import dataclasses
 import errno
 import json
 import logging
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -23,6 +19,7 @@ from convit_jax.training import integrity, make_experiment
 from convit_jax.training.restoration import restore_newest
 from convit_jax.training.resumption import DataRecord, check_same_run
 from convit_jax.weights import Card
+from tests.processes import simulated_devices
 
 
 @pytest.fixture
@@ -104,55 +101,36 @@ def truncate_arrays(checkpoint, other):
             file.truncate(path.stat().st_size // 2)
 
 
+def metadata_of(checkpoint):
+    return checkpoint / "state" / "_METADATA"
+
+
 def data_files(checkpoint):
     paths = (checkpoint / "state" / "ocdbt.process_0" / "d").iterdir()
     return sorted(paths, key=lambda path: -path.stat().st_size)
 
 
-def empty_a_file(checkpoint, other):
-    data_files(checkpoint)[0].write_bytes(b"")
-
-
-def remove_a_file(checkpoint, other):
-    data_files(checkpoint)[0].unlink()
-
-
-def exchange_a_file(checkpoint, other):
-    data_files(checkpoint)[0].write_bytes(data_files(other)[0].read_bytes())
-
-
-def garble_metadata(checkpoint, other):
-    (checkpoint / "state" / "_METADATA").write_text("{")
-
-
-def remove_metadata(checkpoint, other):
-    (checkpoint / "state" / "_METADATA").unlink()
-
-
-def garble_metrics(checkpoint, other):
-    (checkpoint / "metrics" / "metrics").write_text("")
-
-
-def write_nan_metrics(checkpoint, other):
-    (checkpoint / "metrics" / "metrics").write_text('{"accuracy": NaN}')
-
-
-def remove_state(checkpoint, other):
-    shutil.rmtree(checkpoint / "state")
-
-
 def exchange_the_state(checkpoint, other):
-    remove_state(checkpoint, other)
+    shutil.rmtree(checkpoint / "state")
     shutil.copytree(other / "state", checkpoint / "state")
 
 
-DAMAGES = [
-    truncate_arrays, empty_a_file, remove_a_file, exchange_a_file, garble_metadata,
-    remove_metadata, remove_state, exchange_the_state,
-]  # fmt: skip
+# Functions of the damaged checkpoint and of another one.
+DAMAGES = {
+    "truncated arrays": truncate_arrays,
+    "an empty file": lambda checkpoint, other: data_files(checkpoint)[0].write_bytes(b""),
+    "no file": lambda checkpoint, other: data_files(checkpoint)[0].unlink(),
+    "another file": lambda checkpoint, other: shutil.copyfile(
+        data_files(other)[0], data_files(checkpoint)[0]
+    ),
+    "garbled metadata": lambda checkpoint, other: metadata_of(checkpoint).write_text("{"),
+    "no metadata": lambda checkpoint, other: metadata_of(checkpoint).unlink(),
+    "no state": lambda checkpoint, other: shutil.rmtree(checkpoint / "state"),
+    "another state": exchange_the_state,
+}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_is_set_aside_for_the_previous_one(
     damage, store, state_at, make_config, tmp_path, caplog
 ):
@@ -170,13 +148,13 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_previous_one(
     assert reopened.all_steps() == [4, 8]
 
 
-@pytest.mark.parametrize("damage", [garble_metrics, write_nan_metrics])
+@pytest.mark.parametrize("metrics", ["", '{"accuracy": NaN}'])
 def test_if_only_the_metrics_are_damaged_the_state_is_restored(
-    damage, store, state_at, tmp_path, caplog
+    metrics, store, state_at, tmp_path, caplog
 ):
     """Orbax would refuse all checkpoints. This one counts as not evaluated, and never as best."""
     store({4: 0.3, 8: 0.5}).close()
-    damage(tmp_path / "checkpoints" / "8", None)
+    (tmp_path / "checkpoints" / "8" / "metrics" / "metrics").write_text(metrics)
     reopened = store()
     assert "the metrics of the checkpoint of step 8 are damaged" in caplog.text
     assert int(restore(reopened, state_at).step) == 8
@@ -265,7 +243,7 @@ def test_any_flipped_bit_is_noticed(store, state_at, tmp_path):
         assert integrity.changed_arrays(changed, saved_checksums) == list(saved_checksums)
 
 
-def test_checksums_do_not_depend_on_the_devices(repository):
+def test_checksums_do_not_depend_on_the_devices(run_python):
     program = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
@@ -278,10 +256,8 @@ sums = [checksums(tree(NamedSharding(mesh, spec))) for spec in (P(), P("data"))]
 assert len(jax.devices()) == 4 and sums[0] == sums[1], sums
 assert checksums({"a": x[::-1], "b": x}) != checksums({"a": x, "b": x})
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run(
-        [sys.executable, "-c", program], check=True, cwd=repository, env=environment, timeout=120
-    )
+    result = run_python("-c", program, timeout=120, **simulated_devices(4))
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_checkpoint_of_an_earlier_version_has_no_checksums(store, state_at, tmp_path):
@@ -303,28 +279,19 @@ def test_a_checkpoint_of_an_earlier_version_has_no_checksums(store, state_at, tm
     ids=range(6),
 )
 def test_errors_other_than_damage_rename_nothing(
-    fault, raised, message, store, state_at, tmp_path, monkeypatch
+    fault, raised, message, store, state_at, restoring_raises, tmp_path
 ):
     """Whatever restoring raises, the files exist and can be read."""
     store({4: 0.3, 8: 0.5}).close()
-    reopened = store()
-    read = ocp.StandardCheckpointHandler.restore
-
-    def refuse(handler, directory, args):
-        """Fail to restore onto the run's devices, but not into this process's memory."""
-        if isinstance(jax.tree.leaves(args.item)[0].sharding, jax.sharding.NamedSharding):
-            raise fault
-        return read(handler, directory, args=args)
-
-    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", refuse)
+    restoring_raises(fault)
     with pytest.raises(raised, match=message):
-        restore(reopened, state_at)
+        restore(store(), state_at)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
 
 
 def test_a_read_error_of_the_machine_is_not_damage(store, state_at, tmp_path, monkeypatch):
     store({4: 0.3, 8: 0.5}).close()
-    remove_metadata(tmp_path / "checkpoints" / "8", None)
+    metadata_of(tmp_path / "checkpoints" / "8").unlink()
     opened = type(epath.Path(tmp_path)).open
 
     def refuse(path, *arguments, **options):

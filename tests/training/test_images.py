@@ -1,8 +1,6 @@
 """A run on real JPEGs with the full ImageNet recipe."""
 
 import dataclasses
-import json
-import logging
 import shutil
 
 import numpy as np
@@ -13,6 +11,7 @@ from sklearn.datasets import load_sample_image
 from convit_jax.config import resolve
 from convit_jax.errors import InputError, RunError
 from convit_jax.training import loop
+from tests.helpers import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +29,6 @@ def photographs(tmp_path_factory):
             Image.fromarray(part).save(directory / f"{number:02d}.jpg")
     (root / "train" / "china" / "03.jpg").write_bytes(b"not an image")
     return root
-
-
-@pytest.fixture(autouse=True)
-def package_log(caplog):
-    """Capture the package's log, which a run does not propagate to the root logger."""
-    logger = logging.getLogger("convit_jax")
-    logger.addHandler(caplog.handler)
-    yield
-    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture
@@ -68,11 +58,11 @@ def recipe(photographs):
 
 
 def losses(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(workdir)
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
-def test_the_full_recipe_trains_evaluates_and_resumes(recipe, tmp_path, caplog):
+def test_the_full_recipe_trains_evaluates_and_resumes(recipe, tmp_path, package_log):
     outcome = loop.train(recipe(), str(tmp_path / "full"))
     assert outcome.step == 4
     assert outcome.evaluation["examples"] == 10
@@ -82,16 +72,16 @@ def test_the_full_recipe_trains_evaluates_and_resumes(recipe, tmp_path, caplog):
     shutil.copytree(tmp_path / "full", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "4")
     loop.train(recipe(), str(tmp_path / "cut"))
-    assert "resuming after step 2" in caplog.text
+    assert "resuming after step 2" in package_log.text
     assert losses(tmp_path / "cut") == losses(tmp_path / "full")
 
 
-def test_a_subset_of_the_data_is_logged_by_class(recipe, tmp_path, caplog):
+def test_a_subset_of_the_data_is_logged_by_class(recipe, tmp_path, package_log):
     config = recipe(**{"data.fraction": 0.5, "keep_budget": True, "train_for": "2 epochs"})
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_broken=0.1))
     outcome = loop.train(config, str(tmp_path))
-    assert "20 examples, 10 of each of 2 classes" in caplog.text
-    assert "03.jpg: not an image of a known format (1 of at most 2)" in caplog.text
+    assert "20 examples, 10 of each of 2 classes" in package_log.text
+    assert "03.jpg: not an image of a known format (1 of at most 2)" in package_log.text
     assert outcome.step == 2 * 2 / 0.5
 
 

@@ -1,11 +1,9 @@
 """The training loop in this process; `test_resume.py` kills real processes."""
 
 import json
-import logging
 import os
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -13,10 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from convit_jax.errors import InputError, RunError
 from convit_jax.training import loop, signals
-
-
-def metrics_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+from tests.helpers import read_metrics
+from tests.processes import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +21,14 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture
-def finished(workdir, make_config, caplog):
+def finished(workdir, make_config, package_log):
     """The workdir and log of a short run, trained once for the module."""
     log = workdir / "log.txt"
     if not log.exists():
-        outcome = train_with_log(make_config(), workdir, caplog)
+        outcome = loop.train(make_config(), str(workdir))
         assert (outcome.step, outcome.stopped_by) == (12, None)
-        log.write_text(caplog.text)
+        log.write_text(package_log.text)
     return workdir, log.read_text()
-
-
-def train_with_log(config, workdir, caplog):
-    logger = logging.getLogger("convit_jax")
-    logger.addHandler(caplog.handler)
-    try:
-        return loop.train(config, str(workdir))
-    finally:
-        logger.removeHandler(caplog.handler)
 
 
 def test_the_files_in_a_workdir(finished):
@@ -55,7 +42,7 @@ def test_the_files_in_a_workdir(finished):
 
 
 def test_metrics_are_one_object_per_line(finished):
-    lines = metrics_of(finished[0])
+    lines = read_metrics(finished[0])
     training_lines = [line for line in lines if "train/loss" in line]
     assert {line["step"] for line in training_lines} >= {3, 6, 9, 12}
     for line in training_lines:
@@ -83,13 +70,13 @@ def test_a_run_logs_what_it_does_and_where_its_results_are(finished):
         assert text in log
 
 
-def test_a_finished_run_is_not_trained_again(finished, make_config, caplog):
+def test_a_finished_run_is_not_trained_again(finished, make_config, package_log):
     workdir, _ = finished
-    before = metrics_of(workdir)
-    outcome = train_with_log(make_config(), workdir, caplog)
+    before = read_metrics(workdir)
+    outcome = loop.train(make_config(), str(workdir))
     assert outcome.step == 12
-    assert "resuming after step 12" in caplog.text
-    assert metrics_of(workdir) == before
+    assert "resuming after step 12" in package_log.text
+    assert read_metrics(workdir) == before
 
 
 def test_another_model_in_the_same_workdir_is_refused(finished, make_config):
@@ -131,29 +118,27 @@ def test_non_finite_losses_end_the_run_and_keep_the_last_good_checkpoint(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_first(number, make_config, tmp_path, caplog):
+def test_a_signal_saves_first(number, make_config, tmp_path, package_log):
     def send_after_first_checkpoint():
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "checkpoints" / "4").exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_until((tmp_path / "checkpoints" / "4").exists)
         os.kill(os.getpid(), number)
 
     config = make_config(train_for="100000 steps", eval_every="100000 steps")
     before = [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
     sender = threading.Thread(target=send_after_first_checkpoint)
     sender.start()
-    outcome = train_with_log(config, tmp_path, caplog)
+    outcome = loop.train(config, str(tmp_path))
     sender.join()
     assert outcome.stopped_by == number
     assert 4 <= outcome.step < 100_000
     assert (tmp_path / "checkpoints" / str(outcome.step)).is_dir()
-    assert f"stopped by {number.name} after step {outcome.step}" in caplog.text
+    assert f"stopped by {number.name} after step {outcome.step}" in package_log.text
     # The previous handlers are restored, whatever they were: a background job ignores Ctrl-C.
     assert [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)] == before
 
 
 def test_an_evaluation_due_at_the_stop_runs_when_the_run_resumes(
-    make_config, tmp_path, caplog, monkeypatch
+    make_config, tmp_path, monkeypatch
 ):
     config = make_config(train_for="12 steps", eval_every="6 steps", attention_images=20)
     uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
@@ -168,14 +153,14 @@ def test_an_evaluation_due_at_the_stop_runs_when_the_run_resumes(
         outcome = loop.train(config, str(stopped))
     assert (outcome.step, outcome.stopped_by) == (6, signal.SIGTERM)
     assert outcome.evaluation is None
-    assert not [line for line in metrics_of(stopped) if "eval/accuracy" in line]
+    assert not [line for line in read_metrics(stopped) if "eval/accuracy" in line]
     loop.train(config, str(stopped))
 
     def evaluations(workdir):
         """Return the metrics of evaluations, without timings."""
         lines = [
             {k: v for k, v in line.items() if k.startswith(("eval/", "gate/", "step"))}
-            for line in metrics_of(workdir)
+            for line in read_metrics(workdir)
         ]
         return sorted((line for line in lines if len(line) > 1), key=str)
 
@@ -205,7 +190,7 @@ def test_a_restarted_run_has_one_value_per_step(make_config, tmp_path, monkeypat
             with pytest.raises(Killed):
                 loop.train(config, str(tmp_path))
     loop.train(config, str(tmp_path))
-    lines = [(line["step"], tuple(line)) for line in metrics_of(tmp_path)]
+    lines = [(line["step"], tuple(line)) for line in read_metrics(tmp_path)]
     assert len(lines) == len(set(lines))
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})  # all events
     events.Reload()

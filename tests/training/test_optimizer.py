@@ -1,13 +1,9 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
-from convit_jax import create_model
 from convit_jax.config import NO_DECAY, resolve
 from convit_jax.errors import InputError
 from convit_jax.training.optimizer import (
@@ -17,12 +13,7 @@ from convit_jax.training.optimizer import (
     match_parameters,
     parameter_names,
 )
-
-
-@functools.cache
-def abstract_parameters(name, **overrides):
-    model = nnx.eval_shape(lambda: create_model(name, **overrides))
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+from tests.helpers import abstract_parameters
 
 
 def test_a_convit_decays_70_tensors_of_180():

@@ -1,4 +1,3 @@
-import json
 import math
 import pathlib
 
@@ -15,17 +14,14 @@ from convit_jax.training.clock import Clock
 from convit_jax.training.reporting import ConsoleWriter, FileWriter, ResumePoint
 from convit_jax.training.window import MetricsWindow, NotFiniteError
 from convit_jax.training.workdir import open_workdir
-
-
-def metrics_lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+from tests.helpers import read_metrics
 
 
 def test_lines_hold_step_epoch_and_scalars(tmp_path):
     writer = FileWriter(epath.Path(tmp_path), steps_per_epoch=4, resume_point=ResumePoint(0))
     writer.write_scalars(2, {"train/loss": 1.5, "train/odd": math.nan})
     writer.write_scalars(4, {"eval/loss": 1.0})
-    assert metrics_lines(tmp_path) == [
+    assert read_metrics(tmp_path) == [
         {"step": 2, "epoch": 0.5, "train/loss": 1.5, "train/odd": None},
         {"step": 4, "epoch": 1.0, "eval/loss": 1.0},
     ]
@@ -35,7 +31,7 @@ def test_a_resumed_file_continues_after_the_step_of_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n{"step": 6, "a": 3}\n{"step": 8')
     FileWriter(epath.Path(tmp_path), 4, ResumePoint(4)).write_scalars(6, {"a": 3.5})
-    assert [(line["step"], line["a"]) for line in metrics_lines(tmp_path)] == [
+    assert [(line["step"], line["a"]) for line in read_metrics(tmp_path)] == [
         (2, 1),
         (4, 2),
         (6, 3.5),
@@ -56,7 +52,7 @@ def test_a_repeated_evaluation_is_reported_once(evaluation_missing, tmp_path):
         second.write_scalars(4, {"eval/loss": 1.0})
         second.write_scalars(4, {"gate/l/h": 1.0})
         second.flush()
-    in_lines = [(line["step"], name) for line in metrics_lines(tmp_path) for name in list(line)[2:]]
+    in_lines = [(line["step"], name) for line in read_metrics(tmp_path) for name in list(line)[2:]]
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
     events.Reload()
     in_events = [
@@ -150,7 +146,7 @@ def test_lines_for_a_bucket_are_buffered_and_written_together(writer, bucket, ev
     assert events == []
     writer.flush()
     assert bucket.writes == 1
-    assert [line["step"] for line in metrics_lines(tmp_path)] == list(range(1, 101))
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 101))
     assert len(events) == 100
     writer.flush()
     assert bucket.writes == 1

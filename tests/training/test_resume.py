@@ -1,6 +1,5 @@
 """Runs in real processes that are killed and resumed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+from tests.helpers import read_metrics
+from tests.processes import wait_until
 
 STEPS = 240
 OVERRIDES = {
@@ -45,14 +47,13 @@ def finish(process):
 
 def wait_for_checkpoint(process, workdir, beyond):
     """Wait until a checkpoint of more than `beyond` steps is being written or complete."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+
+    def is_saved():
         assert process.poll() is None, process.stderr.read()
         names = [path.name.partition(".")[0] for path in workdir.glob("checkpoints/*")]
-        if any(name.isdigit() and int(name) > beyond for name in names):
-            return
-        time.sleep(0.002)
-    raise AssertionError("no checkpoint in two minutes")
+        return any(name.isdigit() and int(name) > beyond for name in names)
+
+    assert wait_until(is_saved, seconds=120), "no checkpoint in two minutes"
 
 
 def last_state(workdir):
@@ -61,7 +62,7 @@ def last_state(workdir):
 
 
 def losses(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(workdir)
     return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
 
 

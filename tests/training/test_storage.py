@@ -1,7 +1,6 @@
 """Runs with failing storage: full, read-only, unmounted, or on a machine whose clock jumps."""
 
 import contextlib
-import json
 import os
 import random
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 from convit_jax.errors import InputError, RunError
 from convit_jax.training import loop, signals
 from convit_jax.weights import open_weights
+from tests.helpers import read_metrics
 
 SIZE = 4 << 20  # bytes
 
@@ -60,10 +60,6 @@ def wait_for(checkpoint):
     """Wait until a checkpoint, which is written in the background, is complete."""
     while not checkpoint.is_dir():
         time.sleep(0.01)
-
-
-def metrics_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def final_arrays(workdir):
@@ -151,7 +147,9 @@ def test_a_clock_jump_changes_nothing(jump, config, tmp_path, at_step, clock, un
     at_step(5, change)
     loop.train(config, str(workdir))
     assert_same(final_arrays(workdir), undisturbed)
-    assert [line["step"] for line in metrics_of(workdir) if "train/loss" in line] == [*range(1, 13)]
+    assert [line["step"] for line in read_metrics(workdir) if "train/loss" in line] == [
+        *range(1, 13)
+    ]
 
 
 def test_a_clock_jump_while_saving_loses_nothing(config, tmp_path, monkeypatch, undisturbed):

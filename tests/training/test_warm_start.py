@@ -16,15 +16,11 @@ from convit_jax.training import make_experiment
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.training.warm_start import warm_start
 from convit_jax.weights import Card, Weights, open_weights, to_torch
-from convit_jax.weights.torch_names import parameter_shapes
+from tests.helpers import random_parameters
 
 
 def random_weights(architecture, class_names=None):
-    rng = np.random.default_rng(1)
-    params = {
-        name: rng.normal(size=shape).astype(np.float32)
-        for name, shape in parameter_shapes(architecture).items()
-    }
+    params = random_parameters(architecture, seed=1)
     card = Card(architecture, class_names)
     return params, Weights("these weights", to_torch(params, architecture), card)
 

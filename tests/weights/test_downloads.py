@@ -3,13 +3,13 @@
 import functools
 import http.server
 import pathlib
-import shutil
 
 import pytest
 
 from convit_jax.errors import InputError
 from convit_jax.weights import open_weights
 from convit_jax.weights.downloads import fetch
+from tests.field.weight_files import put_into_hub_cache
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -74,16 +74,7 @@ def hub(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-    def put(repository, file):
-        root = tmp_path / f"models--{repository.replace('/', '--')}"
-        snapshot = root / "snapshots" / "0123"
-        snapshot.mkdir(parents=True)
-        (root / "refs").mkdir()
-        (root / "refs" / "main").write_text("0123")
-        shutil.copy(file, snapshot / "model.safetensors")
-
-    return put
+    return functools.partial(put_into_hub_cache, tmp_path)
 
 
 def test_a_hub_model_is_loaded_from_the_cache_without_a_network(hub, reference_data, assert_agrees):

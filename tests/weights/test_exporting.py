@@ -1,8 +1,6 @@
 """The exported program, which runs without this package."""
 
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -46,7 +44,9 @@ def test_it_is_lowered_for_every_platform(artefact):
     assert str(exported.in_avals[0].shape) == "(batch, height, width, 3)"
 
 
-def test_the_documented_example_runs_without_this_package(artefact, repository, tmp_path):
+def test_the_documented_example_runs_without_this_package(
+    artefact, repository, run_python, tmp_path
+):
     """Run the example of the documentation in a directory without this package."""
     text = (repository / "docs" / "weights.md").read_text()
     (example,) = re.findall(r"```python\n(# Runs without convit_jax.*?)```", text, re.DOTALL)
@@ -54,9 +54,6 @@ def test_the_documented_example_runs_without_this_package(artefact, repository, 
     (tmp_path / "convit_tiny.stablehlo").write_bytes(artefact[0])
     Image.fromarray(load_sample_image("china.jpg")).save(tmp_path / "photograph.jpg")
     program = f"{example}\nimport sys\nassert 'convit_jax' not in sys.modules"
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", program],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    result = run_python("-I", "-c", program, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 5

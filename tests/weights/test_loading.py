@@ -11,17 +11,15 @@ import convit_jax
 from convit_jax import models
 from convit_jax.errors import InputError
 from convit_jax.weights import model_keys, nearest_model, read_tensors, recognise, to_torch
-from tests.field.weight_files import torch_only
+from convit_jax.weights.torch_names import parameter_shapes
+from tests.helpers import torch_only
 
 
 def released_layout(name, **overrides):
     """Return an architecture and its tensors in the released layout, without computing values."""
     architecture = models.architecture(name, **overrides)
-    model = nnx.eval_shape(lambda: models.build(architecture))
-    params = {
-        ".".join(map(str, path)): np.broadcast_to(np.float32(0), variable.shape)
-        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    }
+    shapes = parameter_shapes(architecture).items()
+    params = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes}
     return architecture, to_torch(params, architecture)
 
 

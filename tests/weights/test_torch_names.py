@@ -6,6 +6,7 @@ from flax import nnx
 from convit_jax import create_model
 from convit_jax.errors import InputError
 from convit_jax.weights import load_tensors, read_tensors, to_torch, torch_names
+from tests.helpers import parameters_by_name
 
 MODELS = {
     "four_heads": {
@@ -58,10 +59,7 @@ def test_every_gpsa_attention_map_agrees_with_the_reference(loaded):
 
 def test_a_round_trip_through_our_names_is_bit_identical(loaded):
     model, tensors, _ = loaded
-    params = {
-        ".".join(map(str, path)): np.asarray(variable[...])
-        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    }
+    params = {name: np.asarray(value) for name, value in parameters_by_name(model).items()}
     converted = to_torch(params, model.architecture)
     assert set(converted) == set(tensors)
     for name, tensor in tensors.items():
@@ -108,11 +106,7 @@ def test_a_missing_file_is_reported(tmp_path):
 def test_converted_tensors_are_contiguous_arrays(loaded):
     """PyTorch and safetensors write an array's memory unchanged."""
     model, _, _ = loaded
-    params = {
-        ".".join(map(str, path)): variable[...]
-        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    }
-    for name, tensor in to_torch(params, model.architecture).items():
+    for name, tensor in to_torch(parameters_by_name(model), model.architecture).items():
         assert type(tensor) is np.ndarray, name
         assert tensor.flags.c_contiguous, name
 

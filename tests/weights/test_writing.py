@@ -7,8 +7,7 @@ import safetensors
 from convit_jax import models
 from convit_jax.errors import InputError
 from convit_jax.weights import Card, Weights, new_path, open_weights, to_torch, write_weights
-from convit_jax.weights.torch_names import parameter_shapes
-from tests.field.weight_files import torch_only
+from tests.helpers import random_parameters, torch_only
 
 # The names in the released weights: depth 12, GPSA in blocks 0 to 9.
 _GPSA = ("gating_param", "qk.weight", "v.weight", "proj.weight", "proj.bias", "pos_proj.weight",
@@ -32,12 +31,7 @@ def released_names():
 def convit_tiny():
     """Full-size weights with random values."""
     architecture = models.architecture("convit_tiny")
-    rng = np.random.default_rng(0)
-    params = {
-        name: rng.normal(size=shape).astype(np.float32)
-        for name, shape in parameter_shapes(architecture).items()
-    }
-    return Weights("convit_tiny", to_torch(params, architecture), Card())
+    return Weights("convit_tiny", to_torch(random_parameters(architecture), architecture), Card())
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".pth", marks=torch_only), ""])

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from convit_jax.data.images.decoding import BrokenImageError, decode
+from tests.field.builders import encode
 
 
 @pytest.fixture(scope="module")
@@ -12,12 +13,6 @@ def photograph():
     from sklearn.datasets import load_sample_image
 
     return Image.fromarray(load_sample_image("flower.jpg")).resize((60, 40))
-
-
-def encode(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])

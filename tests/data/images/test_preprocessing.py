@@ -12,6 +12,7 @@ from convit_jax.data.sources import imagenet
 from convit_jax.data.sources.image_paths import find_images
 from convit_jax.errors import InputError
 from convit_jax.models import Architecture
+from tests.field.builders import encode
 
 
 @pytest.fixture
@@ -52,9 +53,8 @@ def test_grey_images_and_rotated_ones(photograph, tmp_path):
     assert convit_jax.preprocess(grey, mean=(0.5,), std=(0.2,)).shape == (1, 224, 224, 1)
     exif = Image.Exif()
     exif[0x0112] = 3  # rotated by 180 degrees
-    file = io.BytesIO()
-    Image.fromarray(photograph).save(file, "PNG", exif=exif)
-    rotated = convit_jax.preprocess(Image.open(io.BytesIO(file.getvalue())))
+    file = encode(Image.fromarray(photograph), "PNG", exif=exif)
+    rotated = convit_jax.preprocess(Image.open(io.BytesIO(file)))
     assert np.array_equal(rotated, convit_jax.preprocess(photograph[::-1, ::-1].copy()))
 
 

@@ -3,18 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from convit_jax.data import align_classes, occurring_classes, open_source, restrict_to_classes
+from convit_jax.data import align_classes, occurring_classes, restrict_to_classes
 from convit_jax.errors import InputError
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A source of three classes with 3, 2 and 4 files."""
-    for class_name, count in {"n01440764": 3, "goldfish": 2, "n01491361": 4}.items():
-        (tmp_path / class_name).mkdir()
-        for i in range(count):
-            (tmp_path / class_name / f"{i}.jpg").write_bytes(f"{class_name}{i}".encode())
-    return open_source(f"folder:{tmp_path}")
+def folder(open_folder):
+    return open_folder(n01440764=3, goldfish=2, n01491361=4)
 
 
 def labels(source):

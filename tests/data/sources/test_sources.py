@@ -3,7 +3,6 @@ import os
 import pathlib
 import pickle
 import struct
-import tarfile
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from convit_jax.data import open_source
 from convit_jax.data.sources import tfrecord_index
 from convit_jax.data.sources.digits import TRAIN_IMAGES
 from convit_jax.errors import InputError
+from tests.field import builders
 
 
 def test_digits_are_those_of_scikit_learn(digits):
@@ -66,9 +66,7 @@ def test_missing_data_are_reported_in_a_sentence(name, message, digits):
 
 
 def encode(shade, image_format="JPEG"):
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 16), (shade, 2 * shade, 30)).save(buffer, image_format)
-    return buffer.getvalue()
+    return builders.encode(Image.new("RGB", (20, 16), (shade, 2 * shade, 30)), image_format)
 
 
 def make_folder(root, classes):
@@ -110,35 +108,17 @@ def test_folders_without_images_are_reported_in_a_sentence(tmp_path, classes, me
         open_source(make_folder(tmp_path, classes))
 
 
-class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Two splits of a few images; the test split has no labels."""
+FEATURES = {
+    "photo": tfds.features.Image(encoding_format="jpeg"),
+    "shape": tfds.features.ClassLabel(names=["round", "square"]),
+    "file_name": tfds.features.Text(),
+    "weight": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+}
 
-    VERSION = tfds.core.Version("1.0.0")
 
-    def _info(self):
-        features = {
-            "photo": tfds.features.Image(encoding_format="jpeg"),
-            "shape": tfds.features.ClassLabel(names=["round", "square"]),
-            "file_name": tfds.features.Text(),
-            "weight": tfds.features.Tensor(shape=(2,), dtype=np.float32),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-        del dl_manager
-        return {"train": self._generate_examples(30, 2), "test": self._generate_examples(3, None)}
-
-    def _generate_examples(self, count, num_classes):
-        for i in range(count):
-            yield (
-                i,
-                {
-                    "photo": io.BytesIO(encode(i)),
-                    "shape": i % num_classes if num_classes else -1,
-                    "file_name": f"{1000 - i}.jpg",
-                    "weight": np.ones(2, np.float32),
-                },
-            )
+def example(i):
+    return {"photo": io.BytesIO(encode(i)), "shape": i % 2, "file_name": f"{1000 - i}.jpg",
+            "weight": np.ones(2, np.float32)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +127,9 @@ def shapes(tmp_path_factory):
     names = {}
     for file_format in ("tfrecord", "array_record"):
         directory = tmp_path_factory.mktemp(file_format)
-        builder = Shapes(data_dir=directory, file_format=file_format)
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
+        builders.prepare_dataset(
+            directory, FEATURES, example, count=30, file_format=file_format, num_shards=3
+        )
         names[file_format] = f"tfds:shapes:{{}}:{directory}"
     return names
 
@@ -206,34 +187,27 @@ def test_a_damaged_tfrecord_file_is_reported_in_a_sentence(tmp_path):
         tfrecord_index.record_offsets(str(path))
 
 
-def test_a_split_without_labels_is_reported_in_a_sentence(shapes):
+def test_a_split_without_labels_is_reported_in_a_sentence(tmp_path):
+    builders.prepare_dataset(tmp_path, FEATURES, lambda i: example(i) | {"shape": -1})
     with pytest.raises(InputError, match="the first label is -1, expected 0 to 1"):
-        open_source(shapes["array_record"].format("test"))
+        open_source(f"tfds:shapes:test:{tmp_path}")
 
 
 def test_the_real_imagenet_builder(tmp_path, monkeypatch):
     """TFDS prepares `imagenet2012` from tar files laid out like the real ones, with few images."""
     manual = tmp_path / "downloads" / "manual"
-    manual.mkdir(parents=True)
     builder = tfds.builder("imagenet2012", data_dir=tmp_path)
     synsets = [builder.info.features["label"].int2str(i) for i in (0, 7, 999)]
 
-    def add(tar, name, content):
-        entry = tarfile.TarInfo(name)
-        entry.size = len(content)
-        tar.addfile(entry, io.BytesIO(content))
-
-    with tarfile.open(manual / "ILSVRC2012_img_train.tar", "w") as outer:
-        for number, synset in enumerate(synsets):
-            inner = io.BytesIO()
-            with tarfile.open(fileobj=inner, mode="w") as tar:
-                for i in range(4):
-                    add(tar, f"{synset}_{i}.JPEG", encode(10 * number + i))
-            add(outer, f"{synset}.tar", inner.getvalue())
+    by_class = []
+    for number, synset in enumerate(synsets):
+        images = [(f"{synset}_{i}.JPEG", encode(10 * number + i)) for i in range(4)]
+        path = builders.write_tar(tmp_path / f"{synset}.tar", images)
+        by_class.append((path.name, path.read_bytes()))
+    builders.write_tar(manual / "ILSVRC2012_img_train.tar", by_class)
     for split in ("val", "test"):
-        with tarfile.open(manual / f"ILSVRC2012_img_{split}.tar", "w") as tar:
-            for i in range(1, 6):
-                add(tar, f"ILSVRC2012_{split}_{i:08d}.JPEG", encode(i))
+        images = [(f"ILSVRC2012_{split}_{i:08d}.JPEG", encode(i)) for i in range(1, 6)]
+        builders.write_tar(manual / f"ILSVRC2012_img_{split}.tar", images)
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=manual), file_format="tfrecord"
     )

@@ -19,16 +19,12 @@ from convit_jax.data.images.decoding import decode
 from convit_jax.data.sources import subsets
 from convit_jax.data.sources.source import Source
 from convit_jax.errors import InputError
+from tests.field.builders import prepare_dataset, solid_image
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A source of three classes with 10, 7 and 20 files."""
-    for class_name, count in {"a": 10, "b": 7, "c": 20}.items():
-        (tmp_path / class_name).mkdir()
-        for i in range(count):
-            (tmp_path / class_name / f"{i:02d}.jpg").write_bytes(f"{class_name}{i}".encode())
-    return open_source(f"folder:{tmp_path}")
+def folder(open_folder):
+    return open_folder(a=10, b=7, c=20)
 
 
 def make_subset(source, fraction=1.0, choice="first", classes=0, seed=0):
@@ -65,37 +61,17 @@ def test_a_number_of_classes_takes_the_first(folder):
     assert len(make_subset(folder, 0.5, classes=2)) == 8
 
 
-class Numbered(tfds.core.GeneratorBasedBuilder):
-    """Twelve images of two classes, with file names in the reverse order."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = {
-            "image": tfds.features.Image(encoding_format="png"),
-            "label": tfds.features.ClassLabel(names=["even", "odd"]),
-            "file_name": tfds.features.Text(),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("image", "label"),
-        )
-
-    def _split_generators(self, dl_manager):
-        del dl_manager
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for i in range(12):
-            image = np.full((4, 4, 3), 20 * i, np.uint8)
-            yield f"key {i}", {"image": image, "label": i % 2, "file_name": f"{90 - i}.png"}
-
-
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 def test_a_fraction_of_a_tfds_dataset_takes_the_first_by_file_name(file_format, tmp_path):
     """TFDS shuffles examples; the released code takes them in file name order."""
-    Numbered(data_dir=tmp_path, file_format=file_format).download_and_prepare()
+    # Twelve images of two classes, with file names in the reverse order.
+    prepare_dataset(
+        tmp_path,
+        {"image": tfds.features.Image(encoding_format="png"), "file_name": tfds.features.Text(),
+         "label": tfds.features.ClassLabel(names=["even", "odd"])},
+        lambda i: {"image": solid_image(20 * i), "label": i % 2, "file_name": f"{90 - i}.png"},
+        name="numbered", count=12, file_format=file_format,
+    )  # fmt: skip
     source = open_source(f"tfds:numbered:train:{tmp_path}")
     part = make_subset(source, 0.5)
 

@@ -6,8 +6,6 @@ import logging
 import os
 import pathlib
 import pickle
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
@@ -33,6 +31,8 @@ from convit_jax.data.sources.shard_patterns import expand_braces
 from convit_jax.data.sources.tar_images import TarImages
 from convit_jax.data.sources.tar_index import split_name
 from convit_jax.errors import InputError, MachineError
+from tests.field.builders import encode, write_tar
+from tests.helpers import assert_same_batches
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 CLASSES, PER_CLASS = ("ant", "bee", "cat"), 6
@@ -47,23 +47,14 @@ def cache(tmp_path, monkeypatch):
 
 def png(seed):
     """Return a small image; each seed gives another one."""
-    buffer = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode(Image.fromarray(pixels), "PNG")
 
 
-def write_tar(path, members, tar_format=tarfile.PAX_FORMAT, **attributes):
-    """Write a tar file of (name, content) or (name, TarInfo attributes) pairs; return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tar_format) as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            for key, value in (attributes | (content if isinstance(content, dict) else {})).items():
-                setattr(info, key, value)
-            info.size = 0 if isinstance(content, dict) else len(content)
-            tar.addfile(info, None if isinstance(content, dict) else io.BytesIO(content))
-    return path
+def correct_checksum(raw, header=0):
+    """Correct the checksum of a changed tar header that begins at an offset."""
+    raw[header + 148 : header + 156] = b" " * 8
+    raw[header + 148 : header + 156] = b"%06o\0 " % sum(raw[header : header + 512])
 
 
 def sample(key, label, seed=0, suffix=".png"):
@@ -131,15 +122,9 @@ def test_batches_are_those_of_the_folder_and_resume_at_any_step(copies, num_work
         return list(eval_batches(source, 5, EvalTransform((8, 8), 3), options=options))
 
     expected = train(folder, 0, 0)
-    for actual, reference in (
-        (train(shards, 0, num_workers), expected),
-        (train(shards, 7, num_workers), expected[7:]),
-        (evaluate(shards, num_workers), evaluate(folder, 0)),
-    ):
-        assert len(actual) == len(reference)
-        for batch, other in zip(actual, reference, strict=True):
-            assert batch.keys() == other.keys()
-            assert all(np.array_equal(batch[key], other[key]) for key in batch)
+    assert_same_batches(train(shards, 0, num_workers), expected)
+    assert_same_batches(train(shards, 7, num_workers), expected[7:])
+    assert_same_batches(evaluate(shards, num_workers), evaluate(folder, 0))
 
 
 @pytest.mark.parametrize("choice", ["first", "random"])
@@ -220,8 +205,7 @@ def test_pax_headers_for_all_members_and_sizes_in_pax_headers(tmp_path):
     header = raw.index(b"a.png\0")
     assert raw[header + 124 : header + 135] != b"0" * 11
     raw[header + 124 : header + 135] = b"0" * 11
-    raw[header + 148 : header + 156] = b" " * 8
-    raw[header + 148 : header + 156] = b"%06o\0 " % sum(raw[header : header + 512])
+    correct_checksum(raw, header)
     path.write_bytes(raw)
     assert contents(open_source(f"wds:{path}")) == [(png(0), 1), (png(1), 2)]
 
@@ -257,8 +241,7 @@ def test_gnu_sparse_maps_of_several_blocks_are_skipped(tmp_path):
     info.type, info.size = tarfile.GNUTYPE_SPARSE, 700
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     header[482] = 1
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
+    correct_checksum(header)
     first, last = bytearray(512), bytearray(512)
     first[504] = 1
     rest = write_tar(tmp_path / "rest.tar", sample("a", 1)).read_bytes()
@@ -272,8 +255,7 @@ def test_old_tar_files_without_a_magic_are_read(tmp_path):
     raw = bytearray(path.read_bytes())
     for header in (0, 1024):
         raw[header + 257 : header + 265] = bytes(8)
-        raw[header + 148 : header + 156] = b" " * 8
-        raw[header + 148 : header + 156] = b"%06o\0 " % sum(raw[header : header + 512])
+        correct_checksum(raw, header)
     path.write_bytes(raw)
     assert contents(open_source(f"wds:{path}")) == [(png(0), 1)]
 
@@ -753,14 +735,13 @@ def test_a_file_with_a_wildcard_in_its_name_is_that_file(tmp_path):
     assert len(open_source(write_samples(tmp_path / "x[1].tar", [0, 1]))) == 2
 
 
-def test_a_sheet_of_shards_is_drawn_by_the_command(tmp_path, repository):
+def test_a_sheet_of_shards_is_drawn_by_the_command(tmp_path, run_python):
     name = write_samples(tmp_path / "x.tar", [0, 1] * 8)
     out = tmp_path / "sheet.png"
-    completed = subprocess.run(
-        [sys.executable, "-m", "convit_jax.preview", "--config=configs/digits.py", f"--out={out}",
-         f"--config.data.train={name}", "--images=8", "--config.batch_size=8",
-         "--config.data.eval=", "--config.data.holdout=0.2"],
-        cwd=repository, capture_output=True, text=True, check=False,
+    completed = run_python(
+        "-m", "convit_jax.preview", "--config=configs/digits.py", f"--out={out}", "--images=8",
+        f"--config.data.train={name}", "--config.batch_size=8", "--config.data.eval=",
+        "--config.data.holdout=0.2",
     )  # fmt: skip
     assert completed.returncode == 0, completed.stderr
     assert out.exists()
