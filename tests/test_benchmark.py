@@ -243,7 +243,7 @@ def test_an_invalid_flag_of_long_run_is_an_input_error(flag, expected):
 def test_the_scale_of_a_dataset(capsys):
     assert benchmark.main(["input", "--scale", "10000", "--json"]) == 0
     costs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [cost["layout"] for cost in costs] == ["folder", "tfrecord", "array_record"]
+    assert [cost["layout"] for cost in costs] == ["folder", "wds", "tfrecord", "array_record"]
     for cost in costs:
         assert cost["images"] == 10_000
         assert 0 < cost["pickled_megabytes"] < 1

@@ -14,6 +14,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 
@@ -46,7 +47,7 @@ class ScaleCost:
     """What it costs to use a dataset.
 
     Attributes:
-        layout: folder, tfrecord or array_record.
+        layout: folder, wds, tfrecord or array_record.
         images: number of images.
         open_seconds: to open it for the first time, with its index.
         reopen_seconds: to open it again, with the index from the cache.
@@ -152,14 +153,34 @@ def _make_array_record(root: pathlib.Path, num_images: int) -> None:
         writer.close()
 
 
-_MAKERS = {"folder": _make_folder, "tfrecord": _make_tfrecord, "array_record": _make_array_record}
+def _make_wds(root: pathlib.Path, num_images: int) -> None:
+    """Write tar shards with an image and its label for each example."""
+    root.mkdir()
+    images, numbers = _images(), iter(range(num_images))
+    for shard in _shards(root, num_images):
+        with tarfile.open(f"{shard.path}.tar", "w", format=tarfile.USTAR_FORMAT) as file:
+            for number in itertools.islice(numbers, shard.stop):
+                label = number % imagenet.NUM_CLASSES
+                for suffix, content in (("cls", f"{label}".encode()), ("jpg", images[label])):
+                    member = tarfile.TarInfo(f"{number:08d}.{suffix}")
+                    member.size = len(content)
+                    file.addfile(member, io.BytesIO(content))
+
+
+_MAKERS = {
+    "folder": _make_folder,
+    "wds": _make_wds,
+    "tfrecord": _make_tfrecord,
+    "array_record": _make_array_record,
+}
 
 
 def _open(layout: str, root: pathlib.Path, num_images: int) -> Source:
-    name = f"folder:{root}"
-    if layout == "folder":
-        return open_source(name)
     spans = _shards(root, num_images)
+    if layout == "folder":
+        return open_source(f"folder:{root}")
+    if layout == "wds":
+        return open_source(f"wds:{root}/{{00000..{len(spans) - 1:05d}}}.tar")
     records: Records = ArrayRecords(tuple(spans))
     if layout == "tfrecord":
         records = open_tfrecords(spans, [span.stop for span in spans], layout)
