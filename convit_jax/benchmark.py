@@ -218,11 +218,13 @@ def _measure_input(arguments: argparse.Namespace) -> None:
     speeds, megabytes = _call(measure_input, arguments)
 
     def row(s: InputSpeed) -> Sequence[str]:
-        return s.work, f"{s.images_per_core_second:.0f}", f"{s.ratio:.2f}" if s.ratio else ""
+        ratios = (s.ratio, s.decodings_per_view)
+        return s.work, f"{s.images_per_core_second:.0f}", *(f"{r:.2f}" if r else "" for r in ratios)
 
     title = f"{arguments.data}, {arguments.image_size} px, batch {arguments.batch_size}"
     note = f"A worker process used up to {megabytes:.0f} MB." if megabytes else ""
-    _show(arguments, speeds, title, ("work", "images per core-second", "ratio to timm"), row, note)
+    headings = ("work", "images per core-second", "ratio to timm", "decodings per view")
+    _show(arguments, speeds, title, headings, row, note)
     if arguments.json:
         print(json.dumps({"worker_megabytes": megabytes}))
 

@@ -13,7 +13,8 @@ from PIL import Image
 from convit_jax.benchmarks.timm_model import check_timm
 from convit_jax.benchmarks.worker_memory import worker_memory
 from convit_jax.data import EpochOrder, EvalTransform, Source, TrainTransform, open_source
-from convit_jax.data.reading import Images, Row, RowReader
+from convit_jax.data.images.decoding import decode
+from convit_jax.data.reading import Images, Row, RowReader, positions_by_example
 from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
 
@@ -31,11 +32,13 @@ class InputSpeed:
         images_per_core_second: median over the rounds.
         ratio: median over the rounds of this speed over timm's at the same work in the same round;
             None if not compared.
+        decodings_per_view: how often an image is decoded for each row of a batch; None for timm.
     """
 
     work: str
     images_per_core_second: float
     ratio: float | None = None
+    decodings_per_view: float | None = None
 
 
 # CPU-seconds to measure for → images per CPU-second.
@@ -63,6 +66,7 @@ def measure_input(
     source = open_source(data)
     workloads = _workloads(source, image_size, batch_size)
     tests: dict[str, SpeedTest] = {name: _speed_test(*load) for name, load in workloads.items()}
+    tests |= {"reading and decoding alone": _decoding_test(source)}
     counterparts: dict[str, str] = {}
     if against_timm:
         for name, test in _timm_speed_tests(source, image_size, batch_size).items():
@@ -80,7 +84,9 @@ def measure_input(
     for name in tests:
         other = counterparts.get(name)
         ratio = statistics.median(r[name] / r[other] for r in rounds) if other else None
-        speeds.append(InputSpeed(name, statistics.median(r[name] for r in rounds), ratio))
+        speed = statistics.median(r[name] for r in rounds)
+        decodings = _decodings_per_view(workloads[name][1]) if name in workloads else None
+        speeds.append(InputSpeed(name, speed, ratio, decodings))
     reader, batches = workloads["full recipe"]
     return speeds, worker_memory(reader, next(batches))
 
@@ -121,6 +127,24 @@ def _speed_test(reader: RowReader, batches: Iterator[list[Row]]) -> SpeedTest:
         return len(rows)
 
     return _as_speed_test(read_batch)
+
+
+def _decoding_test(source: Source) -> SpeedTest:
+    """Return a test of what every other processing of one view includes."""
+    indices = itertools.cycle(range(len(source)))
+
+    def read_image() -> int:
+        encoded, _ = source[next(indices)]
+        decode(encoded, 3, source.rotates_by_exif)
+        return 1
+
+    return _as_speed_test(read_image)
+
+
+def _decodings_per_view(batches: Iterator[list[Row]]) -> float:
+    """Return the share of a batch's rows for which an image is decoded: others share it."""
+    rows = next(batches)
+    return len(positions_by_example(rows)) / len(rows)
 
 
 def _as_speed_test(read_batch: Callable[[], int]) -> SpeedTest:

@@ -11,10 +11,10 @@ from grain.experimental import index_shuffle
 from convit_jax.data.reading import Row
 from convit_jax.errors import InputError
 
-# Below this number of examples, the whole permutation is computed. Grain's index_shuffle permutes
-# 2^16 indices and repeats until one is in range: for sixty examples that is a thousand times, or
-# half a millisecond; for many examples it is negligible.
-_MIN_FOR_INDEX_SHUFFLE = 1024
+# Below the first number of examples NumPy permutes them, from it on Grain's index_shuffle. Below
+# the second, which is the fewest indices that index_shuffle permutes, whole permutations are
+# computed and cached: it repeats until an index is in range, for 1,500 examples 44 times.
+_MIN_FOR_INDEX_SHUFFLE, _MIN_SHUFFLED = 1024, 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +111,26 @@ def _unit_pairs(own: range, num_shared: int, repeats: int) -> list[tuple[int, in
     return sorted(pairs, key=lambda pair: (max(pair), pair))
 
 
+@functools.lru_cache(maxsize=4096)  # for the other views of an image, which are near
 def _shuffled_index(position: int, num_examples: int, seed: int) -> int:
     """Return the example at a position of a random permutation."""
-    if num_examples < _MIN_FOR_INDEX_SHUFFLE:
+    if num_examples < _MIN_SHUFFLED:
         return int(_permutation(num_examples, seed)[position])
     return index_shuffle(position, max_index=num_examples - 1, seed=seed, rounds=4)
 
 
 @functools.lru_cache(maxsize=16)
 def _permutation(num_examples: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(num_examples)
+    if num_examples < _MIN_FOR_INDEX_SHUFFLE:
+        return np.random.default_rng(seed).permutation(num_examples)
+    last = _MIN_SHUFFLED - 1
+    table = np.asarray(
+        [index_shuffle(index, max_index=last, seed=seed, rounds=4) for index in range(last + 1)]
+    )
+    shuffled = table[:num_examples]
+    while (outside := shuffled >= num_examples).any():
+        shuffled[outside] = table[shuffled[outside]]
+    return shuffled
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,7 +1,9 @@
 import collections
 import math
 
+import numpy as np
 import pytest
+from grain.experimental import index_shuffle
 
 from convit_jax.data.order import EpochOrder, views_layout
 from convit_jax.data.reading import Row, view_generator
@@ -65,6 +67,17 @@ def test_the_order_never_changes():
     for num_examples, expected in ((1023, [688, 556, 39, 305]), (1024, [960, 749, 679, 460])):
         order = EpochOrder(num_examples, 8, seed=5)
         assert [order.locate(1, row).example for row in range(4)] == expected
+
+
+@pytest.mark.parametrize("size", [1024, 1500, 2**16 - 1, 2**16])
+def test_cached_permutations_are_those_of_index_shuffle(size):
+    order = EpochOrder(size, 8, seed=7)
+    for step, row in ((0, 0), (3, 1), (order.steps_per_epoch - 1, 7), (order.steps_per_epoch, 2)):
+        example, epoch, _ = order.locate(step, row)
+        position = step % order.steps_per_epoch * 8 + row
+        seed = int(np.random.SeedSequence((7, epoch)).generate_state(1)[0])
+        assert example == index_shuffle(position, max_index=size - 1, seed=seed, rounds=4)
+        assert type(example) is int
 
 
 @pytest.mark.parametrize("size", [100, 1200])

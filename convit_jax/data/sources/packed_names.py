@@ -22,12 +22,13 @@ class PackedNames:
     @classmethod
     def pack(cls, groups: Iterable[Sequence[str]]) -> "PackedNames":
         """Pack the names of several groups, which are consumed one by one."""
-        content = bytearray()
+        content, ends = bytearray(), [np.empty(0, np.int64)]
         for names in groups:
             if names:
-                content += os.fsencode("\0".join(names)) + b"\0"
-        array = np.frombuffer(content, np.uint8)
-        return cls(array, np.flatnonzero(array == 0))
+                group = os.fsencode("\0".join(names)) + b"\0"
+                ends.append(np.flatnonzero(np.frombuffer(group, np.uint8) == 0) + len(content))
+                content += group
+        return cls(np.frombuffer(content, np.uint8), np.concatenate(ends))
 
     def __len__(self) -> int:
         return len(self.ends)
