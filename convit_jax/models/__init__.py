@@ -3,6 +3,7 @@
 from convit_jax.models.architecture import Architecture as Architecture
 from convit_jax.models.architecture import as_image_size as as_image_size
 from convit_jax.models.arithmetic import forward_flops as forward_flops
+from convit_jax.models.arithmetic import training_flops as training_flops
 from convit_jax.models.gpsa import GPSA as GPSA
 from convit_jax.models.vit import VisionTransformer as VisionTransformer
 from convit_jax.models.zoo import architecture as architecture

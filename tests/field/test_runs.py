@@ -206,7 +206,7 @@ def test_a_state_of_another_shape_is_an_input_error_and_not_damage(first_run):
 @pytest.fixture
 def restoring_raises(monkeypatch):
     """A function that makes restoring onto the run's devices raise an error."""
-    restore = ocp.StandardCheckpointHandler.restore
+    restore = ocp.PyTreeCheckpointHandler.restore
 
     def patch(error):
         def broken_restore(handler, directory, args):
@@ -214,7 +214,7 @@ def restoring_raises(monkeypatch):
                 raise error
             return restore(handler, directory, args=args)  # into memory
 
-        monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", broken_restore)
+        monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", broken_restore)
 
     return patch
 

@@ -308,7 +308,7 @@ def test_errors_other_than_damage_rename_nothing(
     """Whatever restoring raises, the files exist and can be read."""
     store({4: 0.3, 8: 0.5}).close()
     reopened = store()
-    read = ocp.StandardCheckpointHandler.restore
+    read = ocp.PyTreeCheckpointHandler.restore
 
     def refuse(handler, directory, args):
         """Fail to restore onto the run's devices, but not into this process's memory."""
@@ -316,7 +316,7 @@ def test_errors_other_than_damage_rename_nothing(
             raise fault
         return read(handler, directory, args=args)
 
-    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", refuse)
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", refuse)
     with pytest.raises(raised, match=message):
         restore(reopened, state_at)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
