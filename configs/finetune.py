@@ -12,7 +12,7 @@ Arguments, after the colon and separated by commas:
                   each class is held out
     epochs=N      number of epochs, 30 by default
     image_size=S  side in pixels, by default that of the weights
-    probe         train only the head, on frozen features
+    probe         train only the head, on frozen features, at the cost of a forward pass
 
 The model is that of the weights, with a head for the classes of the data. Layers near the images
 learn more slowly (layer_decay 0.75). The learning rate is a starting point: it was not tuned on

@@ -130,7 +130,7 @@ def restoring_raises(monkeypatch):
     import jax
     import orbax.checkpoint as ocp
 
-    restore = ocp.StandardCheckpointHandler.restore
+    restore = ocp.PyTreeCheckpointHandler.restore
 
     def patch(error):
         def broken_restore(handler, directory, args):
@@ -138,7 +138,7 @@ def restoring_raises(monkeypatch):
                 raise error
             return restore(handler, directory, args=args)  # into memory
 
-        monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", broken_restore)
+        monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", broken_restore)
 
     return patch
 

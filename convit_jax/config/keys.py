@@ -108,8 +108,8 @@ class OptimizerConfig:
     )
     frozen: tuple[str, ...] = fixed_key(
         (),
-        "regular expressions of parameters that are not trained; each must match some parameter; "
-        "{gpsa} stands for the numbers of the GPSA layers",
+        "regular expressions of parameters that are not trained, so have no gradients and moments; "
+        "each must match some parameter; {gpsa} stands for the numbers of the GPSA layers",
     )
     layer_decay: float = fixed_key(
         1.0,
@@ -127,7 +127,9 @@ class OptimizerConfig:
         "epochs of the smallest",
         at_least=0,
     )
-    clip_norm: float = key(0.0, "largest global norm of the gradient; 0: no clipping", at_least=0)
+    clip_norm: float = key(
+        0.0, "largest global norm of the trained parameters' gradient; 0: no clipping", at_least=0
+    )
     accumulate: int = key(1, "parts in which a batch is computed, to save memory", at_least=1)
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from convit_jax import kernels
 from convit_jax.errors import InputError
 from convit_jax.models.architecture import Architecture
+from convit_jax.models.eager import compiled_if_eager
 from convit_jax.models.gpsa import GPSA, LINEAR_STD
 from convit_jax.models.layers import Linear, PatchEmbedding, drop_path, gelu
 
@@ -180,7 +181,8 @@ class VisionTransformer(nnx.Module):
     """A ConViT, or without GPSA layers a DeiT.
 
     The model holds no random state: with a `key` it is in training mode (dropout and stochastic
-    depth are on), without one it is deterministic.
+    depth are on), without one it is deterministic. Called eagerly, as in a notebook, it is compiled
+    once for each architecture and shape and type of the images.
     """
 
     def __init__(
@@ -258,6 +260,7 @@ class VisionTransformer(nnx.Module):
         features = self.norm(x[:, 0])
         return features, self.head(features)
 
+    @compiled_if_eager
     def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Classify images.
 
@@ -274,6 +277,7 @@ class VisionTransformer(nnx.Module):
         # The head reads only one token, so the last block computes only that token's output.
         return self._forward(images, key, num_last_outputs=1).logits
 
+    @compiled_if_eager
     def trace(self, images: jax.Array, *, key: jax.Array | None = None) -> Trace:
         """As `__call__`, returning the input and output of every layer."""
         return self._forward(images, key, num_last_outputs=None)
@@ -302,6 +306,7 @@ class VisionTransformer(nnx.Module):
             outputs.append(x)
         return Trace(embedded, inputs, outputs, *self.classify(x))
 
+    @compiled_if_eager
     def attention_maps(self, images: jax.Array) -> list[jax.Array]:
         """Return the attention map of each layer: a float32 [B, H, N, N] per layer."""
         inputs, grid = self.trace(images).inputs, self.architecture.grid

@@ -11,7 +11,7 @@ from convit_jax.config import Config
 from convit_jax.distributed import mesh as meshes
 from convit_jax.distributed.sharding import measure_sharded_size
 from convit_jax.kernels import Form
-from convit_jax.models import forward_flops
+from convit_jax.models import training_flops
 from convit_jax.planning import schedules
 from convit_jax.planning.program import read_cost
 from convit_jax.planning.topologies import Topology
@@ -36,8 +36,9 @@ class Plan:
             separate; other are the batch, the program and its results.
         total_bytes: their sum; if the program does not fit, the compiler's figure of what it needs,
             or 0.
-        gflops_per_image: 10⁹ operations of a forward pass, plus twice that for the backward pass;
-            includes the work of the kernels, excludes recomputation by `remat`.
+        gflops_per_image: 10⁹ operations of a forward pass, plus twice that for the backward pass,
+            less what frozen parameters save; includes the work of the kernels, excludes
+            recomputation by `remat`.
         bytes_per_step: bytes that a chip reads and writes per step.
         collectives: (kind, number, bytes) per step.
         custom_kernels: number of calls of custom kernels per step.
@@ -141,7 +142,7 @@ def make_plan(
     program = read_cost(hlo, schedules.read_cycles())
     seconds = program.cycles / topology.chip.clock
     images_per_second = config.batch_size / seconds
-    flops = 3 * forward_flops(experiment.architecture)
+    flops = training_flops(experiment.architecture, experiment.trainable)
     total_bytes = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -22,7 +22,7 @@ from convit_jax.data.mixing import Erasing, Mixing
 from convit_jax.errors import InputError
 from convit_jax.evaluation.step import make_eval_step
 from convit_jax.kernels import Form, attention_for
-from convit_jax.training.optimizer import learning_rate, make_optimizer
+from convit_jax.training.optimizer import learning_rate, make_optimizer, trainable_filter
 from convit_jax.training.step import Metrics, StepConfig, TrainState, make_train_step, new_state
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Experiment:
         total_steps: length of the run.
         eval_every, checkpoint_every, log_every: intervals in steps.
         graph: the model's structure.
+        trainable: an NNX filter that selects the parameters which are trained.
         init_state: () → state before the first step; a function of the seed, for `jax.jit`.
         train_step: (state, batch) → (state, metrics).
         eval_step: (params, batch) → sums of metrics.
@@ -61,6 +62,7 @@ class Experiment:
     checkpoint_every: int
     log_every: int
     graph: nnx.GraphDef
+    trainable: nnx.filterlib.Filter
     init_state: Callable[[], TrainState]
     train_step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]
     eval_step: Callable[[Any, dict[str, jax.Array]], Metrics]
@@ -109,10 +111,10 @@ def make_experiment(
         return models.build(a, config.seed, attend)
 
     graph, abstract_params = nnx.split(nnx.eval_shape(make_model))
+    params = nnx.to_pure_dict(abstract_params)
+    trainable = trainable_filter(params, config.optimizer.frozen)
     schedule = learning_rate(config, total_steps, warmup_steps, order.steps_per_epoch)
-    optimizer: optax.GradientTransformation = make_optimizer(
-        config.optimizer, schedule, nnx.to_pure_dict(abstract_params)
-    )
+    optimizer: optax.GradientTransformation = make_optimizer(config.optimizer, schedule, params)
     step_config = StepConfig(
         seed=config.seed,
         num_classes=num_classes,
@@ -142,8 +144,11 @@ def make_experiment(
         checkpoint_every=steps("checkpoint.every"),
         log_every=steps("log_every"),
         graph=graph,
-        init_state=lambda: new_state(make_model(), optimizer, ema=bool(config.ema_decay)),
-        train_step=make_train_step(graph, optimizer, schedule, step_config),
+        trainable=trainable,
+        init_state=lambda: new_state(
+            make_model(), optimizer, trainable=trainable, ema=bool(config.ema_decay)
+        ),
+        train_step=make_train_step(graph, optimizer, schedule, step_config, trainable),
         eval_step=make_eval_step(graph, config.data.mean, config.data.std),
     )
 

@@ -54,6 +54,8 @@ def find_damage(checkpoint: epath.Path, abstract_state: Any) -> str | None:
 def read_state(checkpoint: epath.Path, abstract_state: Any, sharding: Any) -> Any:
     """Return the state in a checkpoint, without waiting for other processes.
 
+    Saved arrays that the state does not have are not read.
+
     Args:
         checkpoint: directory of one step.
         abstract_state: shapes and types of the saved state.
@@ -67,8 +69,12 @@ def read_state(checkpoint: epath.Path, abstract_state: Any, sharding: Any) -> An
         abstract_state,
         sharding,
     )
-    args = ocp.args.StandardRestore(target)
-    return ocp.StandardCheckpointHandler().restore(checkpoint / STATE, args=args)
+    args = ocp.args.PyTreeRestore(
+        item=target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,
+    )
+    return ocp.PyTreeCheckpointHandler().restore(checkpoint / STATE, args=args)
 
 
 def read_checksums(checkpoint: epath.Path) -> dict[str, int] | None:

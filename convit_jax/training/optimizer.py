@@ -1,4 +1,4 @@
-"""AdamW as in DeiT's recipe: learning rate, weight decay and its mask, clipping."""
+"""AdamW as in DeiT's recipe: learning rate, weight decay and its mask, clipping, freezing."""
 
 import re
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from convit_jax.config import Config, OptimizerConfig
 from convit_jax.errors import InputError, boundary
@@ -56,6 +57,44 @@ def _gpsa_layers(names: list[str]) -> str:
     numbers = dict.fromkeys(match[1] for match in matches if match)
     # Without GPSA layers the expression matches nothing.
     return f"(?:{'|'.join(numbers)})" if numbers else "(?!)"
+
+
+def trainable_filter(params: Any, frozen: tuple[str, ...]) -> nnx.filterlib.Filter:
+    """Return an NNX filter that selects the parameters which are trained; `True` for all.
+
+    Args:
+        params: the tree of all parameters.
+        frozen: the patterns of `config.optimizer.frozen`; the parameters that they match are not
+            trained.
+
+    Raises:
+        InputError: a pattern is not a valid regular expression, or matches no parameter.
+    """
+    if not frozen:
+        return True
+    matched = jax.tree.leaves(match_parameters(params, frozen, "optimizer.frozen"))
+    named = zip(parameter_names(params), matched, strict=True)
+    trained = {name for name, is_frozen in named if not is_frozen}
+    return lambda path, _: ".".join(map(str, path)) in trained
+
+
+def split_parameters(params: Any, trainable: nnx.filterlib.Filter) -> tuple[Any, Any]:
+    """Split a tree of parameters into those that a filter selects and the others.
+
+    Args:
+        params: a tree of parameters, or one like it.
+        trainable: an NNX filter, such as `trainable_filter` returns.
+
+    Returns:
+        Two trees, in which the leaves keep their paths; together they have all leaves.
+    """
+    selected, others = nnx.split_state(nnx.State(params), trainable, ...)
+    return nnx.to_pure_dict(selected), nnx.to_pure_dict(others)
+
+
+def merge_parameters(trained: Any, frozen: Any) -> Any:
+    """Return the tree that `split_parameters` split."""
+    return nnx.to_pure_dict(nnx.merge_state(nnx.State(trained), nnx.State(frozen)))
 
 
 def decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:
@@ -115,27 +154,41 @@ def layer_scales(params: Any, decay: float) -> Any:
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, params: Any
 ) -> optax.GradientTransformation:
-    """Return the optimizer: clipping, AdamW with its decay mask, layer-wise decay, freezing.
+    """Return the optimizer of the trained parameters: clipping, AdamW, layer-wise decay.
+
+    It updates the part of the parameters that `trainable_filter` selects: frozen parameters have no
+    gradient, no moments and no share in the norm that clipping limits.
+
+    Args:
+        config: settings of the optimizer.
+        schedule: step → learning rate.
+        params: the tree of all parameters; only names and structure are read.
 
     Raises:
         InputError: a pattern of `no_decay` or `frozen` matches no parameter.
     """
+    trainable = trainable_filter(params, config.frozen)
+
+    def of_trained(tree: Any) -> Any:
+        return split_parameters(tree, trainable)[0]
+
     adamw = optax.adamw(
         schedule,
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        mask=decay_mask(params, config.no_decay),
+        mask=of_trained(decay_mask(params, config.no_decay)),
     )
     # The state has the same structure with and without clipping, so a run can resume with either.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     optimizer = optax.chain(clip, adamw)
     if config.layer_decay != 1.0:
-        scales = layer_scales(params, config.layer_decay)
+        scales = of_trained(layer_scales(params, config.layer_decay))
         scaled = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
         optimizer = optax.chain(optimizer, scaled)
     if not config.frozen:
         return optimizer
-    frozen = match_parameters(params, config.frozen, "optimizer.frozen")
-    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), frozen))
+    # Does nothing. In earlier versions a transformation here discarded the updates of the frozen
+    # parameters; with one of the same state, their checkpoints can be resumed.
+    return optax.chain(optimizer, optax.masked(optax.identity(), mask=True))

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Container, Iterator
 from typing import Any
 
 import jax
@@ -140,7 +141,10 @@ def _describe_changes(state: TrainState, saved: dict[str, int] | None) -> str | 
 
 
 def _check_fits(checkpoint: epath.Path, abstract_state: TrainState) -> None:
-    """Raise InputError if a checkpoint's metadata list other arrays than the state's."""
+    """Raise InputError if a checkpoint's metadata list other arrays than the state's.
+
+    Moments of frozen parameters, which earlier versions saved, are no misfits.
+    """
     with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
         metadata = reader.metadata(checkpoint / STATE).item_metadata
     if metadata is None:
@@ -149,13 +153,19 @@ def _check_fits(checkpoint: epath.Path, abstract_state: TrainState) -> None:
     misfits = [
         f"{name} ({saved.get(name, 'none')} saved, {expected.get(name, 'none')} expected)"
         for name in dict.fromkeys((*expected, *saved))
-        if saved.get(name) != expected.get(name)
+        if saved.get(name) != expected.get(name) and not _is_frozen_moment(name, expected)
     ]
     if misfits:
         raise InputError(
             f"the checkpoint {checkpoint} holds another state than this run's: {some(misfits, 3)}. "
             "Use another --workdir, or the model and optimizer that it was started with"
         )
+
+
+def _is_frozen_moment(name: str, expected: Container[str]) -> bool:
+    """Whether an array is a moment of a parameter for which the expected state has none."""
+    moment = re.fullmatch(r"opt_state\..*\.(?:mu|nu)\.(.*)", name)
+    return moment is not None and name not in expected and f"params.{moment[1]}" in expected
 
 
 def _shapes(tree: Any) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -20,6 +20,7 @@ from convit_jax.data.mixing import (
     soft_labels,
 )
 from convit_jax.evaluation.step import Metrics
+from convit_jax.training.optimizer import merge_parameters, split_parameters
 
 
 @jax.tree_util.register_dataclass
@@ -30,8 +31,9 @@ class TrainState:
     Attributes:
         step: number of completed steps, int32.
         params: the model's parameters, float32.
-        opt_state: the optimizer's state.
-        ema_params: exponential moving average of the parameters, or None.
+        opt_state: the optimizer's state, which has moments of the trained parameters only.
+        ema_params: exponential moving average of all parameters, or None. It holds the frozen ones
+            too, so that it is a complete model in a checkpoint.
     """
 
     step: jax.Array
@@ -125,30 +127,42 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: StepConfig,
+    trainable: nnx.filterlib.Filter = True,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Return the function (state, batch) → (next state, metrics).
 
     The batch has `image`, uint8 [B, H, W, channels], and `label`, int [B]. The metrics are float32
-    scalars on the device: loss, accuracy, gradient norm and learning rate.
+    scalars on the device: loss, accuracy, norm of the trained parameters' gradient and learning
+    rate.
+
+    Args:
+        model: the model's structure.
+        optimizer: updates the trained parameters.
+        schedule: step → learning rate, for the metrics.
+        config: settings of the step.
+        trainable: an NNX filter that selects the trained parameters, by default all. Gradients of
+            the others are not computed, and the step returns them unchanged.
     """
 
     def loss_fn(
-        params: Any, batch: dict[str, Any], model_key: jax.Array
+        trained: Any, frozen: Any, batch: dict[str, Any], model_key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         images, labels = augment(batch, config)
-        logits = nnx.merge(model, nnx.State(params))(images, key=model_key)
+        logits = nnx.merge(model, nnx.State(trained), nnx.State(frozen))(images, key=model_key)
         accuracy = (logits.argmax(-1) == labels.argmax(-1)).mean(dtype=jnp.float32)
         return optax.softmax_cross_entropy(logits, labels).mean(), accuracy
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def accumulated_grad_fn(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> Any:
-        """Return ((loss, accuracy), gradients), means over the batch."""
+    def accumulated_grad_fn(
+        trained: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array
+    ) -> Any:
+        """Return ((loss, accuracy), gradients of `trained`), means over the batch."""
         model_key, *augment_keys = split_step_key(key)
         # Drawn for the whole batch, so that the parts get the same draws.
         batch = with_draws(batch, config, *augment_keys)
         if config.accumulate == 1:
-            return grad_fn(params, batch, model_key)
+            return grad_fn(trained, frozen, batch, model_key)
 
         # Rows, or pairs of rows to be mixed, go to the parts in turn, so that each device's rows
         # stay on it.
@@ -160,42 +174,57 @@ def make_train_step(
 
         def add_part(total: Any, part_and_index: Any) -> tuple[Any, None]:
             part, index = part_and_index
-            result = grad_fn(params, part, jax.random.fold_in(model_key, index))
+            result = grad_fn(trained, frozen, part, jax.random.fold_in(model_key, index))
             return jax.tree.map(jnp.add, total, result), None
 
         parts = jax.tree.map(split, batch)
-        zeros = jax.tree.map(jnp.zeros_like, ((0.0, 0.0), params))
+        zeros = jax.tree.map(jnp.zeros_like, ((0.0, 0.0), trained))
         total, _ = jax.lax.scan(add_part, zeros, (parts, jnp.arange(config.accumulate)))
         return jax.tree.map(lambda x: x / config.accumulate, total)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         key = step_key(config.seed, state.step)
-        (loss, accuracy), gradients = accumulated_grad_fn(state.params, batch, key)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained, frozen = split_parameters(state.params, trainable)
+        (loss, accuracy), gradients = accumulated_grad_fn(trained, frozen, batch, key)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
         ema_params = state.ema_params
         if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1.0 - config.ema_decay)
+            average, frozen_average = split_parameters(ema_params, trainable)
+            average = optax.incremental_update(trained, average, 1.0 - config.ema_decay)
+            ema_params = merge_parameters(average, frozen_average)
         metrics = {
             "loss": loss,
             "accuracy": accuracy,
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": schedule(state.step),
         }
+        params = merge_parameters(trained, frozen)
         return TrainState(state.step + 1, params, opt_state, ema_params), metrics
 
     return train_step
 
 
 def new_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation, *, ema: bool
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    trainable: nnx.filterlib.Filter = True,
+    ema: bool,
 ) -> TrainState:
-    """Return the state before the first step."""
+    """Return the state before the first step.
+
+    Args:
+        model: the model, newly initialised.
+        optimizer: updates the trained parameters.
+        trainable: an NNX filter that selects the trained parameters, by default all.
+        ema: whether to keep an exponential moving average of the parameters.
+    """
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(split_parameters(params, trainable)[0]),
         # A copy, because the same buffer cannot be donated twice.
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
     )

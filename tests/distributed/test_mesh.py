@@ -44,13 +44,23 @@ def train_on_devices(num_devices, group_sizes, config, run_python):
     return {int(fsdp): losses for fsdp, losses in json.loads(result.stdout).items()}
 
 
-def test_eight_devices_give_the_losses_of_one(make_config, run_python):
+@pytest.mark.parametrize(
+    ("frozen", "group_sizes"), [((), [1, 2, 8]), ((r"patch_embed\..*", r"blocks\.0\..*"), [2])]
+)
+def test_eight_devices_give_the_losses_of_one(make_config, run_python, frozen, group_sizes):
     """Data parallel, fully sharded and mixed, with random augmentation and accumulation."""
     # A group of 8 rows is on several devices, and in both parts.
     augment = {"mixup": 0.8, "cutmix": 1.0, "mix_group": 8, "erase": 0.5}
-    config = make_config(batch_size=32, optimizer__accumulate=2, ema_decay=0.9, augment=augment)
+    config = make_config(
+        batch_size=32,
+        optimizer__accumulate=2,
+        optimizer__clip_norm=0.1,
+        optimizer__frozen=frozen,
+        ema_decay=0.9,
+        augment=augment,
+    )
     expected = train_on_devices(1, [1], config, run_python)[1]
-    for losses in train_on_devices(8, [1, 2, 8], config, run_python).values():
+    for losses in train_on_devices(8, group_sizes, config, run_python).values():
         assert losses == pytest.approx(expected, rel=1e-5)
 
 

@@ -162,6 +162,24 @@ def test_gelu_and_its_derivative_match_the_normal_distribution(dtype, tolerance)
     np.testing.assert_allclose(slope.astype(float), distribution + exact * density, **tolerances)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("transform", [jax.jit, lambda function: function], ids=["jit", "eager"])
+def test_gelu_has_the_same_bits_with_and_without_a_gradient(dtype, transform):
+    """For every finite number of the type."""
+    x = jax.lax.bitcast_convert_type(jnp.arange(2**16, dtype=jnp.uint16), dtype)
+    x = x[jnp.isfinite(x)]
+
+    def with_gradient(x):
+        value, vjp = jax.vjp(layers.gelu, x)
+        return value, *vjp(jnp.ones_like(x))
+
+    value, (same, _) = transform(layers.gelu)(x), transform(with_gradient)(x)
+    assert value.dtype == same.dtype == dtype
+    np.testing.assert_array_equal(
+        np.asarray(value).view(np.uint16), np.asarray(same).view(np.uint16)
+    )
+
+
 def test_recomputation_does_not_change_the_gradient():
     images, key = make_images(2, 16, 16, 3), jax.random.key(0)
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 import convit_jax
 from convit_jax.errors import InputError
-from convit_jax.models import Architecture, architecture, build, forward_flops
+from convit_jax.models import Architecture, architecture, build, forward_flops, training_flops
 from tests.helpers import abstract_parameters
 
 # ConViT: the paper's Table 1 and the released models. DeiT: its definition (Touvron et al. 2021).
@@ -58,6 +58,21 @@ def test_flops_are_those_of_the_matrix_products(name):
     flops = forward_flops(architecture(name))
     assert products < flops < 1.04 * products
     assert forward_flops(architecture(name, dtype="bfloat16", remat=True)) == flops
+
+
+def test_the_backward_pass_counts_twice_and_frozen_parameters_save_their_part():
+    a = architecture("convit_tiny", depth=4, gpsa_layers=2, num_classes=10)
+    forward = forward_flops(a)
+    assert training_flops(a) == 3 * forward
+    assert training_flops(a, lambda path, _: True) == pytest.approx(3 * forward)
+    assert training_flops(a, lambda path, _: path[0] == "head") == pytest.approx(forward, rel=1e-3)
+    # Without the patches' embedding and the first three of four blocks, of the last block, which
+    # computes one token, not all is differentiated.
+    last = training_flops(a, lambda path, _: path[:2] == ("blocks", 3) or path[0] == "head")
+    assert 1.1 * forward < last < 1.5 * forward
+    # The backward pass goes through frozen matrices above trained ones.
+    mlp = training_flops(a, lambda path, _: "mlp" not in path)
+    assert 2.4 * forward < mlp < 2.6 * forward
 
 
 def test_list_models_lists_the_twelve_models():

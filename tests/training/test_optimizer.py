@@ -145,14 +145,21 @@ def test_the_released_runs_decay_72_tensors_of_180():
 
 
 def test_frozen_parameters_neither_change_nor_decay():
-    params = {"a": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "cls_token": jnp.ones(2)}
-    config = resolve({"optimizer": {"weight_decay": 0.5, "frozen": (r"a\..*",)}}).optimizer
+    """The optimizer takes the trained parameters alone, with any decay mask and layer scales."""
+    params = {
+        "blocks": {0: {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, 1: {"kernel": jnp.ones(2)}},
+        "cls_token": jnp.ones(2),
+    }
+    values = {"weight_decay": 0.5, "frozen": (r"blocks\.0\..*",), "layer_decay": 0.5}
+    config = resolve({"optimizer": values}).optimizer
     optimizer = make_optimizer(config, optax.constant_schedule(0.1), params)
-    ones = jax.tree.map(jnp.ones_like, params)
-    updates, _ = optimizer.update(ones, optimizer.init(params), params)
-    assert not updates["a"]["kernel"].any()
-    assert not updates["a"]["bias"].any()
-    assert updates["cls_token"].all()
+    trained = {"blocks": {1: params["blocks"][1]}, "cls_token": params["cls_token"]}
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    updates, state = optimizer.update(zeros, optimizer.init(trained), trained)
+    assert jax.tree.structure(updates) == jax.tree.structure(trained)
+    np.testing.assert_allclose(updates["blocks"][1]["kernel"], -0.1 * 0.5 * 0.5)
+    assert not updates["cls_token"].any()
+    assert parameter_names(optax.tree.get(state, "mu")) == ["blocks.1.kernel", "cls_token"]
 
 
 def test_the_gpsa_layers_can_be_frozen_by_placeholder():
