@@ -67,7 +67,10 @@ def test_input_speed_is_measured(capsys, tmp_path):
     *speeds, memory = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [speed["work"] for speed in speeds] == [
         "evaluation", "crop and flip", "full recipe", "full recipe, 3 views",
+        "reading and decoding alone",
     ]  # fmt: skip
+    shares = [speed["decodings_per_view"] for speed in speeds]
+    assert shares == [1.0, 1.0, 1.0, 0.5, None]
     assert all(speed["images_per_core_second"] > 0 for speed in speeds)
     assert all(speed["ratio"] is None for speed in speeds)
     # A worker imports OpenCV and NumPy, not JAX or TensorFlow.
