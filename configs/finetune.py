@@ -5,7 +5,7 @@
 
 Arguments, after the colon and separated by commas:
 
-    data=D        what to train on: folder:PATH, tfds:NAME:SPLIT or digits:train
+    data=D        what to train on: folder:PATH, wds:x-{00..63}.tar, tfds:NAME:SPLIT or digits:train
     weights=W     anything that convit_jax.load_model takes
     eval=D        what to evaluate on. By default, if D of data= is a folder with the parts train/
                   and val/ (or valid/, validation/, test/), these are used; otherwise a tenth of

@@ -192,6 +192,10 @@ def test_unknown_flags(flag, message):
         ("data=folder:/a,b,weights=W", {"data": "folder:/a,b", "weights": "W"}),
         ("data=a,b=c,d,probe", {"data": "a,b=c,d", "probe": ""}),
         ("weights=W,data=x", {"weights": "W", "data": "x"}),
+        (
+            "data=wds:d/{a,b}-{0..3}.tar,weights=W",
+            {"data": "wds:d/{a,b}-{0..3}.tar", "weights": "W"},
+        ),
         ("", {}),
     ],
 )
