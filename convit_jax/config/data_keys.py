@@ -10,9 +10,9 @@ from convit_jax.data.sources import imagenet
 from convit_jax.values.ranges import when
 
 # Bounds of a probability, of a share of something that is not empty, and of a part of it.
-PROBABILITY: dict[str, Any] = {"at_least": 0, "at_most": 1}
-SHARE: dict[str, Any] = {"above": 0, "at_most": 1}
-PART: dict[str, Any] = {"at_least": 0, "below": 1}
+FROM_0_TO_1: dict[str, Any] = {"at_least": 0, "at_most": 1}
+ABOVE_0_TO_1: dict[str, Any] = {"above": 0, "at_most": 1}
+FROM_0_BELOW_1: dict[str, Any] = {"at_least": 0, "below": 1}
 _SPAN: dict[str, Any] = {"lengths": (2,), "ascending": True, "above": 0}
 
 _RANDOM_CROP = when("augment.crop", one_of=("random_resized",))
@@ -32,13 +32,13 @@ class DataConfig:
     )
     eval: str = key("digits:test", "examples to evaluate on, named in the same way")
     fraction: float = fixed_key(
-        1.0, "share of each class's training examples that is used (paper Table 2)", **SHARE
+        1.0, "share of each class's training examples that is used (paper Table 2)", **ABOVE_0_TO_1
     )
     holdout: float = fixed_key(
         0.0,
         "share of each class's training examples that is held out for evaluation, if data.eval is "
         "''",
-        **PART,
+        **FROM_0_BELOW_1,
     )
     fraction_choice: str = fixed_key(
         "first",
@@ -59,16 +59,16 @@ class DataConfig:
     eval_crop: float = key(
         imagenet.CROP_FRACTION,
         "side of evaluation's centre crop as a share of the scaled image's side: 224 of 256",
-        **SHARE,
+        **ABOVE_0_TO_1,
     )
     mean: tuple[float, ...] = fixed_key(
-        imagenet.MEAN, "subtracted from images scaled to [0, 1], for each channel", **PROBABILITY
+        imagenet.MEAN, "subtracted from images scaled to [0, 1], for each channel", **FROM_0_TO_1
     )
     std: tuple[float, ...] = fixed_key(
-        imagenet.STD, "divisor after that, for each channel", **SHARE
+        imagenet.STD, "divisor after that, for each channel", **ABOVE_0_TO_1
     )
     max_broken: float = key(
-        0.001, "share of the examples that may be unreadable before the run stops", **PART
+        0.001, "share of the examples that may be unreadable before the run stops", **FROM_0_BELOW_1
     )
     exif_rotation: str = key(
         "auto",
@@ -116,20 +116,20 @@ class AugmentConfig:
     crop_padding: int = key(
         4, "largest shift of 'pad' in each direction, in pixels", at_least=0, read_if=(_PADDED,)
     )
-    flip: float = key(0.0, "probability of a horizontal flip", **PROBABILITY)
+    flip: float = key(0.0, "probability of a horizontal flip", **FROM_0_TO_1)
     randaugment: str = key(
         "", "RandAugment in timm's notation, 'rand-m9-mstd0.5-inc1'; '' for none"
     )
     rotate: float = key(
         0.0, "largest rotation in either direction, in degrees", at_least=0, at_most=180
     )
-    zoom: float = key(0.0, "largest relative change of scale: 0.1 is 0.9 to 1.1", **PART)
+    zoom: float = key(0.0, "largest relative change of scale: 0.1 is 0.9 to 1.1", **FROM_0_BELOW_1)
     shear: float = key(0.0, "largest shear, in degrees", at_least=0, below=90)
     translate: float = key(
-        0.0, "largest shift along each axis, as a share of the side", **PROBABILITY
+        0.0, "largest shift along each axis, as a share of the side", **FROM_0_TO_1
     )
     erase: float = key(
-        0.0, "probability of random erasing, by noise after normalisation", **PROBABILITY
+        0.0, "probability of random erasing, by noise after normalisation", **FROM_0_TO_1
     )
     erase_area: tuple[float, ...] = key(
         (0.02, 1 / 3), "share of the area to erase", **_SPAN, at_most=1, read_if=(_ERASED,)
@@ -142,13 +142,13 @@ class AugmentConfig:
     mix_prob: float = key(
         1.0,
         "probability that a group of rows is mixed",
-        **PROBABILITY,
+        **FROM_0_TO_1,
         read_if=(when("augment.mixup", "augment.cutmix", above=0),),
     )
     mix_switch_prob: float = key(
         0.5,
         "probability of CutMix rather than mixup, if both are on",
-        **PROBABILITY,
+        **FROM_0_TO_1,
         read_if=(_MIXED_UP, _CUT_AND_MIXED),
     )
     mix_group: int = key(

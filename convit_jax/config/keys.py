@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convit_jax import kernels, models
-from convit_jax.config.data_keys import PART, SHARE, AugmentConfig, DataConfig
+from convit_jax.config.data_keys import ABOVE_0_TO_1, FROM_0_BELOW_1, AugmentConfig, DataConfig
 from convit_jax.config.typed import (
     as_config_dict,
     check_ranges,
@@ -97,8 +97,8 @@ class OptimizerConfig:
         read_if=(when("optimizer.warmup", duration=True, above=0),),
     )
     min_learning_rate: float = key(1e-5, "where the cosine ends; does not scale", at_least=0)
-    b1: float = key(0.9, "decay rate of AdamW's first moment", **PART)
-    b2: float = key(0.999, "decay rate of AdamW's second moment", **PART)
+    b1: float = key(0.9, "decay rate of AdamW's first moment", **FROM_0_BELOW_1)
+    b2: float = key(0.999, "decay rate of AdamW's second moment", **FROM_0_BELOW_1)
     eps: float = key(1e-8, "added to the square root of AdamW's second moment", above=0)
     weight_decay: float = key(0.05, "decoupled weight decay", at_least=0)
     no_decay: tuple[str, ...] = key(
@@ -114,7 +114,7 @@ class OptimizerConfig:
     layer_decay: float = fixed_key(
         1.0,
         "factor of the learning rate from a layer to the one below it, for fine-tuning; 1: none",
-        **SHARE,
+        **ABOVE_0_TO_1,
     )
     schedule_every: str = key(
         "step",
@@ -190,11 +190,11 @@ class Config:
     )
     log_every: str = key("50 steps", "interval between training metrics in the log", **_SOME_TIME)
     profile_at: int = key(0, "first of five steps to profile for TensorBoard; 0: none", at_least=0)
-    label_smoothing: float = key(0.1, "share of a label spread over all classes", **PART)
+    label_smoothing: float = key(0.1, "share of a label spread over all classes", **FROM_0_BELOW_1)
     ema_decay: float = fixed_key(
         0.0,
         "decay per step of the parameters' running average, which is then evaluated; 0: off",
-        **PART,
+        **FROM_0_BELOW_1,
     )
     attention: str = key(
         "auto",
