@@ -9,7 +9,6 @@ from convit_jax.data.reading import EXIF_ROTATIONS
 from convit_jax.data.sources import imagenet
 from convit_jax.values.ranges import when
 
-# Bounds of a probability, of a share of something that is not empty, and of a part of it.
 FROM_0_TO_1: dict[str, Any] = {"at_least": 0, "at_most": 1}
 ABOVE_0_TO_1: dict[str, Any] = {"above": 0, "at_most": 1}
 FROM_0_BELOW_1: dict[str, Any] = {"at_least": 0, "below": 1}
