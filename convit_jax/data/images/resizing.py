@@ -31,8 +31,9 @@ def _with_pillow(image: np.ndarray, operation: Callable[[Image.Image], Image.Ima
     if channels == 2:
         # Pillow would premultiply the grey values by alpha.
         return np.concatenate([_with_pillow(image[..., c : c + 1], operation) for c in (0, 1)], 2)
+    image = np.ascontiguousarray(image)  # Pillow takes ten times as long to copy a part of an array
     if channels == 4:
-        pil_image = Image.frombuffer("RGBX", image.shape[1::-1], np.ascontiguousarray(image))
+        pil_image = Image.frombuffer("RGBX", image.shape[1::-1], image)
     else:
         pil_image = Image.fromarray(image[..., 0] if channels == 1 else image)
     result = np.asarray(operation(pil_image))
