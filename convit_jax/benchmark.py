@@ -35,7 +35,12 @@ from convit_jax.benchmarks.kernel import StepCost, measure_kernel
 from convit_jax.benchmarks.long_run import Sample, Trend, compute_trends, measure_long_run
 from convit_jax.benchmarks.model import ModelSpeed, measure_model
 from convit_jax.benchmarks.scale import ScaleCost, measure_scale
-from convit_jax.benchmarks.timm_model import check_timm, measure_timm
+from convit_jax.benchmarks.timm_model import (
+    check_timm,
+    measure_onnx,
+    measure_timm,
+    missing_for_onnx,
+)
 from convit_jax.console import command_line
 from convit_jax.console.screen import print_table
 from convit_jax.data.sources import imagenet
@@ -161,6 +166,13 @@ def _measure_models(arguments: argparse.Namespace) -> None:
     if arguments.against_timm:
         check_timm(names)
     modes = ["eager"] * arguments.against_timm + ["compiled"] * arguments.compiled
+    # ONNX Runtime is compared on a CPU in float32, as PyTorch exports the model.
+    compares_onnx = (
+        arguments.against_timm
+        and jax.default_backend() == "cpu"
+        and arguments.dtype == "float32"
+        and not missing_for_onnx()
+    )
 
     def measure(name: str) -> ModelSpeed:
         speed, timm = _call(measure_model, arguments, name=name), dict[str, float]()
@@ -168,13 +180,18 @@ def _measure_models(arguments: argparse.Namespace) -> None:
             compiled = mode == "compiled"
             speeds = _call(measure_timm, arguments, name=name, compiled=compiled)
             timm[f"{mode} forward"], timm[f"{mode} train"] = speeds
+        if compares_onnx:
+            timm["ONNX forward"] = _call(measure_onnx, arguments, name=name)
         return dataclasses.replace(speed, timm=timm)
 
     device = f"{jax.local_device_count()} {jax.devices()[0].device_kind} device(s)"
     size = f"batch {arguments.batch_size}, {arguments.image_size} px, {arguments.dtype}"
     headings = ["model", "parameters", "GFLOP", "forward/s", "compile", "train/s", "compile"]
     headings += [f"{pass_} to timm {mode}" for mode in modes for pass_ in ("forward", "train")]
+    headings += ["forward to ONNX Runtime"] * compares_onnx
     note = "GFLOP: one image's forward pass. forward/s, train/s: images per second."
+    if arguments.against_timm and missing_for_onnx():
+        note += f"\nONNX Runtime is not compared without {', '.join(missing_for_onnx())}."
     if arguments.profile:
         note += f"\nProfiles: tensorboard --logdir {arguments.profile} (pip install xprof)"
     _show(arguments, map(measure, names), f"{device}, {size}", headings, _model_row, note)

@@ -14,6 +14,7 @@ from convit_jax import benchmark, kernels
 from convit_jax.benchmarks import kernel as kernel_benchmark
 from convit_jax.benchmarks import long_run
 from convit_jax.benchmarks.attention import FORMS
+from convit_jax.benchmarks.model import ModelSpeed
 from convit_jax.errors import InputError
 
 
@@ -31,6 +32,21 @@ def test_model_speed_is_measured(capsys, tmp_path):
     for name in ("forward_images_per_second", "train_images_per_second"):
         assert speed[name] > 0
     assert list((tmp_path / "convit_tiny").rglob("*.xplane.pb"))
+
+
+def test_onnx_runtime_is_compared_where_it_is_installed(monkeypatch, capsys):
+    speed = ModelSpeed("convit_tiny", 10, 1, 1.0, 0.0, 30.0, 0.0, 10.0)
+    monkeypatch.setattr(benchmark, "check_timm", lambda names: None)
+    monkeypatch.setattr(benchmark, "measure_model", lambda name: speed)
+    monkeypatch.setattr(benchmark, "measure_timm", lambda name, compiled: (20.0, 5.0))
+    monkeypatch.setattr(benchmark, "measure_onnx", lambda name: 25.0)
+    for missing in ([], ["onnxruntime"]):
+        monkeypatch.setattr(benchmark, "missing_for_onnx", lambda missing=missing: missing)
+        benchmark.main(["model", "convit_tiny", "--against-timm"])
+        output = capsys.readouterr().out
+        assert ("forward to ONNX Runtime" in output) == (not missing)
+        assert ("1.20" in output.split()) == (not missing)
+        assert ("ONNX Runtime is not compared without onnxruntime." in output) == bool(missing)
 
 
 def test_an_unwritable_profile_directory_is_reported_before_measuring(tmp_path):

@@ -30,8 +30,8 @@ class ModelSpeed:
         gflops: 10⁹ operations of one image's forward pass (a multiply-add is two).
         forward_compile_seconds, train_compile_seconds: time to compile.
         forward_images_per_second, train_images_per_second: of the fastest repetition.
-        timm: timm's images per second, {"eager forward": …, "eager train": …} and "compiled …", as
-            far as they were measured.
+        timm: timm's images per second, {"eager forward": …, "eager train": …}, "compiled …" and
+            "ONNX forward", as far as they were measured.
     """
 
     model: str

@@ -1,6 +1,8 @@
-"""Speed of timm's PyTorch models at the same work, for comparison in one run."""
+"""Speed of timm's PyTorch models at the same work, in PyTorch and ONNX Runtime."""
 
 import importlib.util
+import pathlib
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +14,8 @@ _SIZES = ("tiny", "small", "base")
 # Models that timm has too: our name → timm's.
 TIMM_NAMES = {f"convit_{size}": f"convit_{size}" for size in _SIZES}
 TIMM_NAMES |= {f"deit_{size}": f"deit_{size}_patch16_224" for size in _SIZES}
+# What `measure_onnx` needs besides timm; onnxscript is for PyTorch's exporter.
+_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def check_timm(names: Iterable[str] = ()) -> None:
@@ -85,3 +89,31 @@ def measure_timm(
     forward_seconds = best_time(forward, seconds)
     model.train()
     return batch_size / forward_seconds, batch_size / best_time(train_step, seconds)
+
+
+def missing_for_onnx() -> list[str]:
+    """Return the packages that `measure_onnx` needs and that are not installed."""
+    return [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def measure_onnx(name: str, *, batch_size: int, image_size: int, seconds: float) -> float:
+    """Return the images per second of timm's forward pass, exported to ONNX Runtime on the CPU.
+
+    The packages of `missing_for_onnx` must be installed. Parameters are as in `measure_timm`.
+
+    Raises:
+        InputError: timm is not installed, or has no such model.
+    """
+    check_timm([name])
+    import onnxruntime  # noqa: PLC0415
+    import timm  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    model = timm.create_model(TIMM_NAMES[name], img_size=image_size).eval()
+    images = torch.randn(batch_size, 3, image_size, image_size)
+    with tempfile.TemporaryDirectory() as directory:
+        path = str(pathlib.Path(directory) / "model.onnx")
+        torch.onnx.export(model, (images,), path, dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    inputs = {session.get_inputs()[0].name: images.numpy()}
+    return batch_size / best_time(lambda: session.run(None, inputs), seconds)
