@@ -1,20 +1,22 @@
 """Compiling a model's methods when they are called eagerly, as in a notebook."""
 
+import concurrent.futures
 import functools
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 import jax
 from flax import nnx
-from jax.extend.core import get_opaque_trace_state, take_current_trace
+from jax.extend.core import get_opaque_trace_state
 
 Module = TypeVar("Module", bound=nnx.Module)
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-# JAX's state outside of all transformations. This module may itself be imported inside of one.
-with take_current_trace():
-    _EAGER = get_opaque_trace_state(convention="nnx")
+# JAX's state outside of all transformations, as it is in a new thread: this module may itself be
+# imported inside of one.
+with concurrent.futures.ThreadPoolExecutor(1) as _thread:
+    _EAGER = _thread.submit(get_opaque_trace_state, convention="nnx").result()
 
 
 def compiled_if_eager(
