@@ -203,11 +203,16 @@ def _measure_scale(arguments: argparse.Namespace) -> None:
     command_line.expect(arguments, "scale", in_range, f"'imagenet' or a number from {least:,} on")
 
     def row(cost: ScaleCost) -> Sequence[str]:
-        seconds = (cost.open_seconds, cost.reopen_seconds, cost.batch_seconds, cost.subset_seconds)
+        find = "" if cost.find_seconds is None else f"{cost.find_seconds:.2f} s"
+        seconds = (cost.reopen_seconds, cost.batch_seconds, cost.subset_seconds)
         megabytes = (cost.megabytes, cost.pickled_megabytes)
-        return (cost.layout, *(f"{s:.1f} s" for s in seconds), *(f"{m:,.0f} MB" for m in megabytes))
+        return (
+            *(cost.layout, find, f"{cost.open_seconds:.2f} s"),
+            *(f"{s:.1f} s" for s in seconds),
+            *(f"{m:,.0f} MB" for m in megabytes),
+        )
 
-    headings = ("layout", "open", "again", "first batch", "a tenth", "memory", "to workers")
+    headings = ("layout", "find", "open", "again", "first batch", "a tenth", "memory", "to workers")
     _show(arguments, measure_scale(num_images), f"{num_images:,} images", headings, row)
 
 

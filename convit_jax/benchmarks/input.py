@@ -17,10 +17,13 @@ from convit_jax.data.images.decoding import decode
 from convit_jax.data.reading import Images, Row, RowReader, positions_by_example
 from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
+from convit_jax.system.freed_memory import keep_freed_memory
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 # Everything is measured in turn in each round, so that a slow minute affects all alike.
-_ROUNDS = 5
+_ROUNDS = 20
+# Different batches of each kind of processing.
+_MAX_BATCHES = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,7 @@ def measure_input(
     Raises:
         InputError: the data are missing or too few, or timm is needed and not installed.
     """
+    keep_freed_memory()  # as in the worker processes; timm's transforms profit, too
     source = open_source(data)
     workloads = _workloads(source, image_size, batch_size)
     tests: dict[str, SpeedTest] = {name: _speed_test(*load) for name, load in workloads.items()}
@@ -102,8 +106,11 @@ def _workloads(
     def training(transform: TrainTransform, repeats: int) -> tuple[RowReader, Iterator[list[Row]]]:
         order = EpochOrder(len(source), batch_size, seed=0, repeats=repeats)
         reader = RowReader(source, transform, (*size, 3), 0, source.rotates_by_exif)
-        steps = itertools.count()
-        return reader, ([order.locate(step, row) for row in range(batch_size)] for step in steps)
+        # The same rows over and over, located before anything is timed: in a run the main process
+        # does that.
+        steps = range(min(repeats * order.steps_per_epoch, _MAX_BATCHES))
+        batches = [[order.locate(step, row) for row in range(batch_size)] for step in steps]
+        return reader, itertools.cycle(batches)
 
     transform = EvalTransform(size, 3, imagenet.CROP_FRACTION)
     evaluation = RowReader(source, transform, (*size, 3), None, source.rotates_by_exif)

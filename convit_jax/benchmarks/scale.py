@@ -55,6 +55,8 @@ class ScaleCost:
         subset_seconds: to choose a tenth of each class.
         megabytes: memory that all this took, at its peak.
         pickled_megabytes: what a worker process is sent, which workers share.
+        find_seconds: what `find` takes to list a folder's files, for comparison; None for other
+            layouts.
     """
 
     layout: str
@@ -65,6 +67,7 @@ class ScaleCost:
     subset_seconds: float
     megabytes: float
     pickled_megabytes: float
+    find_seconds: float | None
 
 
 def measure_scale(num_images: int) -> Iterator[ScaleCost]:
@@ -205,6 +208,11 @@ def main() -> None:
     def choose_subset() -> None:
         subset(source, fraction=_FRACTION, choice="first", classes=0, seed=0)
 
+    def find_files() -> None:
+        command = ["find", str(directory / "data"), "-type", "f"]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+
+    find_seconds = time_call(find_files)[1] if layout == "folder" else None
     _, open_seconds = time_call(open_dataset)
     source, reopen_seconds = time_call(open_dataset)
     _, batch_seconds = time_call(read_batch)
@@ -218,6 +226,7 @@ def main() -> None:
         subset_seconds=subset_seconds,
         megabytes=memory_of_this_process("VmHWM") - before,
         pickled_megabytes=len(pickle.dumps(source)) / 1e6,
+        find_seconds=find_seconds,
     )
     print(json.dumps(dataclasses.asdict(cost)))
 

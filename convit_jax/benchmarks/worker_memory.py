@@ -15,6 +15,7 @@ import numpy as np
 
 from convit_jax.data.reading import Row, RowReader
 from convit_jax.data.workers import ROWS_PER_TASK
+from convit_jax.system.freed_memory import keep_freed_memory
 
 
 def worker_memory(reader: RowReader, rows: Sequence[Row]) -> float | None:
@@ -38,6 +39,7 @@ def memory_of_this_process(key: str) -> float:
 
 def main() -> None:
     """Read the rows and print the peak memory of this process."""
+    keep_freed_memory()
     reader, rows = pickle.load(sys.stdin.buffer)
     reader.read(rows, np.empty((len(rows), *reader.image_shape), np.uint8))
     print(memory_of_this_process("VmHWM"))

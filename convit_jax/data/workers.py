@@ -27,6 +27,7 @@ import numpy as np
 
 from convit_jax.data.reading import ReadResult, Row, RowReader, positions_by_example
 from convit_jax.errors import MachineError, RunError, machine_fault
+from convit_jax.system.freed_memory import keep_freed_memory
 
 # Rows per task of a worker, at least: enough that the cost of communication is negligible.
 ROWS_PER_TASK = 48
@@ -249,6 +250,7 @@ def _reporting_start_failures() -> Iterator[None]:
 
 
 def _initialise_worker() -> None:
+    keep_freed_memory()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -73,6 +73,7 @@ def restored_run(first_run, tmp_path):
         (lambda images: shutil.rmtree(images / "bee"), "ant, cat"),
         (lambda images: (images / "ant").rename(images / "wasp"), "bee, cat, wasp"),
     ],
+    ids=["added", "removed", "renamed"],
 )
 def test_a_class_directory_changed_between_two_starts(restored_run, change, classes):
     root, resume, files = restored_run

@@ -105,9 +105,22 @@ class Cluster:
             time.sleep(0.2)
         return state
 
+    def is_idle(self) -> bool:
+        """Return whether both nodes are idle."""
+        options = ("--noheader", "--partition=all", "--states=idle", "--format=%D")
+        return self.run("sinfo", *options, check=False).strip() == "2"
+
     def restart(self, job: str) -> None:
-        """Start a requeued job now; Slurm would wait for two minutes."""
+        """Start a requeued job now; Slurm would wait for two minutes.
+
+        The nodes must have reported the end of its first start: on a busy machine such a report
+        may come late, and Slurm would take it for the end of the second.
+        """
         assert self.wait_for_end(job) == "PENDING"
+        deadline = time.monotonic() + 120
+        while not self.is_idle():
+            assert time.monotonic() < deadline, f"the nodes of {job} are not idle"
+            time.sleep(0.2)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
@@ -135,8 +148,7 @@ def cluster(repository) -> Iterator[Cluster]:
         for node in _NODES:
             stack.enter_context(_daemon(directory, environment, "slurmd", "-D", "-N", node))
         cluster = Cluster(directory, environment, repository)
-        count_idle = ("sinfo", "--noheader", "--partition=all", "--states=idle", "--format=%D")
-        _wait_until(lambda: cluster.run(*count_idle, check=False).strip() == "2", directory)
+        _wait_until(cluster.is_idle, directory)
         stack.callback(_cancel_all, cluster)
         yield cluster
 

@@ -66,11 +66,11 @@ def open_folder(name: str) -> Source:
     counts: dict[str, int] = {}
     skipped: collections.Counter[str] = collections.Counter()
 
-    def list_images() -> Iterator[list[str]]:
+    def list_images() -> Iterator[tuple[str, list[str]]]:
         for directory in sorted(directories, key=normal_form):
-            paths = sorted(iter_images(root / directory, directory, skipped))
+            paths = sorted(iter_images(root / directory, skipped=skipped))
             counts[directory] = len(paths)
-            yield paths
+            yield f"{directory}/", paths
 
     names = PackedNames.pack(list_images())
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), list(counts.values()))
@@ -114,7 +114,7 @@ def _detect_splits(root: epath.Path, directories: Sequence[str]) -> FolderSplits
     splits = [name for name in directories if name.lower() in (*_TRAIN, *_EVAL)]
     others = [name for name in directories if name not in splits]
     # List other directories only in case of doubt: there may be thousands, on remote storage.
-    if not splits or any(next(iter_images(root / other, other), None) for other in others):
+    if not splits or any(next(iter_images(root / other), None) for other in others):
         return None
     train, evaluation = (_first_match(names, splits) for names in (_TRAIN, _EVAL))
     paths = [f"{PREFIX}{root / split}" if split else None for split in (train, evaluation)]

@@ -24,33 +24,35 @@ SUFFIXES = frozenset(
     if image_format in (*FORMATS, "MPO")
 )
 COMMON_SUFFIXES = ".jpg, .png, .webp, .tif and others"
+# Compared first: to compare a file's end with these takes a third of the time of a look-up.
+_FREQUENT_SUFFIXES = (".JPEG", ".jpg", ".png", ".jpeg")
 
 # Files that operating systems create in folders; they are not reported as skipped.
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
 def iter_images(
-    directory: epath.Path, name: str, skipped: collections.Counter[str] | None = None
+    directory: epath.Path, prefix: str = "", skipped: collections.Counter[str] | None = None
 ) -> Iterator[str]:
-    """Yield the paths of the images in a directory, recursively, each beginning with `name`.
+    """Yield the paths, relative to a directory, of the images in it, recursively.
 
     Hidden files and directories are ignored.
 
     Args:
         directory: where to look.
-        name: the name of the directory in the returned paths.
+        prefix: text before each path.
         skipped: incremented, by suffix, for each file that is not an image.
 
     Raises:
         InputError: a directory cannot be listed.
         MachineError: it cannot be listed through a fault of the machine.
     """
-    return itertools.chain.from_iterable(_walk(directory, name, skipped, ()))
+    return itertools.chain.from_iterable(_walk(directory, prefix, skipped, ()))
 
 
 def _walk(
     directory: epath.Path,
-    name: str,
+    prefix: str,
     skipped: collections.Counter[str] | None,
     ancestors: tuple[str, ...],
 ) -> Iterator[list[str]]:
@@ -64,16 +66,18 @@ def _walk(
     if real_path in ancestors:
         return  # a symbolic link to a parent directory
     images = [
-        f"{name}/{file}"
+        prefix + file
         for file in files
-        if file[file.rfind(".") :].lower() in SUFFIXES and file[0] != "."
+        if (file.endswith(_FREQUENT_SUFFIXES) or file[file.rfind(".") :].lower() in SUFFIXES)
+        and file[0] != "."
     ]
     yield images
     if skipped is not None and len(images) < len(files):
         _count_skipped(files, skipped)
+    ancestors = (*ancestors, real_path)
     for child in directories:
         if not child.startswith("."):
-            yield from _walk(directory / child, f"{name}/{child}", skipped, (*ancestors, real_path))
+            yield from _walk(directory / child, f"{prefix}{child}/", skipped, ancestors)
 
 
 def _count_skipped(files: Iterable[str], skipped: collections.Counter[str]) -> None:
@@ -126,7 +130,7 @@ def find_images(names: Sequence[str]) -> list[str]:
             is_folder, exists = path.is_dir(), path.exists()
         if is_folder:
             skipped: collections.Counter[str] = collections.Counter()
-            matches = sorted(iter_images(path, name.rstrip("/"), skipped))
+            matches = sorted(iter_images(path, name.rstrip("/") + "/", skipped))
             log_skipped(skipped, name)
             if not matches:
                 raise InputError(f"no images ({COMMON_SUFFIXES}) in the folder {name}")

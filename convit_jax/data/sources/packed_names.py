@@ -20,12 +20,12 @@ class PackedNames:
     ends: np.ndarray
 
     @classmethod
-    def pack(cls, groups: Iterable[Sequence[str]]) -> "PackedNames":
-        """Pack the names of several groups, which are consumed one by one."""
+    def pack(cls, groups: Iterable[tuple[str, Sequence[str]]]) -> "PackedNames":
+        """Pack the names of several groups, (prefix, names without it), consumed one by one."""
         content, ends = bytearray(), [np.empty(0, np.int64)]
-        for names in groups:
+        for prefix, names in groups:
             if names:
-                group = os.fsencode("\0".join(names)) + b"\0"
+                group = os.fsencode(prefix + f"\0{prefix}".join(names)) + b"\0"
                 ends.append(np.flatnonzero(np.frombuffer(group, np.uint8) == 0) + len(content))
                 content += group
         return cls(np.frombuffer(content, np.uint8), np.concatenate(ends))

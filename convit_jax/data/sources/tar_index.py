@@ -176,7 +176,7 @@ def _index_shard(path: str, state: FileState) -> tuple[dict[str, np.ndarray], _N
         else:
             images.append(sample.image)
             labels.append(label)
-    names = PackedNames.pack([[image.name for image in images]])
+    names = PackedNames.pack([("", [image.name for image in images])])
     arrays = {
         "name_content": names.content,
         "name_ends": names.ends,

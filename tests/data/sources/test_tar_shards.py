@@ -651,7 +651,7 @@ def test_shards_in_a_bucket_are_indexed_and_read_in_place(tmp_path, monkeypatch)
 
 def test_packed_names_are_the_names():
     names = ["a", "é", "caf\udce9", ""]
-    assert list(PackedNames.pack([names])) == names
+    assert list(PackedNames.pack([("", names)])) == names
 
 
 # Patterns.
