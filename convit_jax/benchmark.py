@@ -167,12 +167,9 @@ def _measure_models(arguments: argparse.Namespace) -> None:
         check_timm(names)
     modes = ["eager"] * arguments.against_timm + ["compiled"] * arguments.compiled
     # ONNX Runtime is compared on a CPU in float32, as PyTorch exports the model.
-    compares_onnx = (
-        arguments.against_timm
-        and jax.default_backend() == "cpu"
-        and arguments.dtype == "float32"
-        and not missing_for_onnx()
-    )
+    on_cpu = jax.default_backend() == "cpu" and arguments.dtype == "float32"
+    missing = missing_for_onnx() if arguments.against_timm and on_cpu else []
+    compares_onnx = arguments.against_timm and on_cpu and not missing
 
     def measure(name: str) -> ModelSpeed:
         speed, timm = _call(measure_model, arguments, name=name), dict[str, float]()
@@ -190,8 +187,8 @@ def _measure_models(arguments: argparse.Namespace) -> None:
     headings += [f"{pass_} to timm {mode}" for mode in modes for pass_ in ("forward", "train")]
     headings += ["forward to ONNX Runtime"] * compares_onnx
     note = "GFLOP: one image's forward pass. forward/s, train/s: images per second."
-    if arguments.against_timm and missing_for_onnx():
-        note += f"\nONNX Runtime is not compared without {', '.join(missing_for_onnx())}."
+    if missing:
+        note += f"\nONNX Runtime is not compared without {', '.join(missing)}."
     if arguments.profile:
         note += f"\nProfiles: tensorboard --logdir {arguments.profile} (pip install xprof)"
     _show(arguments, map(measure, names), f"{device}, {size}", headings, _model_row, note)

@@ -91,7 +91,11 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while not re.search(pattern, text := log.read_text() if log.exists() else ""):
             state = self.job_field(job, "JobState")
-            assert state not in _ENDED, f"{job} is {state} without '{pattern}': {text[-5000:]}"
+            assert state not in _ENDED, (
+                f"{job} is {state} without '{pattern}': {text[-5000:]}\n"
+                f"slurmctld: {(self.directory / 'slurmctld.log').read_text()[-3000:]}\n"
+                f"slurmd: {(self.directory / 'slurmd.log').read_text()[-3000:]}"
+            )
             assert time.monotonic() < deadline, f"no '{pattern}' in {text[-5000:]}"
             time.sleep(0.2)
 
@@ -111,11 +115,7 @@ class Cluster:
         return self.run("sinfo", *options, check=False).strip() == "2"
 
     def restart(self, job: str) -> None:
-        """Start a requeued job now; Slurm would wait for two minutes.
-
-        The nodes must have reported the end of its first start: on a busy machine such a report
-        may come late, and Slurm would take it for the end of the second.
-        """
+        """Start a requeued job now, once both nodes are idle; Slurm would wait for two minutes."""
         assert self.wait_for_end(job) == "PENDING"
         deadline = time.monotonic() + 120
         while not self.is_idle():

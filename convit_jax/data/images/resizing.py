@@ -18,7 +18,7 @@ _FILTER_RADIUS = 2
 _SIGMA = 0.36
 # Box averages leave at least this factor of a large shrinkage to the Gaussian.
 _MIN_SHRINKAGE = 2.0
-# Rows that are scaled at a time in float32: few enough to stay in the processor's cache.
+# Rows that are scaled at a time in float32, so that large photographs need little memory.
 _ROWS_AT_A_TIME = 128
 
 
