@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import UnionType
 from typing import Any, NoReturn, TextIO
@@ -35,6 +36,9 @@ def run(name: str, command: Callable[[], int | None]) -> int:
     try:
         code, message = _outcome(command)
         if message:
+            # What a failed library call leaves behind, such as coroutines that nobody awaited,
+            # Python would report after the message, when it collects it.
+            warnings.simplefilter("ignore")
             print_message(name, message)
         return code
     finally:

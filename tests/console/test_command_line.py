@@ -9,6 +9,7 @@ import pytest
 
 from convit_jax.config.files import make_config, split_overrides
 from convit_jax.console import command_line
+from convit_jax.errors import RunError
 
 CONFIG = "--config=configs/digits.py"
 
@@ -116,6 +117,22 @@ def test_a_fault_of_the_machine_is_one_sentence(capsys):
     message = capsys.readouterr().err
     assert message.startswith("train: too many open files: raise the limit (ulimit -n) (")
     assert "metrics.jsonl" in message
+
+
+def test_nothing_follows_the_message_of_a_command_that_failed(recwarn):
+    """Python reports a coroutine that nobody awaited when it is collected, perhaps at exit."""
+
+    async def save():
+        raise AssertionError
+
+    left_behind = [save()]
+
+    def command():
+        raise RunError("a checkpoint could not be written")
+
+    assert command_line.run("train", command) == 1
+    left_behind.clear()
+    assert not recwarn.list
 
 
 def test_a_defect_keeps_its_traceback():

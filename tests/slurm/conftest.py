@@ -115,13 +115,17 @@ class Cluster:
         return self.run("sinfo", *options, check=False).strip() == "2"
 
     def restart(self, job: str) -> None:
-        """Start a requeued job now, once both nodes are idle; Slurm would wait for two minutes."""
+        """Start a requeued job once both nodes are idle; Slurm would wait for two minutes.
+
+        Slurm counts in seconds, and takes a job that starts in the second in which its last
+        start was ended for the one that was ended ("already killed, do not launch batch job").
+        """
         assert self.wait_for_end(job) == "PENDING"
         deadline = time.monotonic() + 120
         while not self.is_idle():
             assert time.monotonic() < deadline, f"the nodes of {job} are not idle"
             time.sleep(0.2)
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now+3")
 
 
 @pytest.fixture(scope="session")
