@@ -80,24 +80,44 @@ def row_keys(key: jax.Array, count: int) -> jax.Array:
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
 
 
-def erase(images: jax.Array, erasing: Erasing, keys: jax.Array) -> jax.Array:
+def erase(
+    images: jax.Array, erasing: Erasing, keys: jax.Array, *, in_pairs: bool = False
+) -> jax.Array:
     """Fill a random box of some images with noise.
+
+    Few pixels are filled, so the two rows of a pair can share one draw of noise. Every other pixel
+    of the second row, as on a chessboard, has the opposite sign: each image's noise remains
+    independent from pixel to pixel, and over an area the two are uncorrelated.
 
     Args:
         images: normalised, [B, H, W, channels].
         erasing: probability and sizes.
         keys: random key of each image, [B].
+        in_pairs: whether rows 2k and 2k + 1, which `mix` needs together, share the noise; B is
+            even then.
     """
     _, height, width, channels = images.shape
 
-    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        chosen_key, box_key, noise_key = jax.random.split(key, 3)
+    def draw_box(key: jax.Array) -> jax.Array:
+        chosen_key, box_key, _ = jax.random.split(key, 3)
         chosen = jax.random.bernoulli(chosen_key, erasing.prob)
-        box = jnp.where(chosen, _erased_box(box_key, height, width, erasing), 0)
-        return box, jax.random.normal(noise_key, (height, width, channels), images.dtype)
+        return jnp.where(chosen, _erased_box(box_key, height, width, erasing), 0)
 
-    boxes, noise = jax.vmap(draw)(keys)
-    return jnp.where(_box_masks(boxes, height, width)[..., None], noise, images)
+    def draw_noise(key: jax.Array) -> jax.Array:
+        return jax.random.normal(
+            jax.random.split(key, 3)[2], (height, width, channels), images.dtype
+        )
+
+    inside = _box_masks(jax.vmap(draw_box)(keys), height, width)[..., None]
+    if not in_pairs:
+        return jnp.where(inside, jax.vmap(draw_noise)(keys), images)
+    noise = jax.vmap(draw_noise)(keys[::2])
+    y, x = jnp.ogrid[:height, :width]
+    signs = (1 - 2 * ((y + x) % 2))[..., None].astype(images.dtype)
+    pairs, insides = _split_pairs(images), _split_pairs(inside)
+    first = jnp.where(insides[0], noise, pairs[0])
+    second = jnp.where(insides[1], noise * signs, pairs[1])
+    return jnp.stack([first, second], axis=1).reshape(images.shape)
 
 
 def _erased_box(key: jax.Array, height: int, width: int, erasing: Erasing) -> jax.Array:
@@ -200,14 +220,18 @@ def _mix_pairs(rows: jax.Array, weight: jax.Array) -> jax.Array:
     The two rows of a pair are computed separately, which on TPUs costs less than exchanging them in
     an array of all rows first.
     """
-    pairs = rows.reshape(-1, 2, *rows.shape[1:])
-    weights = weight.reshape(-1, 2, *weight.shape[1:])
-    (first, second), (of_first, of_second) = (jnp.unstack(x, axis=1) for x in (pairs, weights))
+    (first, second), (of_first, of_second) = _split_pairs(rows), _split_pairs(weight)
     mixed = (
         first * of_first + second * (1.0 - of_first),
         second * of_second + first * (1.0 - of_second),
     )
     return jnp.stack(mixed, axis=1).reshape(rows.shape)
+
+
+def _split_pairs(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the even and the odd rows of [B, …], [B / 2, …] each."""
+    first, second = jnp.unstack(rows.reshape(-1, 2, *rows.shape[1:]), axis=1)
+    return first, second
 
 
 def _box_masks(boxes: jax.Array, height: int, width: int) -> jax.Array:

@@ -116,7 +116,8 @@ def augment(batch: dict[str, Any], config: StepConfig) -> tuple[jax.Array, jax.A
     images = normalise(batch["image"], config.mean, config.std)
     labels = soft_labels(batch["label"], config.num_classes, config.label_smoothing)
     if config.erasing.prob:
-        images = erase(images, config.erasing, batch["erasing"])
+        in_pairs = config.mixing.enabled
+        images = erase(images, config.erasing, batch["erasing"], in_pairs=in_pairs)
     if config.mixing.enabled:
         images, labels = mix(images, labels, batch["mixing"])
     return images, labels

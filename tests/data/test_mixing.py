@@ -324,6 +324,25 @@ def test_without_a_group_size_the_whole_batch_shares_its_draws():
         assert_trees_close(draws, whole, rtol=0)
 
 
+def test_a_pair_of_erased_rows_shares_noise_that_is_uncorrelated_and_has_the_usual_moments():
+    """The boxes are those of rows that are erased one by one."""
+    images, erasing = jnp.full((200, 16, 18, 3), 9.0), Erasing(prob=0.9)
+    keys = row_keys(jax.random.key(0), len(images))
+    single = np.asarray(erase_rows(images, erasing, keys))
+    paired = np.asarray(erase_rows(images, erasing, keys, in_pairs=True))
+    np.testing.assert_array_equal(paired == 9.0, single == 9.0)
+    np.testing.assert_array_equal(paired[::2], single[::2])
+    first, second = paired[::2], paired[1::2]
+    both = (first != 9.0) & (second != 9.0)
+    y, x = np.ogrid[:16, :18]
+    opposite = np.broadcast_to(((y + x) % 2 == 1)[..., None], both.shape)
+    np.testing.assert_array_equal(second[both], np.where(opposite, -first, first)[both])
+    noise = second[second != 9.0]
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1) < 0.02
+    assert abs(np.corrcoef(first[both], second[both])[0, 1]) < 0.05
+
+
 def test_the_draws_of_an_erased_row_depend_on_its_number_only():
     images = jnp.full((8, 16, 16, 3), 9.0)
     erased, first = (erase(images[:n], Erasing(prob=0.7), jax.random.key(0)) for n in (8, 4))
