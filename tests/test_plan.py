@@ -330,14 +330,14 @@ SCHEDULE = """
 LB: loop body
 
      0   :  { %s1 = smov.u32 0 } /* entry bundle: %kernel.1 = custom-call(%p) */
-   0x1 LB: > { %s2 = sphi %s1, %s3  ;;  %p1 = scmp.ge.s32.totalorder %s2, 1 }
-   0x2   : > { %p2 = scmp.lt.s32.totalorder %s2, 9 }
+   0x1 LB: > { %s2 = sphi %s1, %s3  ;;  %p1 = scmp.lt.s32.totalorder %s2, 8 }
+   0x2   : > { %p2 = scmp.ge.s32.totalorder %s2, 1  ;;  %p3 = scmp.lt.s32.totalorder %s2, 9 }
    0x3   :  {} /* End region 1 */
    0x4 LB: >> { %v1 = vadd.f32 %v0, %v0 }
-   0x5   : >> { %p3 = scmp.ge.s32.totalorder %s4, 5 /* loop exit test */ }
-   0x6   : >> { %5 = sbr.rel (!%p3) target = $region2 }
-   0x7 LB: >> { %p4 = scmp.ge.s32.totalorder %s5, 2 /* loop exit test */ }
-   0x8   : > { %p5 = scmp.ge.s32.totalorder %s3, 10 /* loop exit test */ }
+   0x5   : >> { %p4 = scmp.ge.s32.totalorder %s4, 5 /* loop exit test */ }
+   0x6   : >> { %5 = sbr.rel (!%p4) target = $region2 }
+   0x7 LB: >> { %p5 = scmp.ge.s32.totalorder %s5, 2 /* loop exit test */ }
+   0x8   : > { %p6 = scmp.ge.s32.totalorder %s3, 10 /* loop exit test */ }
    0x9   :  { %6 = vsyncpa [#allocation2], 1 }
 """
 
@@ -347,6 +347,20 @@ def test_bundles_of_a_schedule_are_multiplied_by_their_trip_counts():
     assert count_cycles(SCHEDULE) == 1 + 8 * (3 + 5 * 3 + 2 * 1 + 1) + 1
     with pytest.raises(ValueError, match="no bundles"):
         count_cycles("nothing")
+
+
+@pytest.mark.parametrize(
+    ("dump", "steps", "first", "last"),
+    [("forward_v5e_four_steps", 4, 0xB, 0xD0), ("forward_v4_two_steps", 2, 0x17, 0x11C)],
+)
+def test_all_steps_of_a_grid_are_counted(reference_data, dump, steps, first, last):
+    """Schedules of libtpu 0.0.52: eight images, two a step; a v4 divides them among two cores.
+
+    Cases: the file, its steps, and the addresses of the first and the last bundle of a step.
+    """
+    text = (reference_data / f"schedules/{dump}.txt").read_text()
+    final = int(re.findall(r"(?m)^ +(0x[0-9a-f]+) ", text)[-1], 16)
+    assert count_cycles(text) == first + steps * (last - first + 1) + final - last
 
 
 def test_a_text_that_is_not_hlo_is_refused():

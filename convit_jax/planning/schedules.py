@@ -19,9 +19,10 @@ _BUNDLE = re.compile(
     r"\s*(?:0x[0-9a-f]+|\d+)\s+(?P<label>[A-Z]{2})?\s*: (?P<loops>[> ]*)\{(?P<instructions>.*)"
 )
 _EXIT = re.compile(r"scmp\.ge\.s32\.totalorder %\w+, (\d+) /\* loop exit test")
-# The loop over a grid starts loading before and stores after: these bounds enclose its steps.
-_FIRST = re.compile(r"scmp\.ge\.s32\.totalorder (%\w+), (\d+)")
-_LAST = re.compile(r"scmp\.lt\.s32\.totalorder (%\w+), (\d+)")
+# The loop over a grid of n steps loads in its iterations [0, n), computes in [1, n + 1) and stores
+# in [2, n + 2). These tests of its index are the bounds of the three windows.
+_FROM = re.compile(r"scmp\.ge\.s32\.totalorder (%\w+), ([12])\b")
+_BELOW = re.compile(r"scmp\.lt\.s32\.totalorder (%\w+), (\d+)")
 
 
 class _Bundle(NamedTuple):
@@ -112,11 +113,12 @@ def _count_cycles(bundles: list[_Bundle], depth: int) -> int:
 
 
 def _trip_count(loop: list[_Bundle], depth: int) -> int:
-    """Return how often the body of a loop at `depth` runs."""
+    """Return how often the body of a loop at `depth` runs; that of the grid: its steps."""
     text = "\n".join(bundle.instructions for bundle in loop if bundle.depth == depth)
-    firsts = dict(reversed(_FIRST.findall(text)))
-    for name, last in _LAST.findall(text):
-        if depth == 1 and int(last) > int(firsts.get(name, last)):
-            return int(last) - int(firsts[name])
+    if depth == 1:
+        indices = {name for name, _ in _FROM.findall(text)}
+        ends = [int(end) for name, end in _BELOW.findall(text) if name in indices]
+        if ends:
+            return max(ends) - 1  # the end of the window in which it computes
     exits = _EXIT.search(text)
     return int(exits[1]) if exits else 1
