@@ -30,6 +30,7 @@ class Blocks:
         images: images per grid step.
         group: heads per grid step; a divisor of H.
         tile: queries whose scores are computed at once; a multiple of `LANES`.
+        cores: cores of a chip, which take the steps in turn.
     """
 
     tokens: int
@@ -38,6 +39,7 @@ class Blocks:
     images: int
     group: int
     tile: int
+    cores: int = 1
 
     @property
     def lanes(self) -> int:
@@ -48,6 +50,10 @@ class Blocks:
     def groups(self) -> int:
         """Number of groups of heads."""
         return self.heads // self.group
+
+    def grid(self, batch: int) -> tuple[int, int, int]:
+        """Return the grid of a batch: groups of heads, cores, and steps of a core."""
+        return self.groups, self.cores, batch // (self.images * self.cores)
 
     @property
     def rows(self) -> int:
@@ -67,7 +73,13 @@ class Blocks:
 
 
 def fitting_blocks(
-    batch: int, tokens: int, heads: int, channels: int, dtype: jnp.dtype, memory: int
+    batch: int,
+    tokens: int,
+    heads: int,
+    channels: int,
+    dtype: jnp.dtype,
+    memory: int,
+    cores: int = 1,
 ) -> Blocks | None:
     """Return the blocks with the fewest groups of heads that fit the memory.
 
@@ -78,6 +90,7 @@ def fitting_blocks(
         channels: D.
         dtype: of queries, keys and values.
         memory: bytes of a core's VMEM.
+        cores: cores of a chip; one does all steps if the number of steps is not a multiple.
 
     Returns:
         The blocks, or None if the kernel does not support these inputs.
@@ -92,7 +105,8 @@ def fitting_blocks(
         if heads % groups:
             continue
         for images in (2, 1):
-            blocks = Blocks(tokens, heads, channels, images, heads // groups, tile)
+            divided = cores if batch // images % cores == 0 else 1
+            blocks = Blocks(tokens, heads, channels, images, heads // groups, tile, divided)
             if images == 2 and (batch % 2 or not blocks.unrolled):
                 continue
             if backward_bytes(blocks, size) <= memory - _RESERVED:

@@ -201,6 +201,7 @@ class Attention:
             return None
         return Target(
             memory=_VMEM.get(device.device_kind, min(_VMEM.values())),
+            cores=device.num_cores if on_tpu else 1,
             mesh=mesh if mesh.size > 1 else None,
             axes=mesh.axis_names if mesh.size > 1 else (),
             interpret=not on_tpu,

@@ -26,12 +26,14 @@ class Target:
 
     Attributes:
         memory: bytes of a core's VMEM.
+        cores: cores of a chip that run one program together, as on v4 and v5p.
         mesh: devices over which the batch is sharded, or None for one device.
         axes: the mesh axes along which it is sharded.
         interpret: run in Pallas's interpreter, on any platform and slowly, for tests.
     """
 
     memory: int
+    cores: int = 1
     mesh: Mesh | None = None
     axes: tuple[str, ...] = ()
     interpret: bool = False
@@ -47,8 +49,9 @@ class Target:
         """Return the block sizes for these inputs, or None if the kernel does not support them."""
         if batch % self.shards:
             return None
+        local_batch = batch // self.shards
         return fitting_blocks(
-            batch // self.shards, tokens, heads, channels, jnp.dtype(dtype), self.memory
+            local_batch, tokens, heads, channels, jnp.dtype(dtype), self.memory, self.cores
         )
 
     def shard_map(

@@ -5,8 +5,8 @@ With A = (1 - g) P + g T, the mixture of content P and position T, and a gradien
     dA = dO Vᵀ,  dV = Aᵀ dO,  dT = g Σ dA,  dg = Σ dA (T - P),
     dS = (1 - g) P (dA - r)  with  r = Σ_keys P dA,  the gradient of the scores before scaling.
 
-The sums over images stay in VMEM from the first step to the last. As in the forward kernel,
-everything is transposed within a step.
+The sums over the images of each core stay in VMEM from its first step to its last. As in the
+forward kernel, everything is transposed within a step.
 """
 
 import functools
@@ -48,7 +48,7 @@ def _kernel(blocks: Blocks, num_parts: int, gated: bool, *refs: Any) -> None:
     transposed, transposed_out, d_transposed = remaining
     tokens = blocks.tokens
     first_head = pl.program_id(0) * blocks.group
-    first_step = pl.program_id(1) == 0
+    first_step = pl.program_id(2) == 0
 
     def accumulate(image: int, total: Any, index: Any, x: jax.Array) -> None:
         """Add x to the sum over earlier images; for the first image the sum is uninitialised."""
@@ -158,16 +158,17 @@ def call_backward(
         positional, gate = gating
         in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), *in_specs, heads_spec(blocks)]
         operands = [gate, *operands, positional]
-        row = (1, blocks.group, 1, blocks.lanes)
-        out_specs += [heads_spec(blocks), pl.BlockSpec(row, lambda group, _: (group, 0, 0, 0))]
-        maps, rows = (blocks.heads, blocks.tokens, blocks.lanes), (blocks.groups, *row[1:])
-        out_shape += [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (maps, rows)]
+        # Each core sums over its own images.
+        maps, row = (blocks.group, blocks.tokens, blocks.lanes), (1, blocks.group, 1, blocks.lanes)
+        for shape, count in ((maps, blocks.heads), (row, blocks.groups)):
+            out_specs.append(_sum_spec(shape))
+            out_shape.append(jax.ShapeDtypeStruct((blocks.cores, count, *shape[1:]), jnp.float32))
     # Sums over several tiles of queries stay float32 until they are complete.
     sum_dtype = dtype if len(blocks.tiles) == 1 else jnp.float32
     gradients = pl.pallas_call(
         functools.partial(_kernel, blocks, len(parts), gating is not None),
         name="attention_backward",
-        grid=(blocks.groups, batch // blocks.images),
+        grid=blocks.grid(batch),
         in_specs=in_specs,
         out_specs=out_specs,
         out_shape=out_shape,
@@ -177,10 +178,18 @@ def call_backward(
             pltpu.VMEM((blocks.images, 3 * blocks.rows, blocks.lanes), sum_dtype),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=memory
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=memory
         ),
         interpret=interpret,
     )(*operands)
     d_parts = list(gradients[: len(d_widths)])
-    d_maps, row_sums = gradients[len(d_widths) :] if gating is not None else (None, None)
+    if gating is None:
+        return d_parts, None, None
+    d_maps, row_sums = (jnp.sum(sums, axis=0) for sums in gradients[len(d_widths) :])
     return d_parts, d_maps, row_sums
+
+
+def _sum_spec(shape: tuple[int, ...]) -> pl.BlockSpec:
+    """Spec of a sum over a core's images for a group of heads, `shape`: [cores, heads, ...]."""
+    others = (0,) * (len(shape) - 1)
+    return pl.BlockSpec((None, *shape), lambda group, core, _: (core, group, *others))

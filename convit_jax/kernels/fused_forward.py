@@ -184,12 +184,18 @@ def _kernel(blocks: Blocks, num_parts: int, gated: bool, *refs: Any) -> None:
 def heads_spec(blocks: Blocks) -> pl.BlockSpec:
     """Spec of a [H, N, lanes] array: a step sees its group's heads; fetched once per group."""
     shape = (blocks.group, blocks.tokens, blocks.lanes)
-    return pl.BlockSpec(shape, lambda group, _: (group, 0, 0))
+    return pl.BlockSpec(shape, lambda group, *_: (group, 0, 0))
+
+
+def _images_of(blocks: Blocks, core: Any, step: Any) -> Any:
+    """Index of the images of a core's step, in units of `blocks.images`."""
+    return step * blocks.cores + core
 
 
 def tokens_spec(blocks: Blocks, width: int) -> pl.BlockSpec:
     """Spec of a [B, N, width] array: a step sees its images."""
-    return pl.BlockSpec((blocks.images, blocks.tokens, width), lambda _, step: (step, 0, 0))
+    shape = (blocks.images, blocks.tokens, width)
+    return pl.BlockSpec(shape, lambda _, *step: (_images_of(blocks, *step), 0, 0))
 
 
 def result_spec(blocks: Blocks, width: int) -> tuple[pl.BlockSpec, tuple[int, int]]:
@@ -200,13 +206,14 @@ def result_spec(blocks: Blocks, width: int) -> tuple[pl.BlockSpec, tuple[int, in
     if blocks.groups == 1:
         return tokens_spec(blocks, width), (blocks.tokens, width)
     shape = (blocks.images, width // blocks.groups, blocks.tokens)
-    return pl.BlockSpec(shape, lambda group, step: (step, group, 0)), (width, blocks.tokens)
+    spec = pl.BlockSpec(shape, lambda group, *step: (_images_of(blocks, *step), group, 0))
+    return spec, (width, blocks.tokens)
 
 
 def log_sums_spec(blocks: Blocks) -> pl.BlockSpec:
     """Spec of the logarithms of the softmax's sums, [B, groups, group, 1, lanes]."""
     shape = (blocks.images, 1, blocks.group, 1, blocks.lanes)
-    return pl.BlockSpec(shape, lambda group, step: (step, group, 0, 0, 0))
+    return pl.BlockSpec(shape, lambda group, *step: (_images_of(blocks, *step), group, 0, 0, 0))
 
 
 def call_forward(
@@ -245,7 +252,7 @@ def call_forward(
     return pl.pallas_call(
         functools.partial(_kernel, blocks, len(parts), gating is not None),
         name="attention_forward",
-        grid=(blocks.groups, batch // blocks.images),
+        grid=blocks.grid(batch),
         in_specs=in_specs,
         out_specs=[out_spec, log_sums_spec(blocks)],
         out_shape=[
@@ -257,7 +264,7 @@ def call_forward(
             pltpu.VMEM((blocks.images, blocks.rows, blocks.lanes), dtype),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=memory
+            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=memory
         ),
         interpret=interpret,
     )(*operands)

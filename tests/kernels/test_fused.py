@@ -92,7 +92,8 @@ def assert_matches_definition(results, inputs, d_out, tolerance=1e-4):
 # Failures are reported without shrinking, which would compile for minutes.
 @settings(max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
-    batch=st.integers(1, 3),
+    batch=st.integers(1, 4),
+    cores=st.integers(1, 2),
     tokens=st.integers(1, 30),
     heads=st.integers(1, 3),
     channels=st.sampled_from([8, 16, 24]),
@@ -102,13 +103,14 @@ def assert_matches_definition(results, inputs, d_out, tolerance=1e-4):
     seed=st.integers(0, 99),
 )
 def test_the_kernel_matches_its_definition(
-    batch, tokens, heads, channels, parts, extreme, size, seed
+    batch, cores, tokens, heads, channels, parts, extreme, size, seed
 ):
-    """Includes scores up to thousands and gates of exactly 0 and 1."""
+    """Includes scores up to thousands, gates of exactly 0 and 1, and two cores."""
     inputs, d_out = make_inputs(batch, tokens, heads, channels, size=size, seed=seed)
     if extreme is not None:
         inputs = (*inputs[:4], inputs[4].at[0].set(extreme))
-    results = run(Target(AMPLE_VMEM, interpret=True), inputs, d_out, parts=parts)
+    target = Target(AMPLE_VMEM, cores, interpret=True)
+    results = run(target, inputs, d_out, parts=parts)
     assert_matches_definition(results, inputs, d_out, tolerance=1e-4 * size)
 
 
@@ -129,10 +131,11 @@ def test_heads_in_groups_and_queries_in_tiles(gated, monkeypatch):
     """Large images need several groups of heads, loops over heads, and several tiles."""
     monkeypatch.setattr(blocks_module, "_MAX_UNROLLED_SCORES", 0)
     monkeypatch.setattr(blocks_module, "_MAX_SINGLE_TILE", 0)
-    target = Target(11 * MIB // 2, interpret=True)
-    blocks = target.blocks(1, 150, 2, 8, jnp.float32)
+    target = Target(11 * MIB // 2, cores=2, interpret=True)
+    blocks = target.blocks(2, 150, 2, 8, jnp.float32)
     assert (blocks.groups, len(blocks.tiles), blocks.unrolled) == (2, 2, False)
-    inputs, d_out = make_inputs(1, 150, 2, 8)
+    assert blocks.grid(2) == (2, 2, 1)
+    inputs, d_out = make_inputs(2, 150, 2, 8)
     results = run(target, inputs, d_out, parts=2, gated=gated)
     if gated:
         assert_matches_definition(results, inputs, d_out)
@@ -160,6 +163,14 @@ def test_every_model_of_the_paper_fits(heads, channels, tokens):
     if tokens <= 197:
         blocks = blocks_module.fitting_blocks(64, tokens, heads, channels, jnp.bfloat16, 64 * MIB)
         assert blocks.groups == 1
+
+
+def test_two_cores_share_the_steps_if_these_are_even():
+    blocks = {n: blocks_module.fitting_blocks(n, 196, 4, 48, jnp.bfloat16, AMPLE_VMEM, 2)
+              for n in (1, 2, 3, 4, 64)}  # fmt: skip
+    assert [blocks[n].grid(n) for n in blocks] == [
+        (1, 1, 1), (1, 1, 1), (1, 1, 3), (1, 2, 1), (1, 2, 16),
+    ]  # fmt: skip
 
 
 def test_unsupported_inputs_have_no_blocks():
