@@ -34,9 +34,13 @@ def relative_positions(grid: tuple[int, int]) -> jax.Array:
         float32 [N, N, 3] with N = rows · columns, patches in row-major order, unit: patches.
     """
     y, x = jnp.divmod(jnp.arange(grid[0] * grid[1]), grid[1])
-    d1 = (x[None, :] - x[:, None]).astype(jnp.float32)
-    d2 = (y[None, :] - y[:, None]).astype(jnp.float32)
+    d1, d2 = _offsets(x), _offsets(y)
     return jnp.stack([d1, d2, d1**2 + d2**2], axis=-1)
+
+
+def _offsets(positions: jax.Array) -> jax.Array:
+    """Return the offset of every position from every other: int [n] → float32 [from n, to n]."""
+    return (positions[None, :] - positions[:, None]).astype(jnp.float32)
 
 
 def attention_centres(num_heads: int) -> np.ndarray:
@@ -155,9 +159,19 @@ class GPSA(nnx.Module):
         return jax.nn.sigmoid(self.gating[...])
 
     def positional_attention(self, grid: tuple[int, int]) -> jax.Array:
-        """softmax(v_pos · r_ij): float32 [H, N, N], the same for every image (paper Eq. 7)."""
-        scores = self.pos_proj(relative_positions(grid)).transpose(2, 0, 1)
-        return jax.nn.softmax(scores, axis=-1)
+        """softmax(v_pos · r_ij): float32 [H, N, N], the same for every image (paper Eq. 7).
+
+        v_pos · r_ij is a sum of a term of d1 and one of d2. So the softmax's sum over all keys is a
+        product of sums over columns and rows, and needs no pass over the N x N scores.
+        """
+        v1, v2, v3 = self.pos_proj.kernel[...][:, :, None, None]
+        rows, columns = (_offsets(jnp.arange(length)) for length in grid)
+        row_sums = jax.nn.logsumexp(v2 * rows + v3 * rows**2, axis=-1)
+        column_sums = jax.nn.logsumexp(v1 * columns + v3 * columns**2, axis=-1)
+        sums = row_sums[:, :, None] + column_sums[:, None, :]
+        d1, d2, squared = jnp.moveaxis(relative_positions(grid), -1, 0)
+        scores = v1 * d1 + v2 * d2 + v3 * squared
+        return jnp.exp(scores - sums.reshape(self.num_heads, -1, 1))
 
     def _queries_keys(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         qk = self.qk(x).reshape(*x.shape[:2], 2, self.num_heads, -1)
