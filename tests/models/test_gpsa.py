@@ -44,6 +44,29 @@ def test_the_initial_v_pos_is_that_of_the_released_code():
     np.testing.assert_allclose(kernel.T, expected)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize("grid", [(3, 5), (1, 1), (4, 1)])
+def test_positional_attention_is_the_softmax_over_all_patches(grid, scale):
+    """With its gradient; at a scale of 10 nearly all of it is on one key."""
+    graph, parameters = nnx.split(make_layer(4))
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(scale * rng.normal(size=(3, 4)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(4, grid[0] * grid[1], grid[0] * grid[1])), jnp.float32)
+
+    def separable(kernel):
+        layer = nnx.merge(graph, parameters)
+        layer.pos_proj.kernel = nnx.Param(kernel)
+        return layer.positional_attention(grid)
+
+    def definition(kernel):
+        return jax.nn.softmax(jnp.moveaxis(relative_positions(grid) @ kernel, -1, 0))
+
+    np.testing.assert_allclose(separable(kernel), definition(kernel), rtol=2e-5, atol=1e-30)
+    ours, theirs = (jax.grad(lambda k, f=f: jnp.sum(f(k) * weights))(kernel)
+                    for f in (separable, definition))  # fmt: skip
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("num_heads", "positional_distance", "mixture_distance"),
     [(4, 0.9860, 2.6789), (9, 1.2623, 2.8809), (16, 1.5616, 3.0997)],
