@@ -21,6 +21,9 @@ torch_only = pytest.mark.skipif(
 compiler_only = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
 )
+# For processes that use it: without what conftest.py sets for other tests. It does not know XLA's
+# flags for CPUs.
+COMPILER_ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": None, "XLA_FLAGS": None}
 
 
 def load_module(path):

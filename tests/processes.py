@@ -1,5 +1,6 @@
 """Processes that tests start, and waiting for them; imports neither JAX nor pytest."""
 
+import os
 import socket
 import time
 
@@ -13,7 +14,8 @@ def free_port():
 
 def simulated_devices(count):
     """Return the environment variable of a process with several CPU devices."""
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    flags = os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": " ".join(filter(None, flags))}
 
 
 def process_variables(index, num_processes, port):

@@ -12,7 +12,7 @@ from convit_jax.planning.program import read_cost
 from convit_jax.planning.schedules import count_cycles
 from convit_jax.planning.topologies import CHIPS, TOPOLOGIES, describe_topologies, find_topology
 from convit_jax.training.placement import memory_advice
-from tests.helpers import compiler_only
+from tests.helpers import COMPILER_ENVIRONMENT, compiler_only
 
 SMALL = [
     "--config.model.num_heads=4", "--config.model.head_dim=16", "--config.model.depth=2",
@@ -22,10 +22,10 @@ SMALL = [
 
 
 def run_plan(run_python, *arguments, image_size=32, batch_size=64):
-    """Run the command, with the XLA optimisations that conftest.py disables for other tests."""
+    """Run the command as users do."""
     arguments += f"--config.data.image_size=({image_size},)", f"--config.batch_size={batch_size}"
     command = ("-m", "convit_jax.plan", "--config=configs/convit_ti.py", *SMALL, *arguments)
-    return run_python(*command, JAX_DISABLE_MOST_OPTIMIZATIONS=None)
+    return run_python(*command, **COMPILER_ENVIRONMENT)
 
 
 @compiler_only
@@ -99,7 +99,7 @@ def test_the_compilers_devices_are_chips_and_its_cycles_agree_with_the_matrix_un
 
     Hosts have four chips, except that a slice that is a mesh of eight chips has one host.
     """
-    output = run_python("-c", CYCLES, check=True).stdout
+    output = run_python("-c", CYCLES, check=True, **COMPILER_ENVIRONMENT).stdout
     results, hosts = json.loads(output.splitlines()[-1])
     assert hosts == {"v5e-4": 1, "v5e-8": 1, "v6e-8": 1, "v5e-16": 4, "v4-16": 2}
     assert results.keys() == CHIPS.keys()
@@ -137,7 +137,7 @@ print(json.dumps(ratios))
 @compiler_only
 def test_hosts_decode_images_in_three_views_once_on_every_slice(run_python):
     """32 rows of a host need more than a third: see test_order."""
-    output = run_python("-c", DECODINGS, check=True).stdout
+    output = run_python("-c", DECODINGS, check=True, **COMPILER_ENVIRONMENT).stdout
     ratios = json.loads(output.splitlines()[-1])
     assert ratios.keys() == TOPOLOGIES.keys()
     for name, (rows, ratio) in ratios.items():
