@@ -95,8 +95,8 @@ def test_a_proxy_that_answers_403(server, monkeypatch):
     server.answers["example.invalid:443"] = (403, {}, b"")
     monkeypatch.setenv("https_proxy", server.address)
     monkeypatch.setattr("urllib.request._opener", None)  # it caches proxies
-    with pytest.raises(InputError, match=r"x\.pth could not be fetched: .*403"):
-        open_weights("https://example.invalid/x.pth")
+    with pytest.raises(InputError, match=r"x\.safetensors could not be fetched: .*403"):
+        open_weights("https://example.invalid/x.safetensors")
 
 
 def test_an_unknown_host(monkeypatch, tmp_path):

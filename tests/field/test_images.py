@@ -271,8 +271,7 @@ def test_invalid_settings_are_input_errors(options):
 
 
 def test_images_come_in_lists_tensors_and_generators(tmp_path):
-    import torch
-
+    torch = pytest.importorskip("torch", reason="PyTorch is an optional extra")
     (tmp_path / "a.jpg").write_bytes(JPEG)
     pixels = decode(JPEG, 3)
     expected = convit_jax.preprocess([JPEG, JPEG])
