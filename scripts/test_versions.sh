@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests with other versions than scripts/test.sh, by most of the tests, those that take minutes:
+# Tests with other versions than scripts/test.sh, by most of the tests, without the longest:
 #   scripts/test_versions.sh newest   the newest Python up to 3.13 that is here, if newer than PYTHON
 #   scripts/test_versions.sh oldest   PYTHON, with the oldest versions that requirements.txt allows
 # PYTHON (default python3) is what scripts/test.sh uses. It says what it tested.
