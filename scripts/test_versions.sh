@@ -11,14 +11,17 @@ TESTS=(tests/data tests/field tests/kernels tests/models/test_gpsa.py tests/syst
     tests/training/test_checkpoints.py tests/training/test_thirty_steps.py
     --ignore=tests/field/test_runs.py)
 
+# The version of a Python, such as 3.13, or nothing where it does not run.
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || :; }
+
 # The newest Python that runs and is newer than $python, or nothing.
 newest_python() {
     local version candidate
     for version in 3.13 3.12; do
+        [ "$(version_of "$python")" != $version ] || return 0
         for candidate in "python$version" "$(pyenv prefix $version 2>/dev/null)/bin/python"; do
-            if "$candidate" -c '' 2>/dev/null; then
-                [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = $version ] ||
-                    echo "$candidate"
+            if [ "$(version_of "$candidate")" = $version ]; then
+                echo "$candidate"
                 return
             fi
         done

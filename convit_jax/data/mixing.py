@@ -117,7 +117,7 @@ def erase(
     pairs, insides = _split_pairs(images), _split_pairs(inside)
     first = jnp.where(insides[0], noise, pairs[0])
     second = jnp.where(insides[1], noise * signs, pairs[1])
-    return jnp.stack([first, second], axis=1).reshape(images.shape)
+    return _join_pairs(first, second)
 
 
 def _erased_box(key: jax.Array, height: int, width: int, erasing: Erasing) -> jax.Array:
@@ -221,17 +221,20 @@ def _mix_pairs(rows: jax.Array, weight: jax.Array) -> jax.Array:
     an array of all rows first.
     """
     (first, second), (of_first, of_second) = _split_pairs(rows), _split_pairs(weight)
-    mixed = (
-        first * of_first + second * (1.0 - of_first),
-        second * of_second + first * (1.0 - of_second),
+    return _join_pairs(
+        first * of_first + second * (1.0 - of_first), second * of_second + first * (1.0 - of_second)
     )
-    return jnp.stack(mixed, axis=1).reshape(rows.shape)
 
 
 def _split_pairs(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the even and the odd rows of [B, …], [B / 2, …] each."""
     first, second = jnp.unstack(rows.reshape(-1, 2, *rows.shape[1:]), axis=1)
     return first, second
+
+
+def _join_pairs(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Return the rows of which `_split_pairs` returns these: [B / 2, …] each → [B, …]."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
 def _box_masks(boxes: jax.Array, height: int, width: int) -> jax.Array:
