@@ -83,8 +83,8 @@ for model in $models; do
     done
 done
 wait
-for model in $models; do
-    for subject in model plain attention; do
+for subject in model plain attention; do
+    for model in $models; do
         echo "measuring $model, $subject" >&2
         measure "$model" "$subject" "$seconds" >"$directory/$model-$subject.jsonl"
     done
