@@ -183,10 +183,14 @@ def _measure_models(arguments: argparse.Namespace) -> None:
 
     device = f"{jax.local_device_count()} {jax.devices()[0].device_kind} device(s)"
     size = f"batch {arguments.batch_size}, {arguments.image_size} px, {arguments.dtype}"
-    headings = ["model", "parameters", "GFLOP", "forward/s", "compile", "train/s", "compile"]
+    headings = ["model", "parameters", "GFLOP", "forward/s", "share", "compile"]
+    headings += ["train/s", "share", "compile"]
     headings += [f"{pass_} to timm {mode}" for mode in modes for pass_ in ("forward", "train")]
     headings += ["forward to ONNX Runtime"] * compares_onnx
-    note = "GFLOP: one image's forward pass. forward/s, train/s: images per second."
+    note = (
+        "GFLOP: one image's forward pass. forward/s, train/s: images per second. share: of the "
+        "speed that one\nlarge matrix product has here; a train step counts as three forward passes."
+    )
     if missing:
         note += f"\nONNX Runtime is not compared without {', '.join(missing)}."
     if arguments.profile:
@@ -201,8 +205,10 @@ def _model_row(speed: ModelSpeed) -> tuple[str, ...]:
         f"{speed.parameters:,}",
         f"{speed.gflops:.2f}",
         f"{speed.forward_images_per_second:.1f}",
+        f"{speed.forward_share:.2f}",
         f"{speed.forward_compile_seconds:.1f} s",
         f"{speed.train_images_per_second:.1f}",
+        f"{speed.train_share:.2f}",
         f"{speed.train_compile_seconds:.1f} s",
         *(f"{ours[key.split()[1]] / theirs:.2f}" for key, theirs in speed.timm.items()),
     )

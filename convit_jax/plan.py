@@ -41,7 +41,7 @@ def sweep(
     The batch is doubled until it does not fit, or, if the config's does not fit, halved until it
     does; then bisected until the two differ by at most an eighth. See `describe_largest`.
     """
-    unit = 2 * topology.chips * config.optimizer.accumulate
+    unit = 2 * topology.chips * (config.optimizer.accumulate or 1)
     if config.augment.mix_group:
         unit = math.lcm(unit, config.augment.mix_group)
 
@@ -88,10 +88,11 @@ def describe_largest(plans: Sequence[Plan]) -> str:
 def _rows(plan: Plan) -> list[tuple[str, str]]:
     """Return the rows of a plan's table."""
     gib = 2**30
+    in_parts = f", in {plan.parts} parts" if plan.parts > 1 else ""
     rows = [
         ("slice", f"{plan.topology}: {plan.chips} chips, {plan.hosts} host(s)"),
         ("mesh", f"data={plan.mesh[0]} x fsdp={plan.mesh[1]}"),
-        ("batch", f"{plan.batch_size:,}: {plan.batch_per_chip:,} a chip"),
+        ("batch", f"{plan.batch_size:,}: {plan.batch_per_chip:,} a chip{in_parts}"),
         ("parameters", f"{plan.parameter_bytes / gib:.3f} GiB a chip"),
         ("optimizer state", f"{plan.optimizer_bytes / gib:.3f} GiB a chip"),
     ]

@@ -29,13 +29,13 @@ def test_model_speed_is_measured(capsys, tmp_path):
     # 2 M N operations per matrix and token: 4 tokens, 12 blocks of 12 width² each, first and last
     # layer.
     assert 0.04 < speed["gflops"] < 0.06
-    for name in ("forward_images_per_second", "train_images_per_second"):
+    for name in ("forward_images_per_second", "train_images_per_second", "product_gflops"):
         assert speed[name] > 0
     assert list((tmp_path / "convit_tiny").rglob("*.xplane.pb"))
 
 
 def test_onnx_runtime_is_compared_where_it_is_installed(monkeypatch, capsys):
-    speed = ModelSpeed("convit_tiny", 10, 1, 1.0, 0.0, 30.0, 0.0, 10.0)
+    speed = ModelSpeed("convit_tiny", 10, 1, 1.0, 0.0, 30.0, 0.0, 10.0, product_gflops=120.0)
     monkeypatch.setattr(benchmark, "check_timm", lambda names: None)
     monkeypatch.setattr(benchmark, "measure_model", lambda name: speed)
     monkeypatch.setattr(benchmark, "measure_timm", lambda name, compiled: (20.0, 5.0))
@@ -46,6 +46,8 @@ def test_onnx_runtime_is_compared_where_it_is_installed(monkeypatch, capsys):
         output = capsys.readouterr().out
         assert ("forward to ONNX Runtime" in output) == (not missing)
         assert ("1.20" in output.split()) == (not missing)
+        # A pass of 30 images of 1 GFLOP a second on a device of 120 GFLOP/s, 10 of three times that.
+        assert [cell for cell in output.split() if cell == "0.25"] == ["0.25"] * 2
         assert ("ONNX Runtime is not compared without onnxruntime." in output) == bool(missing)
 
 

@@ -15,6 +15,7 @@ def fake_plan(model, topology, switch):
     heavy = model == "b_plus" and topology == "v5e-8"
     return {
         "model": f"convit_{model}", "topology": topology, "batch_size": 1024, "batch_per_chip": 128,
+        "parts": 1 + (model == "s"),
         "fits": not heavy or "remat" in switch, "problem": "too large", "hbm_bytes": 2**34,
         "parameter_bytes": 2**28, "optimizer_bytes": 2**29, "temporary_bytes": 2**32,
         "other_bytes": 2**28, "total_bytes": 2**33, "images_per_second": 10240.0, "mfu": 0.256,
@@ -34,6 +35,7 @@ def test_each_plan_is_computed_once_and_remat_is_tried_where_it_does_not_fit(
     assert ("b_plus", "v5e-8", script.REMAT) in calls
     expected = "v5e-8 | 128 | 8.00 of 16 | 100.0 | 10,240 | 26 % | 12.3 | 5,120 |"
     assert f"| convit_b | {expected}" in printed
+    assert f"| convit_s | {expected}".replace("128", "2 x 64", 1) in printed
     assert f"| convit_b_plus (remat) | {expected}" in printed
     assert "| `--config.mesh.fsdp=8` | 0.75 | 4.00 | 0.25 | 8.00 | 100.0 |" in printed
     # The second time, all plans are cached.

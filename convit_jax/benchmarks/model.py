@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -17,6 +18,9 @@ from convit_jax.system.paths import output_directory
 from convit_jax.training import make_experiment
 
 _PROFILED_STEPS = 5
+# Side of the matrices whose product is the speed to compare with: large enough to be limited by
+# arithmetic alone, small enough for a CPU.
+_MATRIX_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,8 @@ class ModelSpeed:
         gflops: 10⁹ operations of one image's forward pass (a multiply-add is two).
         forward_compile_seconds, train_compile_seconds: time to compile.
         forward_images_per_second, train_images_per_second: of the fastest repetition.
+        product_gflops: 10⁹ operations per second of one large matrix product, the device's speed
+            when nothing else has to be done.
         timm: timm's images per second, {"eager forward": …, "eager train": …}, "compiled …" and
             "ONNX forward", as far as they were measured.
     """
@@ -42,7 +48,32 @@ class ModelSpeed:
     forward_images_per_second: float
     train_compile_seconds: float
     train_images_per_second: float
+    product_gflops: float
     timm: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def forward_share(self) -> float:
+        """The forward pass's operations per second over those of a large matrix product."""
+        return self.gflops * self.forward_images_per_second / self.product_gflops
+
+    @property
+    def train_share(self) -> float:
+        """The same of a train step, which counts as three forward passes."""
+        return 3 * self.gflops * self.train_images_per_second / self.product_gflops
+
+
+def measure_product(dtype: str, seconds: float) -> float:
+    """Return the floating-point operations per second of one large matrix product.
+
+    Args:
+        dtype: of the matrices.
+        seconds: how long to repeat it; at least three repetitions.
+    """
+    size = _MATRIX_SIZE[jax.default_backend()]
+    keys = jax.random.split(jax.random.key(0))
+    left, right = (jax.random.normal(key, (size, size), jnp.dtype(dtype)) for key in keys)
+    product = jax.jit(jnp.matmul)
+    return 2 * size**3 / best_time(lambda: product(left, right), seconds)
 
 
 def measure_model(
@@ -118,4 +149,5 @@ def measure_model(
         forward_images_per_second=batch_size / forward_seconds,
         train_compile_seconds=train_compile,
         train_images_per_second=batch_size / train_seconds,
+        product_gflops=measure_product(dtype, seconds / 4) / 1e9,
     )

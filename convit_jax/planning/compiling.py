@@ -28,6 +28,7 @@ class Plan:
         chips, hosts: number of each in the slice.
         mesh: (data, fsdp).
         batch_size, batch_per_chip: images per step.
+        parts: number of parts in which a chip computes its images, one after another.
         fits: whether the program fits a chip's memory.
         problem: if it does not fit, by how much and what to try; else "".
         hbm_bytes: memory of a chip.
@@ -58,6 +59,7 @@ class Plan:
     mesh: tuple[int, int]
     batch_size: int
     batch_per_chip: int
+    parts: int
     fits: bool
     problem: str
     hbm_bytes: int
@@ -114,6 +116,7 @@ def make_plan(
         mesh=(data, fsdp),
         batch_size=config.batch_size,
         batch_per_chip=config.batch_size // topology.chips,
+        parts=experiment.step_config.accumulate,
         fits=False,
         problem="",
         hbm_bytes=topology.chip.hbm_bytes,
@@ -159,7 +162,7 @@ def make_plan(
         total_bytes=total_bytes,
         gflops_per_image=flops / 1e9,
         # The compiler counts a loop's body once, and an accumulated batch is a loop over its parts.
-        bytes_per_step=costs["bytes accessed"] * config.optimizer.accumulate,
+        bytes_per_step=costs["bytes accessed"] * plan.parts,
         collectives=program.collectives,
         custom_kernels=program.custom_calls,
         custom_cycles=program.custom_cycles,

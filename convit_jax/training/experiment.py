@@ -23,6 +23,7 @@ from convit_jax.errors import InputError
 from convit_jax.evaluation.step import make_eval_step
 from convit_jax.kernels import Form, attention_for
 from convit_jax.training.optimizer import learning_rate, make_optimizer, trainable_filter
+from convit_jax.training.parts import num_parts
 from convit_jax.training.step import Metrics, StepConfig, TrainState, make_train_step, new_state
 
 log = logging.getLogger(__name__)
@@ -115,22 +116,21 @@ def make_experiment(
     trainable = trainable_filter(params, config.optimizer.frozen)
     schedule = learning_rate(config, total_steps, warmup_steps, order.steps_per_epoch)
     optimizer: optax.GradientTransformation = make_optimizer(config.optimizer, schedule, params)
+    mixing = Mixing(
+        augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob, augment.mix_group
+    )
     step_config = StepConfig(
         seed=config.seed,
         num_classes=num_classes,
         mean=config.data.mean,
         std=config.data.std,
         label_smoothing=config.label_smoothing,
-        accumulate=config.optimizer.accumulate,
+        accumulate=num_parts(
+            config.optimizer.accumulate, config.batch_size, a, mesh, pairs=mixing.enabled
+        ),
         ema_decay=config.ema_decay,
         erasing=Erasing(augment.erase, augment.erase_area, augment.erase_ratio),
-        mixing=Mixing(
-            augment.mixup,
-            augment.cutmix,
-            augment.mix_prob,
-            augment.mix_switch_prob,
-            augment.mix_group,
-        ),
+        mixing=mixing,
     )
     return Experiment(
         config=config,

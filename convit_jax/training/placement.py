@@ -52,7 +52,7 @@ def place(experiment: Experiment, mesh: Mesh) -> Placement:
         config.batch_size,
         "config.batch_size",
         pairs=experiment.step_config.mixing.enabled,
-        parts=config.optimizer.accumulate,
+        parts=experiment.step_config.accumulate,
     )
     meshes.check_divides(mesh, config.eval_batch_size, "config.eval_batch_size")
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)

@@ -1,0 +1,40 @@
+"""The number of parts in which a step computes its batch."""
+
+import math
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from convit_jax.models import Architecture
+
+# On a v5e chip, the largest part is the larger of: as many images as have 12 MiB of tokens, and 64.
+# With more, the TPU compiler copies arrays of tokens, which no longer fit the fast memory of the
+# core; with fewer, gradients are added up more often (docs/performance.md has the estimates).
+_TOKEN_BYTES, _IMAGES = 12 * 2**20, 64
+_V5E = ("TPU v5 lite", "TPU v5e")
+
+
+def num_parts(
+    accumulate: int, batch_size: int, a: Architecture, mesh: Mesh | None, *, pairs: bool
+) -> int:
+    """Return the number of parts of a batch, which are computed one after another.
+
+    Args:
+        accumulate: the number that the config sets; 0 for the fastest: on v5e, as many as needed for
+            parts that are small enough, if each chip's images can be divided into parts of at least
+            half that size; elsewhere 1.
+        batch_size: images of the batch.
+        a: the model.
+        mesh: the devices that the step is compiled for; None for the default one.
+        pairs: whether each chip's images of a part must be pairs.
+    """
+    if accumulate:
+        return accumulate
+    if mesh is None or mesh.devices.flat[0].device_kind not in _V5E:
+        return 1
+    image_bytes = (math.prod(a.grid) + 1) * a.width * jnp.dtype(a.dtype).itemsize
+    largest = max(_TOKEN_BYTES // image_bytes, _IMAGES)
+    images, unit = batch_size // mesh.size, 2 if pairs else 1
+    sizes = range(largest - largest % unit, largest // 2, -unit)
+    fitting = (images // size for size in sizes if images % size == 0)
+    return 1 if images <= largest else next(fitting, 1)
