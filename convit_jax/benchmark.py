@@ -189,7 +189,7 @@ def _measure_models(arguments: argparse.Namespace) -> None:
     headings += ["forward to ONNX Runtime"] * compares_onnx
     note = (
         "GFLOP: one image's forward pass. forward/s, train/s: images per second. share: of the "
-        "speed that one\nlarge matrix product has here; a train step counts as three forward passes."
+        "speed of one\nlarge matrix product here; a train step counts as three forward passes."
     )
     if missing:
         note += f"\nONNX Runtime is not compared without {', '.join(missing)}."

@@ -46,7 +46,7 @@ def test_onnx_runtime_is_compared_where_it_is_installed(monkeypatch, capsys):
         output = capsys.readouterr().out
         assert ("forward to ONNX Runtime" in output) == (not missing)
         assert ("1.20" in output.split()) == (not missing)
-        # A pass of 30 images of 1 GFLOP a second on a device of 120 GFLOP/s, 10 of three times that.
+        # 30 forward passes of 1 GFLOP a second, 10 train steps of 3, on a device of 120 GFLOP/s.
         assert [cell for cell in output.split() if cell == "0.25"] == ["0.25"] * 2
         assert ("ONNX Runtime is not compared without onnxruntime." in output) == bool(missing)
 

@@ -20,9 +20,9 @@ def num_parts(
     """Return the number of parts of a batch, which are computed one after another.
 
     Args:
-        accumulate: the number that the config sets; 0 for the fastest: on v5e, as many as needed for
-            parts that are small enough, if each chip's images can be divided into parts of at least
-            half that size; elsewhere 1.
+        accumulate: the number that the config sets; 0 for the fastest: on v5e, as many as make
+            parts small enough, if each chip's images divide into parts of at least half that size;
+            elsewhere 1.
         batch_size: images of the batch.
         a: the model.
         mesh: the devices that the step is compiled for; None for the default one.
