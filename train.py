@@ -19,9 +19,13 @@ def main() -> int:
         epilog=f"Keys that --config.key=value sets:\n\n{command_line.describe_keys()}",
     )
     command_line.add_config_flag(parser)
-    parser.add_argument("--workdir", metavar="DIR", help="the run's directory; created if missing")
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="the run's directory, created if missing; by default runs/NAME, named after --config",
+    )
     arguments, settings = command_line.parse(parser)
-    if not arguments.workdir:
+    if arguments.workdir == "":
         raise command_line.InputError("expected --workdir=DIR, a directory for the run")
     config = command_line.read_config(arguments, settings)
     # TensorFlow, which writes the events, would log about the CPU; it takes seconds to import.
@@ -30,12 +34,17 @@ def main() -> int:
     from convit_jax.system.cache import keep_compiled_programs  # noqa: PLC0415
     from convit_jax.training import loop  # noqa: PLC0415
     from convit_jax.training.checkpoints import silence_checkpoint_logging  # noqa: PLC0415
+    from convit_jax.training.workdir import default_workdir  # noqa: PLC0415
 
+    workdir = arguments.workdir
+    if workdir is None:
+        workdir = default_workdir(arguments.config)
+        command_line.print_message("train", f"no --workdir: the run's directory is {workdir}")
     silence_checkpoint_logging()
     processes.join_processes()
     keep_compiled_programs()
     with processes.ending_all_on_failure():
-        outcome = loop.train(config, arguments.workdir)
+        outcome = loop.train(config, workdir)
     # The shell's exit code after a signal: launchers restart such a run.
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 

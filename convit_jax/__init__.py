@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convit_jax.data.images.preprocessing import preprocess as preprocess
-    from convit_jax.models import create_model as create_model
     from convit_jax.models import list_models as list_models
+    from convit_jax.weights import create_model as create_model
     from convit_jax.weights import load_model as load_model
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "create_model": "convit_jax.models",
+    "create_model": "convit_jax.weights",
     "list_models": "convit_jax.models",
     "load_model": "convit_jax.weights",
     "preprocess": "convit_jax.data.images.preprocessing",

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import importlib.metadata
+import logging
 import os
 import pathlib
 import subprocess
@@ -71,6 +72,15 @@ def run_python(repository):
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def package_log(caplog):
+    """Capture the package's log, which a run does not propagate to the root logger."""
+    logger = logging.getLogger("convit_jax")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ DIGITS = "--config=configs/digits.py --workdir=%/run"
 TRAIN = [
     *wrongs(
         "train", "",
-        ("", "expected --workdir=DIR"),
+        ("", "expected --config=configs/FILE.py"),
         ("--workdir=%/run", "expected --config=configs/FILE.py"),
         ("--config=configs/digits.py --workdir=", "expected --workdir=DIR"),
         ("--config --workdir=%/run", "argument --config: expected one argument"),

@@ -9,11 +9,8 @@ from typing import Any
 from convit_jax.benchmarks.timing import best_time
 from convit_jax.data.sources import imagenet
 from convit_jax.errors import InputError
+from convit_jax.models import TIMM_NAMES
 
-_SIZES = ("tiny", "small", "base")
-# Models that timm has too: our name → timm's.
-TIMM_NAMES = {f"convit_{size}": f"convit_{size}" for size in _SIZES}
-TIMM_NAMES |= {f"deit_{size}": f"deit_{size}_patch16_224" for size in _SIZES}
 # What `measure_onnx` needs besides timm; onnxscript is for PyTorch's exporter.
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
@@ -47,7 +44,7 @@ def measure_timm(
     The model runs on the GPU if PyTorch has one, else on the CPU.
 
     Args:
-        name: key of `TIMM_NAMES`.
+        name: one of our names that `TIMM_NAMES` has.
         batch_size: images per step.
         image_size: side in pixels.
         seconds: how long to repeat each of the two; at least three repetitions.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convit_jax.errors import InputError
@@ -106,6 +106,22 @@ class Architecture:
     def position_rows(self) -> int:
         """Rows of the absolute position embedding."""
         return self.grid[0] * self.grid[1] + self.class_token_position
+
+
+# timm's spellings of fields.
+_TIMM_FIELDS = {"in_chans": "in_channels", "img_size": "image_size"}
+
+
+def in_our_spelling(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of `Architecture` with timm's names for them replaced.
+
+    Raises:
+        InputError: a field is given by both names.
+    """
+    for theirs, ours in _TIMM_FIELDS.items():
+        if theirs in fields and ours in fields:
+            raise InputError(f"{theirs} and {ours} are the same field: expected one of them")
+    return {_TIMM_FIELDS.get(name, name): value for name, value in fields.items()}
 
 
 def as_image_size(size: int | Sequence[int]) -> tuple[int, int]:

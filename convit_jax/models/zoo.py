@@ -8,7 +8,7 @@ from flax import nnx
 
 from convit_jax.errors import InputError, nearest
 from convit_jax.kernels import DEFAULT_ATTENTION, Attention
-from convit_jax.models.architecture import GPSA_FIELDS, Architecture, as_image_size
+from convit_jax.models.architecture import GPSA_FIELDS, Architecture, as_image_size, in_our_spelling
 from convit_jax.models.vit import VisionTransformer
 
 _CONVIT = Architecture(num_heads=4)
@@ -33,25 +33,49 @@ _ZOO = {
     "deit_base_plus": _replace(_DEIT, num_heads=16),
 }
 
+_SIZES = ("tiny", "small", "base")
+# The models that timm has, too: our name → timm's.
+TIMM_NAMES = {f"convit_{size}": f"convit_{size}" for size in _SIZES} | {
+    f"deit_{size}": f"deit_{size}_patch16_224" for size in _SIZES
+}
+# Side of the paper's images, in pixels.
+IMAGE_SIZE = 224
+# The tag of their weights in timm's names.
+TIMM_TAG = "fb_in1k"
+
 
 def list_models() -> list[str]:
     """Return the names that `create_model` accepts."""
     return list(_ZOO)
 
 
+def model_name(name: str) -> str:
+    """Return our name of a model: `deit_tiny` for timm's `deit_tiny_patch16_224.fb_in1k`.
+
+    Raises:
+        InputError: no model has that name.
+    """
+    ours = {theirs: name for name, theirs in TIMM_NAMES.items()}
+    names = {known: known for known in _ZOO} | ours
+    names |= {f"{theirs}.{TIMM_TAG}": name for theirs, name in ours.items()}
+    if name not in names:
+        raise InputError(f"no model is called '{name}': {nearest(name, names)}")
+    return names[name]
+
+
 def architecture(name: str, **overrides: Any) -> Architecture:
     """Return the named model's architecture with some fields replaced.
 
     Args:
-        name: one of `list_models()`.
-        **overrides: fields of `Architecture`; `image_size` may be a single side.
+        name: one of `list_models()`, or timm's name of one.
+        **overrides: fields of `Architecture`, or timm's names of them; `image_size` may be a single
+            side.
 
     Raises:
         InputError: an unknown name or field, a value out of range, or a field that the model
             does not use (a GPSA field for a model without GPSA layers).
     """
-    if name not in _ZOO:
-        raise InputError(f"no model is called '{name}': {nearest(name, _ZOO)}")
+    name, overrides = model_name(name), in_our_spelling(overrides)
     known = {field.name for field in dataclasses.fields(Architecture)}
     for field in overrides:
         if field not in known:
@@ -91,7 +115,7 @@ def build(
 def create_model(
     name: str,
     num_classes: int = 1000,
-    image_size: int | tuple[int, int] = 224,
+    image_size: int | tuple[int, int] = IMAGE_SIZE,
     seed: int = 0,
     *,
     attend: Attention = DEFAULT_ATTENTION,
@@ -101,14 +125,14 @@ def create_model(
     """Create a model with newly initialised parameters.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or timm's name of one.
         num_classes: number of logits.
         image_size: side, or (height, width), in pixels.
         seed: seed of the parameters.
         attend: computes the attention; pass `kernels.attention_for(mesh)` for a mesh of devices.
         patch_form: how patches are embedded: by a matrix "product", a "convolution", or "auto",
             which costs less on the platform that a program is compiled for.
-        **overrides: other fields of `Architecture`.
+        **overrides: other fields of `Architecture`, or timm's names of them (`in_chans`).
 
     Returns:
         A model that maps normalised float images [B, H, W, channels] to float32 logits
@@ -117,5 +141,6 @@ def create_model(
     Raises:
         InputError: an unknown name or field, or a value out of range.
     """
-    fields = {"num_classes": num_classes, "image_size": image_size} | overrides
+    given = {} if image_size == IMAGE_SIZE else {"image_size": image_size}
+    fields = {"num_classes": num_classes} | in_our_spelling(given | overrides)
     return build(architecture(name, **fields), seed, attend, patch_form)

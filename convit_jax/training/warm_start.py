@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from convit_jax.distributed.mesh import replicated
-from convit_jax.errors import InputError
 from convit_jax.models import Architecture
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.training.step import TrainState
@@ -28,7 +27,8 @@ def warm_start(
 ) -> TrainState:
     """Return a fresh state with the parameters of other weights, as far as they fit.
 
-    The head stays fresh if the classes differ. Absolute positions of another grid are resampled;
+    The head stays fresh if the classes differ. Absolute positions of another grid are resampled,
+    and the patch kernel is adapted to other channels;
     relative ones are computed from the grid. What was loaded, resampled and left fresh is logged.
 
     Args:
@@ -49,7 +49,7 @@ def warm_start(
         tensors |= to_torch(_fresh_head(state, names, sharding), architecture)
     with weights.naming_errors():
         loaded = from_torch(tensors, architecture)
-        _check_num_heads(weights, architecture)
+        weights.check_num_heads(architecture)
     params = jax.tree.unflatten(jax.tree.structure(state.params), [loaded[name] for name in names])
     log.info("%s", _report(weights, architecture, names, keeps_head, head_note))
     # Copies, not views of the host's memory, because the step donates the buffers.
@@ -78,16 +78,6 @@ def _compare_classes(weights: Weights, class_names: tuple[str, ...]) -> tuple[bo
     if weights_class_names != class_names:
         return False, f"the weights' {num_classes} classes have other names than the data's"
     return True, ""
-
-
-def _check_num_heads(weights: Weights, architecture: Architecture) -> None:
-    """Compare the numbers of heads, which plain attention's tensor shapes do not depend on."""
-    num_heads = weights.num_heads()
-    if num_heads is not None and num_heads != architecture.num_heads:
-        raise InputError(
-            f"the weights have {num_heads} heads per layer, config.model has "
-            f"{architecture.num_heads}"
-        )
 
 
 def _report(

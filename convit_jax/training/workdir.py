@@ -7,6 +7,7 @@ import json
 import logging
 import pathlib
 import platform
+import re
 import time
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ import orbax.checkpoint as ocp
 from clu import parameter_overview
 from etils import epath
 
+from convit_jax.config.files import split_argument
 from convit_jax.distributed.sharding import measure_sharded_size
 from convit_jax.errors import InputError
 from convit_jax.system.file_lock import LockedError, NoLocksError, lock_file
@@ -27,6 +29,18 @@ from convit_jax.training.step import TrainState
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 
 log = logging.getLogger(__name__)
+
+
+def default_workdir(config: str) -> str:
+    """Return the workdir of a run that names none.
+
+    Args:
+        config: as on the command line; `configs/convit_s.py:fraction=0.1` has the workdir
+            `runs/convit_s-fraction=0.1`.
+    """
+    file, argument = split_argument(config)
+    name = pathlib.PurePath(file).stem + (f"-{argument}" if argument else "")
+    return f"runs/{re.sub('[^a-zA-Z0-9.=+-]+', '_', name)}"
 
 
 def open_workdir(workdir: str) -> epath.Path:

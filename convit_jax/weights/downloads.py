@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import posixpath
+import re
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ HUB_FILES = (
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX_SUFFIX}",
 )
+_HUB = "https://huggingface.co/"
 _TIMEOUT = 60  # seconds without a response
 _HUB_TIMEOUT = 10
 _CHUNK = 2**20
@@ -176,8 +178,11 @@ def _download(name: str, repository: str, file_name: str) -> pathlib.Path | None
     try:
         # Request the metadata first: unlike a download, this does not retry with warnings.
         address = huggingface_hub.hf_hub_url(repository, file_name)
-        huggingface_hub.get_hf_file_metadata(address, timeout=_HUB_TIMEOUT)
-        return pathlib.Path(huggingface_hub.hf_hub_download(repository, file_name))
+        metadata = huggingface_hub.get_hf_file_metadata(address, timeout=_HUB_TIMEOUT)
+        log.info("fetching %s of %s", file_name, name)
+        path = pathlib.Path(huggingface_hub.hf_hub_download(repository, file_name))
+        _check_hash(path, metadata.etag, f"{name}: {file_name}")
+        return path
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise _unreachable(name, error) from error
     except errors.EntryNotFoundError:
@@ -193,8 +198,44 @@ def _download(name: str, repository: str, file_name: str) -> pathlib.Path | None
         raise _unreachable(name, error) from error
 
 
+def _check_hash(path: pathlib.Path, etag: str | None, name: str) -> None:
+    """Check a downloaded file; the Hub's tag of a large file is its SHA-256.
+
+    Raises:
+        InputError: it is damaged; it is removed from the cache.
+    """
+    if etag is None or not re.fullmatch("[0-9a-f]{64}", etag):
+        return
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != etag:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"{name} was damaged on the way: its SHA-256 is {actual}, expected {etag}; try again"
+        )
+
+
 def _unreachable(name: str, error: Exception) -> InputError:
+    cached = _cached_weights()
+    others = f"; the cache has {', '.join(cached)}" if cached else ""
     return InputError(
         f"{name}: huggingface.co cannot be reached, and its cache here has no "
-        f"{' or '.join(HUB_FILES[::2])}: {first_line(error)}"
+        f"{' or '.join(HUB_FILES[::2])}: {first_line(error)}{others}; without a network, copy "
+        f"{HUB_FILES[0]} and {hub_config.FILE_NAME} of {name.replace('hf://', _HUB)} into a "
+        "directory and pass its path"
     )
+
+
+def _cached_weights() -> list[str]:
+    """Return the repositories of the Hub whose weights are in the cache."""
+    import huggingface_hub  # noqa: PLC0415  (an optional extra)
+
+    directory = pathlib.Path(huggingface_hub.constants.HF_HUB_CACHE)
+    names = (path.name.split("--") for path in sorted(directory.glob("models--*")))
+    repositories = ("/".join(name[1:]) for name in names)
+    return [
+        f"hf://{repository}"
+        for repository in repositories
+        if any(_cached(repository, file_name) for file_name in HUB_FILES)
+    ]

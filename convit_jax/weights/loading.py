@@ -14,10 +14,11 @@ from flax import nnx
 
 from convit_jax import models
 from convit_jax.data.images.preprocessing import Preprocessing
-from convit_jax.errors import InputError, boundary, naming
+from convit_jax.errors import InputError, boundary, naming, nearest
 from convit_jax.models import Architecture, VisionTransformer
 from convit_jax.system.paths import user_path
 from convit_jax.weights.card import Card
+from convit_jax.weights.channels import adapt_channels
 from convit_jax.weights.downloads import HUB_FILES, fetch, is_remote
 from convit_jax.weights.files import INDEX_SUFFIX, SUFFIXES, read_weights
 from convit_jax.weights.hub_config import read_beside
@@ -31,7 +32,8 @@ from convit_jax.weights.recognition import (
     nearest_model,
     recognise,
 )
-from convit_jax.weights.torch_names import load_tensors
+from convit_jax.weights.released import released_weights
+from convit_jax.weights.torch_names import PATCH_KERNEL, load_tensors
 
 # The metadata key of the card in this package's .safetensors files.
 METADATA_KEY = "convit_jax"
@@ -71,9 +73,11 @@ class Weights:
             InputError: the tensors are not a ConViT's or DeiT's, or a field that they do not
                 determine must be passed.
         """
+        overrides = models.in_our_spelling(overrides)
         with self.naming_errors():
             architecture = recognise(self.tensors, **(self._known_fields() | overrides))
-            self._check_card(architecture)
+            self._check_overrides(overrides)
+            self._check_card(architecture, overrides)
         self.log_notes()
         if self.num_heads() is None and "num_heads" not in overrides:
             self._log_once(
@@ -95,11 +99,22 @@ class Weights:
             return {"image_size": self.image_size}
         return {}
 
-    def _check_card(self, architecture: Architecture) -> None:
-        """Check that the card describes the same model as the tensors."""
+    def _check_overrides(self, overrides: Mapping[str, Any]) -> None:
+        """Check that the classes requested are those of the head."""
+        before = self.tensors["head.weight"].shape[0]
+        after = overrides.get("num_classes", before)
+        if after != before:
+            raise InputError(
+                f"num_classes={after}: the weights have {before} classes; for a new head, "
+                "create_model(NAME, num_classes=…, pretrained=WEIGHTS), or train with "
+                "config.init_from"
+            )
+
+    def _check_card(self, architecture: Architecture, overrides: Mapping[str, Any]) -> None:
+        """Check that the card describes the same model as the tensors, but for the overrides."""
         expected = self.card.architecture or architecture
         for field in ("width", "depth", "gpsa_layers", "patch_size", "in_channels", "num_classes"):
-            if getattr(expected, field) != getattr(architecture, field):
+            if field not in overrides and getattr(expected, field) != getattr(architecture, field):
                 raise InputError(
                     f"its card has {field}={getattr(expected, field)}, but its tensors "
                     f"have {getattr(architecture, field)}"
@@ -116,10 +131,10 @@ class Weights:
         for note in self.notes:
             self._log_once(note)
 
-    def _log_once(self, note: str) -> None:
+    def _log_once(self, note: str, level: int = logging.INFO) -> None:
         if note not in self._logged:
             self._logged.add(note)
-            log.info("%s: %s", self.name, note)
+            log.log(level, "%s: %s", self.name, note)
 
     def model(self, **overrides: Any) -> VisionTransformer:
         """Build the model; for another `image_size` the absolute positions are resampled.
@@ -132,18 +147,40 @@ class Weights:
             return model_from_tensors(self.tensors_for(architecture), architecture)
 
     def tensors_for(self, architecture: Architecture) -> Mapping[str, np.ndarray]:
-        """Return the tensors, with absolute positions resampled to the architecture's grid."""
+        """Return the tensors, adapted to the architecture's channels and grid of patches.
+
+        The patch kernel is summed or repeated for other channels, which is logged, and absolute
+        positions are resampled to another grid.
+        """
         with self.naming_errors():
             check_tensors(self.tensors)
+        return {
+            **self.tensors,
+            **self._adapted_kernel(architecture),
+            **self._resampled_positions(architecture),
+        }
+
+    def _adapted_kernel(self, architecture: Architecture) -> dict[str, np.ndarray]:
+        """Return the patch kernel for the architecture's channels, if they are others."""
+        kernel = self.tensors[PATCH_KERNEL]
+        before, after = kernel.shape[1], architecture.in_channels
+        if before == after:
+            return {}
+        done = "summed over them" if after == 1 else "repeated and scaled"
+        note = f"the patch kernel for {before} channels is {done}, for {after}"
+        self._log_once(note, logging.WARNING)
+        return {PATCH_KERNEL: adapt_channels(kernel, after)}
+
+    def _resampled_positions(self, architecture: Architecture) -> dict[str, np.ndarray]:
+        """Return the absolute positions for the architecture's grid, if it is another."""
         native, positions = self.native_image_size(), self.tensors.get("pos_embed")
-        patch_size = self.tensors["patch_embed.proj.weight"].shape[-1]
+        patch_size = self.tensors[PATCH_KERNEL].shape[-1]
         if positions is None or native is None or native == architecture.image_size:
-            return self.tensors
+            return {}
         if patch_size != architecture.patch_size:
-            return self.tensors  # of another model; all mismatches are reported later
+            return {}  # of another model; all mismatches are reported later
         old_grid = native[0] // patch_size, native[1] // patch_size
-        resampled = resample_positions(positions, old_grid, architecture.grid)
-        return {**self.tensors, "pos_embed": resampled}
+        return {"pos_embed": resample_positions(positions, old_grid, architecture.grid)}
 
     def num_classes(self) -> int:
         """Return the number of classes of the head."""
@@ -179,6 +216,19 @@ class Weights:
             return card_architecture.num_heads
         return likely_num_heads(self.tensors) if has_gpsa(self.tensors) else None
 
+    def check_num_heads(self, architecture: Architecture) -> None:
+        """Compare the numbers of heads, on which the shapes of plain attention do not depend.
+
+        Raises:
+            InputError: they differ.
+        """
+        num_heads = self.num_heads()
+        if num_heads is not None and num_heads != architecture.num_heads:
+            raise InputError(
+                f"the weights have {num_heads} heads per layer, the model has "
+                f"{architecture.num_heads}"
+            )
+
     def native_image_size(self) -> tuple[int, int] | None:
         """Return the image size of the absolute positions, if it is known."""
         card_architecture = self.card.architecture
@@ -206,6 +256,8 @@ def open_weights(name: str | pathlib.Path) -> Weights:
     """
     name = str(name)
     location, entry = _split(name)
+    if _is_model_name(location):
+        location = released_weights(location)
     if is_remote(location):
         cached = fetch(location)
         try:
@@ -229,9 +281,19 @@ def open_weights(name: str | pathlib.Path) -> Weights:
     if not exists and not location.endswith((*SUFFIXES, INDEX_SUFFIX)):
         raise InputError(
             f"no weights at {location}: expected a file that ends in {', '.join(SUFFIXES)}, a "
-            "directory with model.safetensors, a checkpoint or workdir, https://… or hf://ORG/NAME"
+            "directory with model.safetensors, a checkpoint or workdir, https://…, hf://ORG/NAME, "
+            f"or the name of a released model: {nearest(location, models.TIMM_NAMES)}"
         )
     return _open_file(path, name, location, entry)
+
+
+def _is_model_name(location: str) -> bool:
+    """Whether it is the name of a model; a file or directory of that name has precedence."""
+    try:
+        models.model_name(location)
+    except InputError:
+        return False
+    return not user_path(location).exists()
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -275,11 +337,13 @@ def load_model(weights: str | pathlib.Path, **overrides: Any) -> VisionTransform
             code, timm or Lightning; the index of a model's shards; a directory with
             model.safetensors; a checkpoint or a workdir of `train.py` (of its checkpoints the best
             by accuracy, otherwise the newest); the https:// address of such a file; or
-            hf://ORG/NAME on huggingface.co, with huggingface_hub installed. A running average of
+            hf://ORG/NAME on huggingface.co, with huggingface_hub installed; or the name of a model
+            whose weights were released, ours or timm's: "convit_small". A running average of
             the parameters is preferred, which is logged; `"x.pth#model"` selects another model.
         **overrides: fields of `Architecture` that the tensors do not determine or that are to
-            differ: `dtype="bfloat16"`, `num_heads`, or another `image_size`, to whose grid the
-            absolute positions are then resampled.
+            differ, or timm's names of them: `dtype="bfloat16"`, `num_heads`, another `image_size`,
+            to whose grid the absolute positions are resampled, or other `in_channels`, to which
+            the patch kernel is adapted.
 
     Returns:
         The model, in float32 unless `dtype` is overridden.

@@ -36,6 +36,9 @@ def _patches_from_torch(weight: np.ndarray, a: Architecture) -> np.ndarray:
     return weight.transpose(2, 3, 1, 0).reshape(-1, a.width)
 
 
+# The released models' name of the embedding of patches, [C, channels, patch, patch].
+PATCH_KERNEL = "patch_embed.proj.weight"
+
 _SAME = _Layout(lambda array, _: array, lambda array, _: array)
 _TRANSPOSED = _Layout(lambda array, _: array.T, lambda array, _: array.T)
 _PATCHES = _Layout(_patches_to_torch, _patches_from_torch)

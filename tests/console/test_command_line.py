@@ -61,8 +61,8 @@ def test_a_mistake_is_one_sentence_and_code_2(train, arguments, message, digits)
     assert len(completed.stderr.splitlines()) == 1
 
 
-def test_no_workdir_is_a_mistake(train):
-    completed = train(CONFIG, workdir=False)
+def test_an_empty_workdir_is_a_mistake(train):
+    completed = train(CONFIG, "--workdir=", workdir=False)
     assert (completed.returncode, completed.stderr) == (
         2,
         "train: expected --workdir=DIR, a directory for the run\n",

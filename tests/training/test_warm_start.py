@@ -119,7 +119,7 @@ def test_another_number_of_heads_is_an_error_although_all_shapes_fit(start):
     two_heads = architecture("deit_tiny", num_classes=3, image_size=32, depth=2, patch_size=8,
                              num_heads=2, head_dim=4)  # fmt: skip
     _, weights = random_weights(two_heads)
-    with pytest.raises(InputError, match=r"weights have 2 heads per layer, config\.model has 4"):
+    with pytest.raises(InputError, match=r"weights have 2 heads per layer, the model has 4"):
         start(weights, **deit, num_heads=4, head_dim=2)
 
 

@@ -1,10 +1,13 @@
 """Weights for these tests."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from convit_jax.weights import open_weights
+from tests.field.weight_files import put_into_hub_cache
 
 
 @pytest.fixture
@@ -25,3 +28,14 @@ def assert_agrees(reference_data):
                 assert np.abs(value - expected).max() < 1e-5 * np.abs(expected).max(), field
 
     return check
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The cache of an unreachable Hub: a function that puts a file into it."""
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is an optional extra")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return functools.partial(put_into_hub_cache, tmp_path)

@@ -9,7 +9,6 @@ import pytest
 from convit_jax.errors import InputError
 from convit_jax.weights import open_weights
 from convit_jax.weights.downloads import fetch
-from tests.field.weight_files import put_into_hub_cache
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -64,17 +63,6 @@ def test_a_server_that_refuses_connections_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"could not be fetched: .*[Rr]efused"):
         fetch("http://127.0.0.1:9/x.safetensors")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """The cache of an unreachable Hub: a function that puts a file into it."""
-    pytest.importorskip("huggingface_hub", reason="huggingface_hub is an optional extra")
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return functools.partial(put_into_hub_cache, tmp_path)
 
 
 def test_a_hub_model_is_loaded_from_the_cache_without_a_network(hub, reference_data, assert_agrees):

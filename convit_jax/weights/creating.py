@@ -1,0 +1,78 @@
+"""Models by name, with newly initialised parameters or with weights."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from convit_jax import models
+from convit_jax.models import VisionTransformer
+from convit_jax.weights.loading import Weights, open_weights
+from convit_jax.weights.torch_names import load_tensors, to_torch
+
+log = logging.getLogger(__name__)
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] = models.IMAGE_SIZE,
+    seed: int = 0,
+    *,
+    pretrained: bool | str = False,
+    **options: Any,
+) -> VisionTransformer:
+    """Create a model, with newly initialised parameters or with weights.
+
+    With weights, what does not fit is adapted, and logged: the head is initialised anew if the
+    number of classes differs, the patch kernel is summed or repeated for other channels
+    (`adapt_channels`), and absolute positions are resampled for another image size.
+
+    Args:
+        name: one of `list_models()`, or timm's name of one: `convit_small.fb_in1k`.
+        num_classes: number of logits.
+        image_size: side, or (height, width), in pixels.
+        seed: seed of the parameters that are initialised.
+        pretrained: True for the released weights, which are fetched once; or other weights of this
+            model, anything that `load_model` takes.
+        **options: fields of `Architecture` (`in_channels`, `drop_path_rate`, …), timm's names of
+            them, or `attend` and `patch_form` as in `models.create_model`.
+
+    Returns:
+        A model that maps normalised float images [B, H, W, channels] to float32 logits
+        [B, num_classes].
+
+    Raises:
+        InputError: an unknown name or field, a value out of range, weights that cannot be fetched,
+            or weights of another model.
+    """
+    make = functools.partial(models.create_model, name, num_classes, image_size, seed, **options)
+    if not pretrained:
+        return make()
+    model = nnx.eval_shape(make)  # checks the name and fields before anything is fetched
+    weights = open_weights(name if pretrained is True else pretrained)
+    weights.log_notes()
+    with weights.naming_errors():
+        weights.check_num_heads(model.architecture)
+        tensors = {**weights.tensors_for(model.architecture), **_new_head(weights, model, make)}
+        load_tensors(model, tensors)
+    return model
+
+
+def _new_head(
+    weights: Weights, model: VisionTransformer, make: Callable[[], VisionTransformer]
+) -> dict[str, np.ndarray]:
+    """Return the tensors of a newly initialised head, or none if the weights' head fits."""
+    before, after = weights.num_classes(), model.architecture.num_classes
+    if before == after:
+        return {}
+    log.warning(
+        "%s: the head for %d classes is replaced by a new one for %d", weights.name, before, after
+    )
+    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make().head)))()
+    head = {f"head.{name}": np.asarray(value) for name, value in params.items()}
+    return to_torch(head, model.architecture)
