@@ -12,23 +12,19 @@ from convit_jax.system.huge_pages import restart_with_huge_pages
 if __name__ == "__main__":
     restart_with_huge_pages()
 
-import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from convit_jax.console import command_line
 from convit_jax.console.screen import Screen
-from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.sources import imagenet
 from convit_jax.data.sources.image_paths import find_images
-from convit_jax.errors import InputError, fitting_memory
+from convit_jax.evaluation.image_files import apply_to_images, read_images
 from convit_jax.models import VisionTransformer
 from convit_jax.system.cache import keep_compiled_programs
 from convit_jax.weights import open_weights
@@ -61,16 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     show = _print_json if arguments.json else _print_text
     broken: list[str] = []
 
-    def readable_images() -> Iterator[tuple[str, np.ndarray]]:
-        for path in paths:
-            try:
-                yield path, preprocessing.crop(path)
-            except InputError as error:
-                broken.append(path)
-                command_line.print_message("predict", str(error))
+    def report(path: str, problem: str) -> None:
+        broken.append(path)
+        command_line.print_message("predict", problem)
 
     batch_size = min(arguments.batch_size, len(paths))
-    for path, probabilities in classify(model, preprocessing, readable_images(), batch_size):
+    images = read_images(paths, preprocessing, report)
+    results = apply_to_images(_probabilities, model, preprocessing, images, batch_size)
+    for path, probabilities in results:
         predictions = [
             {
                 "class": classes[label],
@@ -84,34 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if broken else 0
 
 
-def classify(
-    model: VisionTransformer,
-    preprocessing: Preprocessing,
-    images: Iterable[tuple[str, np.ndarray]],
-    batch_size: int,
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Classify images batch by batch.
-
-    Args:
-        model: any vision transformer.
-        preprocessing: normalises the images.
-        images: (path, uint8 image) of each image.
-        batch_size: number of images per batch.
-
-    Yields:
-        (path, probabilities [num_classes]) of each image.
-    """
-    graph, state = nnx.split(model)
-    run = jax.jit(lambda state, images: jax.nn.softmax(nnx.merge(graph, state)(images)))
-    height, width = preprocessing.image_size
-    images = iter(images)
-    while batch := list(itertools.islice(images, batch_size)):
-        pixels = np.stack([image for _, image in batch])
-        # All batches have the same shape, to compile once.
-        padded = np.resize(pixels, (batch_size, *pixels.shape[1:]))
-        with fitting_memory(f"--batch-size={batch_size}, images of {height}x{width} pixels"):
-            probabilities = np.asarray(run(state, jnp.asarray(preprocessing.normalise(padded))))
-        yield from zip((path for path, _ in batch), probabilities, strict=False)
+def _probabilities(model: VisionTransformer, images: jax.Array) -> jax.Array:
+    return jax.nn.softmax(model(images))
 
 
 def _print_text(path: str, predictions: list[dict[str, Any]]) -> None:

@@ -61,8 +61,8 @@ def test_imports_go_one_way(repository):
 
 def test_the_top_of_the_package_shows_commands_rooms_and_errors(repository):
     package = repository / "convit_jax"
-    commands = {"analyze", "benchmark", "convert", "evaluate", "plan", "predict", "preview",
-                "study"}  # fmt: skip
+    commands = {"analyze", "benchmark", "convert", "embed", "evaluate", "plan", "predict",
+                "preview", "study"}  # fmt: skip
     files = {path.stem for path in package.glob("*.py")}
     assert files == commands | {"__init__", "errors"}
     rooms = {path.parent.name for path in package.glob("*/__init__.py")}

@@ -284,6 +284,29 @@ PREDICT = [
          {"code": 1, "stdout": "/dev/full"}),
     ),
 ]  # fmt: skip
+EMBED = [
+    *wrongs(
+        "embed", "",
+        ("", "--weights, IMAGE, --out"),
+        ("--weights=convit_tni @/good.png --out=%/x.npz", "convit_tni", "'convit_tiny'"),
+        ("--weights=convit_small_plus @/good.png --out=%/x.npz", "were not released"),
+    ),
+    *wrongs(
+        "embed", f"{RGB} @/good.png",
+        ("--out=%/x.csv", "--out=%/x.csv: expected a file that ends in .npz or .parquet"),
+        (("--out=",), "--out=: expected"),
+        ("--out=@/file/x.npz", "--out=@/file/x.npz cannot be written to"),
+        ("--out=/proc/x.npz", "--out=/proc/x.npz cannot be written to"),
+        ("--out=%/x.npz --batch-size=0", "--batch-size=0: expected at least 1"),
+        ("--out=%/x.npz --override=num_classes=2", "--override num_classes", "init_from"),
+    ),
+    *wrongs(
+        "embed", f"{RGB} --out=%/x.npz",
+        ("@/good.png @/broken.jpg", "@/broken.jpg: not an image", RUN),
+        ("@/empty", "no images", "@/empty"),
+        ("@/broken.jpg", "none of the images could be read, so nothing was written", RUN),
+    ),
+]  # fmt: skip
 CONVERT = [
     *wrongs(
         "convert", "",
@@ -425,7 +448,7 @@ BENCHMARK = wrongs(
     ("kernel --image-size=1000000", "at most 65,536"),
 )  # fmt: skip
 
-ALL = [*TRAIN, *EVALUATE, *PREDICT, *CONVERT, *ANALYZE, *STUDY, *PLAN, *PREVIEW, *BENCHMARK]
+ALL = [*TRAIN, *EVALUATE, *PREDICT, *EMBED, *CONVERT, *ANALYZE, *STUDY, *PLAN, *PREVIEW, *BENCHMARK]
 
 
 def shard(path, *labels):
@@ -572,6 +595,7 @@ ENTRIES = {
     "train": "--wrokdir=x",
     "evaluate": "--wieghts=x",
     "predict": "--wieghts=x",
+    "embed": "--wieghts=x",
     "convert": "--jsn",
     "analyze": "--imgaes=x",
     "study": "--dry-rn",

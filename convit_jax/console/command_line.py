@@ -229,6 +229,11 @@ def overrides(settings: Iterable[str]) -> dict[str, Any]:
             raise InputError(
                 f"--override {name}: models have no such field, {nearest(name, types)}"
             )
+        if name == "num_classes":
+            raise InputError(
+                "--override num_classes: the weights' head has the classes it was trained for; for "
+                "others, train with --config.init_from"
+            )
         value = from_text(text, types[name], f"--override {name}")
         if name == "image_size" and len(value) == 1:
             value = as_image_size(*value)

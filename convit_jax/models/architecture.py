@@ -50,7 +50,7 @@ class Architecture:
     patch_size: int = _field(16, "side of a patch, in pixels", at_least=1)
     in_channels: int = _field(3, "channels of an image", at_least=1)
     image_size: tuple[int, int] = _field((224, 224), "(height, width) in pixels")
-    num_classes: int = _field(1000, "classes", at_least=1)
+    num_classes: int = _field(1000, "classes; 0: no head, for features", at_least=0)
     locality_strength: float = _field(
         1.0, "α of the convolutional initialisation (paper Eq. 5), in 1/patches²", at_least=0
     )

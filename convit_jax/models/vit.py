@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +167,7 @@ class Trace:
         inputs: the input tokens of each block, [B, N or N + 1, C].
         outputs: the output tokens of each block; all of the last only in `VisionTransformer.trace`.
         features: the classified token after the last norm, [B, C].
-        logits: float32 [B, num_classes].
+        logits: float32 [B, num_classes]; the features, float32 [B, C], if the model has no head.
     """
 
     embedded: jax.Array
@@ -224,9 +224,8 @@ class VisionTransformer(nnx.Module):
             for i in range(a.depth)
         )
         self.norm = nnx.LayerNorm(a.width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
-        self.head = nnx.Linear(
-            a.width, a.num_classes, kernel_init=normal, dtype=jnp.float32, rngs=rngs
-        )
+        head = functools.partial(nnx.Linear, kernel_init=normal, dtype=jnp.float32, rngs=rngs)
+        self.head = head(a.width, a.num_classes) if a.num_classes else None
 
     def with_attention(self, attend: kernels.Attention) -> "VisionTransformer":
         """Return the same model with the same parameters, its attention computed by `attend`."""
@@ -258,7 +257,8 @@ class VisionTransformer(nnx.Module):
     def classify(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Features [B, C] and logits [B, num_classes] of the last block's output [B, N, C]."""
         features = self.norm(x[:, 0])
-        return features, self.head(features)
+        logits = features.astype(jnp.float32) if self.head is None else self.head(features)
+        return features, logits
 
     @compiled_if_eager
     def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
@@ -269,7 +269,7 @@ class VisionTransformer(nnx.Module):
             key: random key for training, or None for inference.
 
         Returns:
-            float32 logits, [B, num_classes].
+            float32 logits, [B, num_classes]; the features, [B, C], if the model has no head.
 
         Raises:
             InputError: the size, type or layout of the images is not the model's.
@@ -307,10 +307,64 @@ class VisionTransformer(nnx.Module):
         return Trace(embedded, inputs, outputs, *self.classify(x))
 
     @compiled_if_eager
+    def features(self, images: jax.Array) -> jax.Array:
+        """Return what the head classifies: the class token after the last norm, float32 [B, C]."""
+        return self._forward(images, None, num_last_outputs=1).features.astype(jnp.float32)
+
+    def feature_maps(
+        self, images: jax.Array, layers: Sequence[int] | None = None, *, norm: bool = False
+    ) -> list[jax.Array]:
+        """Return the patches' tokens after some layers as images.
+
+        Args:
+            images: as for `__call__`.
+            layers: numbers of the layers, the first is 0, the last also -1; None for all.
+            norm: whether to apply the model's last norm to the tokens of every layer, not only to
+                what is classified.
+
+        Returns:
+            For each of `layers`, [B, rows, columns, C], without the class token.
+
+        Raises:
+            InputError: there is no such layer, or the images are not the model's.
+        """
+        a = self.architecture
+        layers = range(a.depth) if layers is None else layers
+        for layer in layers:
+            if not -a.depth <= layer < a.depth:
+                raise InputError(
+                    f"layers: {layer} is none of the model's {a.depth} layers, 0 to {a.depth - 1}"
+                )
+        rows, columns = a.grid
+        tokens = (self.trace(images).outputs[layer][:, -rows * columns :] for layer in layers)
+        normed = map(self.norm, tokens) if norm else tokens
+        return [x.reshape(len(x), rows, columns, a.width) for x in normed]
+
+    @compiled_if_eager
     def attention_maps(self, images: jax.Array) -> list[jax.Array]:
         """Return the attention map of each layer: a float32 [B, H, N, N] per layer."""
         inputs, grid = self.trace(images).inputs, self.architecture.grid
         return [b.attention_map(x, grid) for b, x in zip(self.blocks, inputs, strict=True)]
+
+    @compiled_if_eager
+    def attention_rollout(self, images: jax.Array) -> jax.Array:
+        """Return how much of what is classified comes from each patch (Abnar & Zuidema 2020).
+
+        A layer passes on half of each token (the residual connection) and half of what its
+        attention, averaged over the heads, gathers; the layers' matrices are multiplied.
+
+        Returns:
+            float32 [B, rows, columns]. They sum to one with the class token's share of itself.
+        """
+        rows, columns = self.architecture.grid
+        rollout = jnp.eye(rows * columns)
+        for attention in self.attention_maps(images):
+            tokens = attention.shape[-1]
+            if tokens > rollout.shape[-1]:  # from here on with a class token, the first
+                padding = [(0, 0)] * (rollout.ndim - 2) + [(1, 0)] * 2
+                rollout = jnp.pad(rollout, padding).at[..., 0, 0].set(1.0)
+            rollout = 0.5 * (attention.mean(axis=1) + jnp.eye(tokens)) @ rollout
+        return rollout[:, 0, -rows * columns :].reshape(-1, rows, columns)
 
     def _with_class_token(self, x: jax.Array) -> jax.Array:
         token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))

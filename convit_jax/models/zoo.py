@@ -126,7 +126,7 @@ def create_model(
 
     Args:
         name: one of `list_models()`, or timm's name of one.
-        num_classes: number of logits.
+        num_classes: number of logits; 0 for a model without a head, which returns features.
         image_size: side, or (height, width), in pixels.
         seed: seed of the parameters.
         attend: computes the attention; pass `kernels.attention_for(mesh)` for a mesh of devices.

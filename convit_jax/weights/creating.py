@@ -34,7 +34,7 @@ def create_model(
 
     Args:
         name: one of `list_models()`, or timm's name of one: `convit_small.fb_in1k`.
-        num_classes: number of logits.
+        num_classes: number of logits; 0 for a model without a head, which returns features.
         image_size: side, or (height, width), in pixels.
         seed: seed of the parameters that are initialised.
         pretrained: True for the released weights, which are fetched once; or other weights of this
@@ -68,7 +68,7 @@ def _new_head(
 ) -> dict[str, np.ndarray]:
     """Return the tensors of a newly initialised head, or none if the weights' head fits."""
     before, after = weights.num_classes(), model.architecture.num_classes
-    if before == after:
+    if after in (0, before):
         return {}
     log.warning(
         "%s: the head for %d classes is replaced by a new one for %d", weights.name, before, after

@@ -103,7 +103,7 @@ class Weights:
         """Check that the classes requested are those of the head."""
         before = self.tensors["head.weight"].shape[0]
         after = overrides.get("num_classes", before)
-        if after != before:
+        if after not in (0, before):
             raise InputError(
                 f"num_classes={after}: the weights have {before} classes; for a new head, "
                 "create_model(NAME, num_classes=…, pretrained=WEIGHTS), or train with "
@@ -120,10 +120,11 @@ class Weights:
                     f"have {getattr(architecture, field)}"
                 )
         names = self.card.class_names
-        if names is not None and len(names) != architecture.num_classes:
+        num_classes = self.tensors["head.weight"].shape[0]
+        if names is not None and len(names) != num_classes:
             raise InputError(
                 f"its card names {len(names)} classes (class_names), but its tensors have "
-                f"{architecture.num_classes}"
+                f"{num_classes}"
             )
 
     def log_notes(self) -> None:
@@ -150,15 +151,15 @@ class Weights:
         """Return the tensors, adapted to the architecture's channels and grid of patches.
 
         The patch kernel is summed or repeated for other channels, which is logged, and absolute
-        positions are resampled to another grid.
+        positions are resampled to another grid. Without classes there are no tensors of the head.
         """
         with self.naming_errors():
             check_tensors(self.tensors)
-        return {
-            **self.tensors,
-            **self._adapted_kernel(architecture),
-            **self._resampled_positions(architecture),
-        }
+        adapted = self._adapted_kernel(architecture) | self._resampled_positions(architecture)
+        tensors = {**self.tensors, **adapted}
+        if architecture.num_classes:
+            return tensors
+        return {name: array for name, array in tensors.items() if not name.startswith("head.")}
 
     def _adapted_kernel(self, architecture: Architecture) -> dict[str, np.ndarray]:
         """Return the patch kernel for the architecture's channels, if they are others."""
