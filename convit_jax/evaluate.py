@@ -2,6 +2,7 @@
 
     python -m convit_jax.evaluate --weights convit_tiny.pth --data tfds:imagenet2012:validation
     python -m convit_jax.evaluate --weights runs/mine --data folder:IMAGES/val --per-class
+    python -m convit_jax.evaluate --weights convit_tiny --data folder:val --knn folder:train
 
 Every example counts exactly once, on any number of devices and processes. Weights with the shapes
 and the preprocessing of a published model are compared with the published results.
@@ -17,19 +18,22 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from convit_jax import analysis, data
 from convit_jax.console import command_line
-from convit_jax.console.screen import print_table
+from convit_jax.console.screen import Screen, print_table
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.reading import EXIF_ROTATIONS
 from convit_jax.data.sources import imagenet
 from convit_jax.distributed.processes import join_processes, process_screen
+from convit_jax.errors import InputError, some
 from convit_jax.evaluation.accuracy import IMAGES_PER_DEVICE, Accuracy, measure_accuracy
+from convit_jax.evaluation.probing import embed_examples, probe
 from convit_jax.models import Architecture, VisionTransformer
 from convit_jax.system.cache import keep_compiled_programs
 from convit_jax.system.paths import output_file
@@ -93,6 +97,9 @@ def _parser() -> command_line.Parser:
     add("--per-class", action="store_true", help="print each class's accuracy")
     text = "write the confusion matrix; rows are true classes"
     add("--confusion", metavar="FILE.csv", help=text)
+    text = "evaluate the features rather than the head, on the data's own classes: nearest "
+    text += "neighbours among these training examples, and a linear probe"
+    add("--knn", metavar="D", help=text)
     add("--json", action="store_true", help="one JSON object, for programs")
     return parser
 
@@ -109,20 +116,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = open_weights(arguments.weights)
         model = weights.model(**overrides)
         mask = _apply_mask(model, arguments)
-        source, class_subset = _open_examples(arguments, weights)
         preprocessing = weights.preprocessing(model.architecture)
         if arguments.crop:
             preprocessing = dataclasses.replace(preprocessing, crop_fraction=arguments.crop)
+        batch_size = arguments.batch_size or IMAGES_PER_DEVICE * jax.device_count()
+        options = data.LoaderOptions(
+            arguments.num_workers,
+            max_broken=arguments.max_broken,
+            exif_rotation=arguments.exif_rotation,
+        )
+        if arguments.knn is not None:
+            embed = functools.partial(
+                embed_examples,
+                model,
+                preprocessing=preprocessing,
+                batch_size=batch_size,
+                options=options,
+            )
+            _evaluate_features(arguments, embed, screen)
+            return 0
+        source, class_subset = _open_examples(arguments, weights)
         measured = measure_accuracy(
             model,
             source,
             preprocessing,
-            batch_size=arguments.batch_size or IMAGES_PER_DEVICE * jax.device_count(),
-            options=data.LoaderOptions(
-                arguments.num_workers,
-                max_broken=arguments.max_broken,
-                exif_rotation=arguments.exif_rotation,
-            ),
+            batch_size=batch_size,
+            options=options,
             class_subset=class_subset,
             confusion=bool(arguments.per_class or arguments.confusion),
             progress=screen.counting("evaluating"),
@@ -145,6 +164,36 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     check("exif_rotation", is_known, f"one of {', '.join(EXIF_ROTATIONS)}")
     check("num_workers", a.num_workers >= -1, "0 or more, or -1")
     check("max_broken", 0 <= a.max_broken < 1, "a fraction in [0, 1)")
+    for flag in ("per_class", "confusion", "classes_of") if a.knn is not None else ():
+        if getattr(a, flag):
+            raise InputError(f"--{flag.replace('_', '-')} is about the head, and --knn without it")
+
+
+def _evaluate_features(
+    arguments: argparse.Namespace,
+    embed: Callable[..., tuple[np.ndarray, np.ndarray]],
+    screen: Screen,
+) -> None:
+    """Print the accuracy of classifiers on the features."""
+    train, test = data.open_source(arguments.knn), data.open_source(arguments.data)
+    if train.class_names != test.class_names:
+        raise InputError(
+            f"--knn={arguments.knn} has the classes {some(train.class_names)}, expected those of "
+            f"{arguments.data}: {some(test.class_names)}"
+        )
+    result = probe(
+        embed(train, progress=screen.counting("embedding the training examples")),
+        embed(test, progress=screen.counting("embedding the examples")),
+    )
+    if arguments.json:
+        names = {name: getattr(arguments, name) for name in ("weights", "data", "knn")}
+        print(json.dumps(names | dataclasses.asdict(result)))
+        return
+    print(
+        f"features of {arguments.weights} on {arguments.data}: {result.neighbours} nearest "
+        f"neighbours {100 * result.knn_top1:.2f} %, linear probe {100 * result.linear_top1:.2f} %, "
+        f"{result.train_examples:,} training examples, {result.examples:,} examples"
+    )
 
 
 def _apply_mask(model: VisionTransformer, arguments: argparse.Namespace) -> tuple[str, int]:

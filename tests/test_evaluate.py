@@ -206,6 +206,18 @@ def test_broken_images_do_not_count(small, tmp_path, photographs, run_evaluate, 
     assert "2.png" in output.err
 
 
+def test_features_are_evaluated_without_the_head(workdir, run_evaluate, run_command):
+    """The model has two training steps behind it; digits are told apart by nearly any features."""
+    result = run_evaluate(workdir, "digits:test", "--knn", "digits:train")
+    assert (result["train_examples"], result["examples"], result["neighbours"]) == (1400, 397, 20)
+    assert result["knn_top1"] > 0.5  # chance is 0.1
+    assert result["linear_top1"] > 0.5
+    arguments = ("--weights", workdir, "--data", "digits:test", "--knn", "digits:train")
+    code, output = run_command(evaluate, *arguments)
+    assert code == 0
+    assert f"nearest neighbours {100 * result['knn_top1']:.2f} %, linear probe" in output.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -217,6 +229,8 @@ def test_broken_images_do_not_count(small, tmp_path, photographs, run_evaluate, 
         (["--override", "dtpye=bfloat16"], "did you mean 'dtype'?"),
         (["--override", "depth=two"], "--override depth=two: expected int"),
         (["--data", "digits:tset"], "no split 'tset', did you mean 'test'?"),
+        (["--knn", "digits:tset"], "no split 'tset', did you mean 'test'?"),
+        (["--knn", "digits:train", "--per-class"], "--per-class is about the head, and --knn"),
         (["--weights", "nowhere"], "no weights at nowhere: expected a file that ends in"),
     ],
 )
