@@ -108,7 +108,8 @@ class Attention:
         blocks = target and target.blocks(batch, tokens, num_heads, head_dim, parts[0].dtype)
         use_cudnn = self._uses_cudnn(parts[0].dtype, head_dim, tokens, num_outputs or tokens)
         name = "the fused kernel" if blocks else "cuDNN's form" if use_cudnn else "XLA's form"
-        _log_choice(name, batch, tokens, num_heads, head_dim)
+        if num_outputs is None:  # a single query may have another form, in the last layer alone
+            _log_choice(name)
         if blocks is not None:
             # Computing all outputs costs less than separating the heads for a few.
             out = fused_attention(target, num_heads, tuple(parts), positional, gate)
@@ -225,8 +226,6 @@ def attention_for(mesh: Mesh | None = None, form: Form = "auto") -> Attention:
 
 
 @functools.cache
-def _log_choice(form: str, batch: Any, tokens: int, num_heads: int, head_dim: int) -> None:
-    """Log a choice once per shape; the batch of an exported program is symbolic."""
-    log.info(
-        "attention of %s x %s tokens, %s heads of %s: %s", batch, tokens, num_heads, head_dim, form
-    )
+def _log_choice(form: str) -> None:
+    """Log each form that is used, once."""
+    log.info("attention is computed by %s", form)

@@ -13,6 +13,7 @@ from jax.experimental import topologies
 
 from convit_jax.errors import InputError, first_line, nearest
 from convit_jax.planning import schedules
+from convit_jax.system.peak_flops import TPU_PEAKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +49,12 @@ _GIB = 2**30
 _FLOPS_PER_CORE = 4 * 128 * 128 * 2
 CHIPS = {
     # JAX uses the two cores of a v4 chip as one.
-    "v4": Chip(32 * _GIB, 275e12, 2 * _FLOPS_PER_CORE, 3, 2, {"chip_config_name": "megacore"}),
-    "v5e": Chip(16 * _GIB, 197e12, _FLOPS_PER_CORE, 2, 1),
-    "v5p": Chip(95 * _GIB, 459e12, 2 * _FLOPS_PER_CORE, 3, 2),
-    "v6e": Chip(32 * _GIB, 918e12, 4 * _FLOPS_PER_CORE, 2, 1),
+    "v4": Chip(
+        32 * _GIB, TPU_PEAKS["TPU v4"], 2 * _FLOPS_PER_CORE, 3, 2, {"chip_config_name": "megacore"}
+    ),
+    "v5e": Chip(16 * _GIB, TPU_PEAKS["TPU v5e"], _FLOPS_PER_CORE, 2, 1),
+    "v5p": Chip(95 * _GIB, TPU_PEAKS["TPU v5p"], 2 * _FLOPS_PER_CORE, 3, 2),
+    "v6e": Chip(32 * _GIB, TPU_PEAKS["TPU v6e"], 4 * _FLOPS_PER_CORE, 2, 1),
 }
 
 # Shapes of the slices that Google Cloud offers, by the number of dimensions.

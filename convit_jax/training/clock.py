@@ -13,6 +13,7 @@ class Clock:
         self._batch_size = batch_size
         self._total_steps = total_steps
         self._seconds_per_step = 0.0
+        self._created = time.monotonic()
         self.restart(0)
 
     def restart(self, step: int) -> None:
@@ -50,6 +51,10 @@ class Clock:
             scalars["seconds_left"] = self.seconds_left(step)
         self.restart(step)
         return scalars
+
+    def hours(self) -> float:
+        """Return the hours since the clock was started, with compilation and evaluations."""
+        return (time.monotonic() - self._created) / 3600
 
     def seconds_left(self, step: int) -> float:
         """Return the seconds from `step` to the end of the run, at the pace of the last lap."""

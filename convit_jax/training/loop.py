@@ -35,6 +35,7 @@ from convit_jax.training.restoration import restore_newest
 from convit_jax.training.resumption import DataRecord, check_same_run
 from convit_jax.training.signals import StopRequest, stop_on_signals
 from convit_jax.training.step import Metrics, TrainState
+from convit_jax.training.utilisation import make_utilisation
 from convit_jax.training.warm_start import warm_start
 from convit_jax.training.window import MetricsWindow, NotFiniteError
 from convit_jax.weights import Card, open_weights
@@ -215,6 +216,7 @@ def _take_steps(
     experiment, config = run.experiment, run.experiment.config
     total, placement = experiment.total_steps, run.placement
     clock, window = Clock(config.batch_size, total), MetricsWindow()
+    utilisation = make_utilisation(experiment, placement.mesh)
     in_flight: collections.deque[Metrics] = collections.deque()
     profile = _profiler(config, checkpoints.directory.parent)
     evaluation: dict[str, float] | None = None
@@ -226,6 +228,9 @@ def _take_steps(
             raise _divergence_error(error, checkpoints) from error
         if scalars:
             scalars |= clock.lap(step)
+            if "images_per_second" in scalars:
+                scalars |= utilisation(scalars["images_per_second"])
+            scalars["device_hours"] = placement.mesh.size * clock.hours()
             writer.write_scalars(step, {f"train/{name}": v for name, v in scalars.items()})
 
     def evaluate(step: int) -> dict[str, float]:

@@ -45,7 +45,9 @@ class ConsoleWriter(metric_writers.LoggingWriter):
 
 
 # The order of a line's scalars; the others, in alphabetical order, take the place of "".
-_ORDER = ("loss", "accuracy", "", "images_per_second", "data_wait", "seconds_left")
+_ORDER = (
+    "loss", "accuracy", "", "images_per_second", "mfu", "data_wait", "device_hours", "seconds_left",
+)  # fmt: skip
 
 
 def _sort_key(name: str) -> tuple[int, str]:
@@ -58,10 +60,14 @@ def _format_scalar(name: str, value: float) -> str:
     metric = name.rpartition("/")[2]
     if name.startswith("eval/"):
         metric = f"eval {metric}"
+    if metric == "mfu":
+        return f"MFU {100 * value:.1f}%"
     if "accuracy" in metric or metric == "data_wait":
         text = f"{100 * value:.2f}%"
     elif metric == "seconds_left":
         return f"{duration_in_words(value)} left"
+    elif metric == "device_hours":
+        return f"{value:.3g} device-hours"
     elif metric == "stall_seconds":
         return f"stalled {value:.2f} s for a checkpoint"
     elif metric == "images_per_second":

@@ -16,6 +16,8 @@ TIMINGS = (
     "train/images_per_second",
     "train/data_wait",
     "train/seconds_left",
+    "train/device_hours",
+    "train/mfu",
     "checkpoint/stall_seconds",
 )
 _MAX_NAMES = 3  # of each kind of difference

@@ -177,13 +177,16 @@ def test_the_format_of_console_lines(caplog):
             6,
             {
                 "train/accuracy": 0.5,
+                "train/device_hours": 12.345,
                 "train/images_per_second": 1234.5,
+                "train/mfu": 0.4156,
                 "train/loss": 2.30259,
                 "train/seconds_left": 65.0,
             },
         )
     assert caplog.messages == [
-        "step 6/20  epoch 1.50  loss 2.303  accuracy 50.00%  1,234 images/s  1m05s left"
+        "step 6/20  epoch 1.50  loss 2.303  accuracy 50.00%  1,234 images/s  MFU 41.6%  "
+        "12.3 device-hours  1m05s left"
     ]
 
 
