@@ -118,10 +118,12 @@ def _write_parquet(path: pathlib.Path, names: list[str], features: np.ndarray) -
     import pyarrow  # noqa: PLC0415  (an optional extra)
     from pyarrow import parquet  # noqa: PLC0415
 
+    # File names may hold bytes that are not UTF-8.
+    texts = [name.encode(errors="backslashreplace").decode() for name in names]
     rows = pyarrow.FixedSizeListArray.from_arrays(
         pyarrow.array(features.ravel()), features.shape[1]
     )
-    parquet.write_table(pyarrow.table({"image": names, "features": rows}), path)
+    parquet.write_table(pyarrow.table({"image": texts, "features": rows}), path)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,20 @@ def test_unreadable_images_are_reported_and_the_others_written(images, reference
     assert features.shape == (3, 32)
 
 
+def test_a_file_name_that_is_not_utf8_is_written(images, reference_data, run_command):
+    odd = images / "caf\udce9.jpg"
+    (images / "china.jpg").rename(odd)
+    weights = reference_data / "four_heads.safetensors"
+    for suffix, read, name in (
+        ("npz", read_npz, "caf\udce9.jpg"),
+        ("parquet", read_parquet, "caf\\udce9.jpg"),
+    ):
+        out = images / f"features.{suffix}"
+        code, output = run_command(embed, "--weights", weights, str(odd), "--out", out)
+        assert code == 0, output.err
+        assert read(out)[0] == [f"{images}/{name}"]
+
+
 def test_without_pyarrow_the_message_says_what_to_do(images, monkeypatch, run_command):
     monkeypatch.setattr(embed.importlib.util, "find_spec", lambda name: None)
     code, output = run_command(embed, "--weights", "W", images, "--out", "x.parquet")

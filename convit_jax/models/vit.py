@@ -336,8 +336,9 @@ class VisionTransformer(nnx.Module):
                     f"layers: {layer} is none of the model's {a.depth} layers, 0 to {a.depth - 1}"
                 )
         rows, columns = a.grid
-        tokens = (self.trace(images).outputs[layer][:, -rows * columns :] for layer in layers)
-        normed = map(self.norm, tokens) if norm else tokens
+        outputs = self.trace(images).outputs
+        patches = [outputs[layer][:, -rows * columns :] for layer in layers]
+        normed = map(self.norm, patches) if norm else patches
         return [x.reshape(len(x), rows, columns, a.width) for x in normed]
 
     @compiled_if_eager

@@ -44,6 +44,14 @@ def test_feature_maps_are_the_references_tokens_in_rows_and_columns(case):
     assert_close(second, expected[1])
 
 
+def test_the_model_runs_once_for_all_layers(case, monkeypatch):
+    model, reference = case
+    calls, trace = [], type(model).trace
+    monkeypatch.setattr(type(model), "trace", lambda *a: calls.append(a) or trace(*a))
+    model.feature_maps(reference["images"])
+    assert len(calls) == 1
+
+
 def test_normed_maps_are_what_timms_forward_features_returns(case):
     """The last norm of every token: (x - mean) / std, scaled and shifted."""
     model, reference = case
