@@ -133,8 +133,8 @@ class OptimizerConfig:
     accumulate: int = key(
         0,
         "parts in which a batch is computed, to save memory; 0: as many as are fastest, by the "
-        "compiler's estimate, on TPU v5e, and 1 on others. Each part draws its own dropout and "
-        "stochastic depth",
+        "compiler's estimate, on TPU v5e without mesh.fsdp, and 1 on others. Each part draws its "
+        "own dropout and stochastic depth",
         at_least=0,
     )
 

@@ -21,8 +21,8 @@ def num_parts(
 
     Args:
         accumulate: the number that the config sets; 0 for the fastest: on v5e, as many as make
-            parts small enough, if each chip's images divide into parts of at least half that size;
-            elsewhere 1.
+            parts small enough, if each chip's images divide into parts of at least half that size
+            and parameters are not sharded; elsewhere 1.
         batch_size: images of the batch.
         a: the model.
         mesh: the devices that the step is compiled for; None for the default one.
@@ -30,7 +30,10 @@ def num_parts(
     """
     if accumulate:
         return accumulate
-    if mesh is None or mesh.devices.flat[0].device_kind not in _V5E:
+    # Sharded parameters would be gathered for every part.
+    if mesh is None or mesh.shape["fsdp"] > 1:
+        return 1
+    if mesh.devices.flat[0].device_kind not in _V5E:
         return 1
     image_bytes = (math.prod(a.grid) + 1) * a.width * jnp.dtype(a.dtype).itemsize
     largest = max(_TOKEN_BYTES // image_bytes, _IMAGES)

@@ -12,9 +12,10 @@ from convit_jax.training import make_experiment
 from convit_jax.training.parts import num_parts
 
 
-def mesh_of(chips, kind="TPU v5 lite"):
+def mesh_of(chips, kind="TPU v5 lite", fsdp=1):
     """Return what is read of a mesh."""
-    return SimpleNamespace(size=chips, devices=np.array([SimpleNamespace(device_kind=kind)]))
+    devices = np.array([SimpleNamespace(device_kind=kind)])
+    return SimpleNamespace(size=chips, devices=devices, shape={"fsdp": fsdp})
 
 
 def parts_of(
@@ -48,6 +49,12 @@ def test_a_large_batch_is_computed_in_parts_on_v5e(model, images_per_chip, parts
     assert parts_of(model, images_per_chip, chips=8) == parts
     assert parts_of(model, images_per_chip, kind="TPU v4") == 1
     assert parts_of(model, images_per_chip, kind="cpu") == 1
+
+
+def test_sharded_parameters_are_not_gathered_for_every_part():
+    a = architecture("convit_small", dtype="bfloat16")
+    parts = [num_parts(0, 1024, a, mesh_of(8, fsdp=fsdp), pairs=True) for fsdp in (1, 2, 8)]
+    assert parts == [2, 1, 1]
 
 
 def test_pairs_of_images_stay_together():
