@@ -7,10 +7,10 @@ from jax.sharding import Mesh
 
 from convit_jax.models import Architecture
 
-# On a v5e chip, the largest part is the larger of: as many images as have 12 MiB of tokens, and 64.
-# With more, the TPU compiler copies arrays of tokens, which no longer fit the fast memory of the
+# On a v5e chip, the largest part has 12 MiB of tokens, or as many tokens as 64 images of 224 pixels
+# if that is more. With more, the TPU compiler copies arrays of tokens, which no longer fit the fast memory of the
 # core; with fewer, gradients are added up more often (docs/performance.md has the estimates).
-_TOKEN_BYTES, _IMAGES = 12 * 2**20, 64
+_BYTES, _TOKENS = 12 * 2**20, 64 * 197
 _V5E = ("TPU v5 lite", "TPU v5e")
 
 
@@ -35,8 +35,9 @@ def num_parts(
         return 1
     if mesh.devices.flat[0].device_kind not in _V5E:
         return 1
-    image_bytes = (math.prod(a.grid) + 1) * a.width * jnp.dtype(a.dtype).itemsize
-    largest = max(_TOKEN_BYTES // image_bytes, _IMAGES)
+    tokens = math.prod(a.grid) + 1
+    image_bytes = tokens * a.width * jnp.dtype(a.dtype).itemsize
+    largest = max(_BYTES // image_bytes, _TOKENS // tokens)
     images, unit = batch_size // mesh.size, 2 if pairs else 1
     sizes = range(largest - largest % unit, largest // 2, -unit)
     fitting = (images // size for size in sizes if images % size == 0)

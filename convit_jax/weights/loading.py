@@ -111,10 +111,12 @@ class Weights:
             )
 
     def _check_card(self, architecture: Architecture, overrides: Mapping[str, Any]) -> None:
-        """Check that the card describes the same model as the tensors, but for the overrides."""
+        """Check that the card describes the same model as the tensors, but for what is adapted."""
         expected = self.card.architecture or architecture
-        for field in ("width", "depth", "gpsa_layers", "patch_size", "in_channels", "num_classes"):
-            if field not in overrides and getattr(expected, field) != getattr(architecture, field):
+        fields = ["width", "depth", "gpsa_layers", "patch_size"]
+        fields += [name for name in ("in_channels", "num_classes") if name not in overrides]
+        for field in fields:
+            if getattr(expected, field) != getattr(architecture, field):
                 raise InputError(
                     f"its card has {field}={getattr(expected, field)}, but its tensors "
                     f"have {getattr(architecture, field)}"

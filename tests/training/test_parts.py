@@ -67,6 +67,12 @@ def test_float32_needs_twice_the_memory():
     assert parts_of("convit_tiny", 128, dtype="float32") == 2
 
 
+def test_larger_images_are_fewer_in_a_part():
+    """577 tokens at 384 pixels: 12 MiB are 25 images of ConViT-S, 64 · 197 tokens are 21."""
+    a = architecture("convit_small", dtype="bfloat16", image_size=384)
+    assert num_parts(0, 96, a, mesh_of(1), pairs=True) == 4
+
+
 def test_the_config_has_the_last_word():
     assert parts_of("convit_small", 256, accumulate=1) == 1
     assert parts_of("convit_small", 64, accumulate=8, kind="cpu") == 8
