@@ -7,9 +7,9 @@ from jax.sharding import Mesh
 
 from convit_jax.models import Architecture
 
-# On a v5e chip, the largest part has 12 MiB of tokens, or as many tokens as 64 images of 224 pixels
-# if that is more. With more, the TPU compiler copies arrays of tokens, which no longer fit the fast memory of the
-# core; with fewer, gradients are added up more often (docs/performance.md has the estimates).
+# On a v5e chip, the largest part has 12 MiB of tokens, or the tokens of 64 images of 224 pixels if
+# that is more. With more, the TPU compiler copies arrays of tokens, which no longer fit the fast
+# memory of the core; with fewer, gradients are added up more often (docs/performance.md).
 _BYTES, _TOKENS = 12 * 2**20, 64 * 197
 _V5E = ("TPU v5 lite", "TPU v5e")
 
