@@ -101,7 +101,7 @@ class Weights:
 
     def _check_overrides(self, overrides: Mapping[str, Any]) -> None:
         """Check that the classes requested are those of the head."""
-        before = self.tensors["head.weight"].shape[0]
+        before = self.num_classes()
         after = overrides.get("num_classes", before)
         if after not in (0, before):
             raise InputError(
@@ -122,11 +122,10 @@ class Weights:
                     f"have {getattr(architecture, field)}"
                 )
         names = self.card.class_names
-        num_classes = self.tensors["head.weight"].shape[0]
-        if names is not None and len(names) != num_classes:
+        if names is not None and len(names) != self.num_classes():
             raise InputError(
                 f"its card names {len(names)} classes (class_names), but its tensors have "
-                f"{num_classes}"
+                f"{self.num_classes()}"
             )
 
     def log_notes(self) -> None:
