@@ -79,6 +79,21 @@ def check_divides(
         )
 
 
+def evaluation_batch_size(mesh: Mesh, batch_size: int, num_examples: int) -> int:
+    """Return a batch size for examples that are evaluated once, no larger than they need.
+
+    Args:
+        mesh: the devices.
+        batch_size: as requested by `--batch-size`.
+        num_examples: rounded up to a multiple of the devices, the most rows that a step needs.
+
+    Raises:
+        InputError: the devices do not divide `batch_size`.
+    """
+    check_divides(mesh, batch_size, "--batch-size")
+    return min(batch_size, -(-num_examples // mesh.size) * mesh.size)
+
+
 def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
     """Return the rows of a batch that this process's devices hold, ascending.
 

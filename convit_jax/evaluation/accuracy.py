@@ -121,9 +121,7 @@ def measure_accuracy(
             f"{source.name} has several labels per image: expected one for a table of confusion"
         )
     mesh = meshes.create_mesh()
-    meshes.check_divides(mesh, batch_size, "--batch-size")
-    # A step has no more rows than there are examples, rounded up to a multiple of the devices.
-    batch_size = min(batch_size, -(-len(source) // mesh.size) * mesh.size)
+    batch_size = meshes.evaluation_batch_size(mesh, batch_size, len(source))
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     graph, params = nnx.split(model.with_attention(attention_for(mesh)), nnx.Param)
     broken_images = BrokenImageExchange(source, options.max_broken)

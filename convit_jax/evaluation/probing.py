@@ -71,8 +71,7 @@ def embed_examples(
     if jax.process_count() > 1:
         raise InputError("--knn runs in one process: expected a machine of its own")
     mesh, p = meshes.create_mesh(), preprocessing
-    meshes.check_divides(mesh, batch_size, "--batch-size")
-    batch_size = min(batch_size, -(-len(source) // mesh.size) * mesh.size)
+    batch_size = meshes.evaluation_batch_size(mesh, batch_size, len(source))
     graph, state = nnx.split(model.with_attention(attention_for(mesh)))
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     run = jax.jit(
