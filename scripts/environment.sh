@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: creates a virtual environment if needed, and activates it.
+# Sourced by the other scripts: creates a virtual environment if needed, and activates it. The
+# package is installed in it as a link to this checkout.
 #   enter_environment DIRECTORY REQUIREMENTS
 # PYTHON sets the interpreter to create it with (default python3), VENV another directory.
 
@@ -13,7 +14,7 @@ enter_environment() {
     if [ "$(cat "$directory/installed" 2>/dev/null)" != "$checksum" ]; then
         echo "installing $requirements into $directory" >&2
         "$python" -m venv "$directory"
-        "$directory/bin/python" -m pip install --quiet --requirement "$requirements"
+        "$directory/bin/python" -m pip install --quiet --requirement "$requirements" --editable .
         echo "$checksum" >"$directory/installed"
     fi
     # shellcheck disable=SC1091  # created above

@@ -46,7 +46,7 @@ case $end in
         "$VENV/bin/python" -m pip install --quiet 'uv<1'
         "$VENV/bin/uv" pip compile --quiet --resolution lowest-direct --python "$VENV/bin/python" \
             requirements-dev.txt --output-file "$VENV/oldest.txt"
-        "$VENV/bin/python" -m pip install --quiet --requirement "$VENV/oldest.txt"
+        "$VENV/bin/python" -m pip install --quiet --requirement "$VENV/oldest.txt" --editable .
         # shellcheck disable=SC1091  # created above
         . "$VENV/bin/activate"
         ;;

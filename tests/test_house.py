@@ -62,7 +62,7 @@ def test_imports_go_one_way(repository):
 def test_the_top_of_the_package_shows_commands_rooms_and_errors(repository):
     package = repository / "convit_jax"
     commands = {"analyze", "benchmark", "convert", "embed", "evaluate", "plan", "predict",
-                "preview", "study"}  # fmt: skip
+                "preview", "study", "train"}  # fmt: skip
     files = {path.stem for path in package.glob("*.py")}
     assert files == commands | {"__init__", "errors"}
     rooms = {path.parent.name for path in package.glob("*/__init__.py")}
@@ -73,7 +73,7 @@ def test_the_top_of_the_package_shows_commands_rooms_and_errors(repository):
     ("statement", "unwanted"),
     [
         ("import convit_jax", ("jax", "flax", "tensorflow", "grain")),
-        ("import train", ("jax", "tensorflow", "grain", "absl")),
+        ("import convit_jax.train", ("jax", "tensorflow", "grain", "absl")),
         ("import convit_jax.data", ("jax", "tensorflow", "grain")),
         ("import convit_jax.data.workers", ("jax", "tensorflow", "grain", "tensorflow_datasets")),
         ("import convit_jax.data.loader", ("flax", "tensorflow", "optax")),

@@ -25,6 +25,9 @@ from convit_jax.system.paths import expand_home
 Overrides = Sequence[tuple[str, str]]
 
 _FUNCTION = "get_config"
+# The directory that holds configs/: the package where it is installed, the checkout otherwise.
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_SHIPPED = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]+)(?P<set>=(?P<value>.*))?", re.DOTALL)
 
 
@@ -176,14 +179,13 @@ def _arguments(get_config: Any, argument: str | None, path: pathlib.Path) -> tup
 
 
 def _find(file: str) -> pathlib.Path:
-    """Find a config file by its path or name, in the working directory or the repository.
+    """Find a config file by its path or name, in the working directory or among those shipped.
 
     Raises:
         InputError: there is none.
     """
     path = pathlib.Path(expand_home(file, "--config"))
-    repository = pathlib.Path(__file__).parents[2]
-    roots = [pathlib.Path(), *([] if pathlib.Path().resolve() == repository else [repository])]
+    roots = [pathlib.Path(), *([] if pathlib.Path().resolve() == _SHIPPED else [_SHIPPED])]
     names = [file, f"configs/{file}", f"configs/{file}.py"]
     candidates = [path] if path.is_absolute() else [root / n for root in roots for n in names]
     for candidate in candidates:
@@ -196,7 +198,7 @@ def _find(file: str) -> pathlib.Path:
         directories = " and ".join(str(root.resolve() / "configs") for root in roots)
         raise InputError(
             f"--config={file}: {problem}; there is none in {directories} either: expected the path "
-            "of one of the repository's configs, or of your own"
+            "of your own, or a whole installation of convit_jax, which carries some"
         )
     # These names work from every directory.
     known = {path.stem if file.isidentifier() else f"configs/{path.name}" for path in configs}
