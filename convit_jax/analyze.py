@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(f"wrote {page}, its figures and its tables")
         if exploration:
-            print(f"open {exploration} in a browser: point at a patch, every head shows its look")
+            print(f"open {exploration} in a browser: point at a patch, every head shows where it looks")
     return 0
 
 
@@ -259,19 +259,28 @@ def _with_pictures(
     preprocessing: Preprocessing,
 ) -> Findings:
     """Return the findings with the attention of all patches in each picture."""
-    if isinstance(pictures, data.Source):
-        names = [pictures.describe(index) for index in range(len(pictures))]
-    else:
-        names = pictures
     classes = weights.class_names() or tuple(map(str, range(weights.num_classes())))
     records = attention_in_images(
         model,
         preprocessing.normalise(findings.images),
         _crops(pictures, preprocessing, max_zoom=3),
-        names,
+        _titles(pictures),
         imagenet.readable_names(classes),
     )
     return dataclasses.replace(findings, in_images=records)
+
+
+def _titles(pictures: list[str] | data.Source) -> list[str]:
+    """Return the name of each file, or of an example of a dataset its classes."""
+    if not isinstance(pictures, data.Source):
+        return [pathlib.PurePath(path).name for path in pictures]
+    names = imagenet.readable_names(pictures.class_names)
+    titles = []
+    for index in range(len(pictures)):
+        label = pictures[index][1]
+        labels = np.flatnonzero(label) if np.ndim(label) else [label]
+        titles.append(f"{', '.join(names[label] for label in labels)} ({pictures.name})")
+    return titles
 
 
 def _page_header(arguments: argparse.Namespace, findings: Sequence[Findings]) -> dict[str, str]:

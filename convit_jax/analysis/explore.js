@@ -78,10 +78,13 @@ async function shownAttention(m) {
 
 // --- Drawing -------------------------------------------------------------------------------------
 
-/** Returns a function from a weight to [0, 1], for weights up to `largest`. */
+/** The weight at which logarithmic colours begin: a tenth of uniform attention. */
+const lowest = (count) => 0.1 / count;
+
+/** Returns a function from a weight to [0, 1], for weights up to `largest` of `count` patches. */
 function colourScale(kind, largest, count) {
-  if (kind !== "log") return (weight) => weight / largest;
-  const low = Math.log(0.1 / count), high = Math.max(Math.log(largest), low + Math.log(2));
+  if (kind !== "log") return (weight) => weight / (largest || 1);
+  const low = Math.log(lowest(count)), high = Math.max(Math.log(largest), low + Math.log(2));
   return (weight) => Math.min(1, Math.max(0, (Math.log(weight) - low) / (high - low)));
 }
 
@@ -111,12 +114,12 @@ function frame(stage, patch, grid) {
   box.style.cssText = `top: ${top}%; left: ${left}%; height: ${height}%; width: ${width}%`;
 }
 
-const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+const percent = (share) => `${(100 * share).toFixed(share < 0.01 ? 2 : share < 0.1 ? 1 : 0)} %`;
 const total = (weights) => weights.reduce((a, b) => a + b, 0);
 
-/** Draws one model's large picture and heads. */
-async function drawModel(section, m) {
-  const shown = await shownAttention(m), model = models[m], learned = model.gates[shown.layer];
+/** Draws one model's large picture and heads, of what `shownAttention` gives. */
+function drawModel(section, m, shown) {
+  const model = models[m], learned = model.gates[shown.layer];
   const patch = shown.fromClassToken ? null : shown.patch;
   const kind = element("scale").value, overlay = element("overlay").value;
   const count = shown.heads[0].length, largest = Math.max(...shown.heads.flat());
@@ -125,17 +128,23 @@ async function drawModel(section, m) {
   const large = { mean, head: shown.heads[Math.min(state.head, model.heads - 1)],
                   rollout: model.images[state.picture].rollout }[overlay];
   canvas.hidden = !large;
-  if (large) {
-    const one = overlay === "rollout" || kind === "own";
-    const scale = overlay === "rollout" && kind === "own" ? "linear" : kind;
-    paint(canvas, large, model.grid, colourScale(scale, one ? Math.max(...large) : largest, count));
+  stage.classList.toggle("grey", Boolean(large));
+  const [low, high] = large ? [Math.min(...large), Math.max(...large)] : [];
+  if (overlay === "rollout") {
+    paint(canvas, large, model.grid, (weight) => (weight - low) / (high - low || 1));
+  } else if (large) {
+    paint(canvas, large, model.grid, colourScale(kind, kind === "own" ? high : largest, count));
   }
   frame(stage, overlay === "rollout" ? null : patch, model.grid);
   section.querySelector("h3").textContent = `Heads of layer ${shown.layer + 1}, ` +
     (learned ? "GPSA: content and position" : "plain attention: content only");
+  section.querySelector(".legend").hidden = kind === "own";
+  section.querySelector(".low").textContent = kind === "log" ? percent(lowest(count)) : "0 %";
+  section.querySelector(".high").textContent = percent(largest);
   const from = patch ? `Patch in row ${patch[0] + 1}, column ${patch[1] + 1}` : "Class token";
   const rest = shown.classTokens ? `; to the class token ${percent(1 - total(mean))} on average` : "";
-  section.querySelector(".status").textContent = from + rest;
+  const range = `Rollout: ${percent(low)} to ${percent(high)} a patch`;
+  section.querySelector(".status").textContent = overlay === "rollout" ? range : from + rest;
   section.querySelectorAll(".head").forEach((panel, head) => {
     const weights = shown.heads[head], top = Math.max(...weights);
     const button = panel.querySelector("button"), slider = panel.querySelector("input");
@@ -167,6 +176,7 @@ function drawPicture() {
     list.replaceChildren(...image.classes.map(([name, probability]) => {
       const item = document.createElement("li"), meter = document.createElement("meter");
       meter.value = probability;
+      meter.ariaLabel = name;
       const share = document.createElement("span");
       share.textContent = percent(probability);
       item.append(name, share, meter);
@@ -175,20 +185,27 @@ function drawPicture() {
   });
 }
 
-let drawing = null;
+/** Sets what the controls show, which depends on the layer. */
+function drawControls() {
+  const shown = gates.flatMap((model, m) => model[shownLayer(m)] ?? []);
+  element("gate").disabled = element("learned").disabled = !shown.length;
+  if (shown.length) element("gate").value = total(shown) / shown.length;
+  element("class-token").disabled = !models.some((model, m) =>
+    model.images[0].layers[shownLayer(m)].tokens > model.grid[0] * model.grid[1]);
+}
 
-/** Draws everything, once for all changes until the next frame; returns a promise of the end. */
-function draw() {
-  drawing ??= new Promise(requestAnimationFrame).then(() => {
-    drawing = null;
-    const inLayer = gates.flatMap((model, m) => model[shownLayer(m)] ?? []);
-    element("gate").disabled = element("learned").disabled = !inLayer.length;
-    if (inLayer.length) element("gate").value = total(inLayer) / inLayer.length;
-    element("class-token").disabled = !models.some((model, m) =>
-      model.images[0].layers[shownLayer(m)].tokens > model.grid[0] * model.grid[1]);
-    return Promise.all(sections.map(drawModel));
-  });
-  return drawing;
+let turn = 0;
+
+/** Draws everything, once for all changes before the next frame. */
+async function draw() {
+  const started = ++turn;
+  await new Promise(requestAnimationFrame);
+  if (started !== turn) return;
+  const shown = await Promise.all(models.map((_, m) => shownAttention(m)));
+  // Unpacking a layer takes a moment, in which another may have been chosen.
+  if (started !== turn) return;
+  drawControls();
+  sections.forEach((section, m) => drawModel(section, m, shown[m]));
 }
 
 // --- Controls ------------------------------------------------------------------------------------
@@ -262,6 +279,8 @@ sections.forEach((section, m) => {
   });
 });
 
+const stops = colours.map((colour) => `rgb(${colour})`);
+document.body.style.setProperty("--colours", `linear-gradient(to right, ${stops})`);
 state.layer = Number(document.querySelector("[name=layer]:checked").value) - 1;
 drawPicture();
 draw();

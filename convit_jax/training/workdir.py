@@ -131,8 +131,10 @@ def log_beginning(
     )
 
 
-def log_end(directory: epath.Path, checkpoints: ocp.CheckpointManager) -> None:
-    """Log where the results are and the next command to try."""
+def log_end(
+    directory: epath.Path, checkpoints: ocp.CheckpointManager, eval_data: str = ""
+) -> None:
+    """Log where the results are and the next commands to try, on the evaluation data if known."""
     best = checkpoints.best_step()
     if best is not None:
         accuracy = checkpoints.metrics(best)["accuracy"]
@@ -142,3 +144,9 @@ def log_end(directory: epath.Path, checkpoints: ocp.CheckpointManager) -> None:
     log.info("configuration  %s", directory / "config.json")
     log.info("next           tensorboard --logdir %s", directory)
     log.info("               python -m convit_jax.predict --weights %s IMAGE", directory)
+    log.info(
+        "               python -m convit_jax.analyze --weights %s --images %s --out %s --overlay",
+        directory,
+        shlex.quote(eval_data) if eval_data else "IMAGE",
+        directory / "analysis",
+    )

@@ -15,7 +15,7 @@ from convit_jax.analysis.figures.maps import AttentionRow, frame_patch, log_norm
 _UPPER, _NARROWEST, _WIDEST = 2.1, 0.85, 1.5
 # The photograph under attention: grey, so that colour is attention alone, and this share of its
 # contrast. The opacity of the weakest and of the strongest attention.
-_CONTRAST, _OPACITY = 0.8, (0.1, 0.75)
+_CONTRAST, _OPACITY = 0.6, (0.2, 0.85)
 # Luminance of red, green and blue (ITU-R BT.601).
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 
@@ -62,14 +62,17 @@ def overlays(models: Sequence[Overlay]) -> Figure:
 
 def _plot_model(figure: SubFigure, model: Overlay) -> None:
     """Plot the photograph, the rollout and, if the model has gates, the gates."""
-    panels = figure.subplots(1, 3 if model.gates.size else 2)
+    panels = figure.subplots(1, 3)
     _show_photograph(panels[0], model.photograph, model.rows[0])
     top = f": {model.classes[0][0]}, {model.classes[0][1]:.0%}" if model.classes else ""
     panels[0].set_title(f"{model.name}{top}")
-    _lay_over(panels[1], model.photograph, model.rollout / model.rollout.max())
-    panels[1].set_title("rollout")
+    low, high = model.rollout.min(), model.rollout.max()
+    _lay_over(panels[1], model.photograph, (model.rollout - low) / max(high - low, 1e-12))
+    panels[1].set_title(f"rollout, from {low:.2%} to {high:.2%} a patch")
+    axes = panels[2]
+    axes.set_axis_off()
     if model.gates.size:
-        axes = panels[2]
+        axes.set_axis_on()
         image = axes.imshow(model.gates, cmap="cividis", vmin=0, vmax=1, aspect="auto")
         axes.set(title="gates σ(λ)", xlabel="head", ylabel="layer")
         for axis, count in ((axes.xaxis, model.gates.shape[1]), (axes.yaxis, len(model.gates))):
@@ -94,8 +97,9 @@ def _plot_heads(
             height, width = model.photograph.shape[:2]
             rows, columns = row.attention.shape[1:]
             frame_patch(panel, row.query, height / rows, width / columns)
-            gate = "" if row.gates is None else f", σ = {row.gates[head]:.2f}"
-            panel.set_title(f"{head + 1}{gate}", fontsize=7, pad=2)
+            number = f"head {head + 1}"
+            title = number if row.gates is None else f"{head + 1}, σ = {row.gates[head]:.2f}"
+            panel.set_title(title, fontsize=7, pad=2)
     mappable = mpl.cm.ScalarMappable(norm, style.OVERLAY)
     label = "attention (log scale)"
     figure.colorbar(mappable, ax=panels, label=label, pad=0.01, aspect=30, fraction=0.04)
@@ -120,3 +124,4 @@ def _lay_over(axes: Axes, photograph: np.ndarray, strength: np.ndarray) -> None:
     axes.imshow(colours, extent=extent, interpolation="nearest")
     axes.set(xticks=(), yticks=())
     axes.grid(visible=False)
+    axes.spines[:].set_visible(True)
