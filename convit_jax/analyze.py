@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(f"wrote {page}, its figures and its tables")
         if exploration:
-            print(f"open {exploration} in a browser: point at a patch, every head shows where it looks")
+            print(f"wrote {exploration}, to open in a browser and explore")
     return 0
 
 
@@ -263,7 +263,7 @@ def _with_pictures(
     records = attention_in_images(
         model,
         preprocessing.normalise(findings.images),
-        _crops(pictures, preprocessing, max_zoom=3),
+        _crops(pictures, preprocessing, max_zoom=2),
         _titles(pictures),
         imagenet.readable_names(classes),
     )

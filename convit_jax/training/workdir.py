@@ -8,6 +8,7 @@ import logging
 import pathlib
 import platform
 import re
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -131,10 +132,8 @@ def log_beginning(
     )
 
 
-def log_end(
-    directory: epath.Path, checkpoints: ocp.CheckpointManager, eval_data: str = ""
-) -> None:
-    """Log where the results are and the next commands to try, on the evaluation data if known."""
+def log_end(directory: epath.Path, checkpoints: ocp.CheckpointManager, eval_data: str) -> None:
+    """Log where the results are and the next commands to try, on the evaluation data."""
     best = checkpoints.best_step()
     if best is not None:
         accuracy = checkpoints.metrics(best)["accuracy"]
@@ -147,6 +146,6 @@ def log_end(
     log.info(
         "               python -m convit_jax.analyze --weights %s --images %s --out %s --overlay",
         directory,
-        shlex.quote(eval_data) if eval_data else "IMAGE",
+        shlex.quote(eval_data),
         directory / "analysis",
     )

@@ -43,12 +43,7 @@ class Preprocessing:
     std: tuple[float, ...] = imagenet.STD
 
     def crop(
-        self,
-        image: ImageLike,
-        name: str | None = None,
-        *,
-        rotate: bool = True,
-        max_zoom: int = 1,
+        self, image: ImageLike, name: str | None = None, *, rotate: bool = True, max_zoom: int = 1
     ) -> np.ndarray:
         """Scale an image and crop its centre.
 
@@ -77,9 +72,7 @@ class Preprocessing:
             height, width = self.image_size
             sharpness = min(pixels.shape[0] / height, pixels.shape[1] / width) * self.crop_fraction
             zoom = max(1, min(round(sharpness), max_zoom))
-            return resize_and_centre_crop(
-                pixels, (zoom * height, zoom * width), self.crop_fraction
-            )
+            return resize_and_centre_crop(pixels, (zoom * height, zoom * width), self.crop_fraction)
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """Normalise uint8 [..., channels] to float32: (pixels / 255 - mean) / std."""
