@@ -55,7 +55,10 @@ function shownPatch(m) {
   return models[m].grid.map((size, axis) => Math.min(size - 1, Math.floor(place[axis] * size)));
 }
 
-/** A promise of what a model's heads show: {layer, patch, fromClassToken, heads: [weights]}. */
+/**
+ * A promise of what a model's heads show: `heads` are their weights over the patches, and
+ * `toClassToken` their weights of the class token, [] where there is none.
+ */
 async function shownAttention(m) {
   const model = models[m], number = shownLayer(m), patch = shownPatch(m);
   const layer = model.images[state.picture].layers[number];
@@ -63,17 +66,18 @@ async function shownAttention(m) {
   const fromClassToken = classTokens > 0 && element("class-token").checked;
   const token = fromClassToken ? 0 : classTokens + patch[0] * model.grid[1] + patch[1];
   const codes = await unpack(layer);
-  const heads = [];
+  const heads = [], toClassToken = [];
   for (let head = 0; head < model.heads; head++) {
     const gate = gates[m][number]?.[head] ?? 0;
-    let weights = contentAttention(layer, codes, head, token).slice(classTokens);
+    let weights = contentAttention(layer, codes, head, token);
+    toClassToken.push(...weights.splice(0, classTokens));
     if (gate > 0) {
       const position = positionalAttention(model.v_pos[number][head], model.grid, patch);
       weights = weights.map((weight, k) => (1 - gate) * weight + gate * position[k]);
     }
     heads.push(weights);
   }
-  return { layer: number, patch, classTokens, fromClassToken, heads };
+  return { layer: number, patch, fromClassToken, heads, toClassToken };
 }
 
 // --- Drawing -------------------------------------------------------------------------------------
@@ -142,7 +146,8 @@ function drawModel(section, m, shown) {
   section.querySelector(".low").textContent = kind === "log" ? percent(lowest(count)) : "0 %";
   section.querySelector(".high").textContent = percent(largest);
   const from = patch ? `Patch in row ${patch[0] + 1}, column ${patch[1] + 1}` : "Class token";
-  const rest = shown.classTokens ? `; to the class token ${percent(1 - total(mean))} on average` : "";
+  const toClassToken = percent(total(shown.toClassToken) / model.heads);
+  const rest = shown.toClassToken.length ? `; to the class token ${toClassToken} on average` : "";
   const range = `Rollout: ${percent(low)} to ${percent(high)} a patch`;
   section.querySelector(".status").textContent = overlay === "rollout" ? range : from + rest;
   section.querySelectorAll(".head").forEach((panel, head) => {

@@ -72,9 +72,11 @@ def _forward(
     trace, grid = model.trace(images), model.architecture.grid
     content = []
     for block, x in zip(model.blocks, trace.inputs, strict=True):
-        layer, x = block.attention, block.norm1(x)
-        is_gpsa = isinstance(layer, GPSA)
-        content.append(layer.content_attention(x) if is_gpsa else layer.attention_map(x, grid))
+        layer = block.attention
+        if isinstance(layer, GPSA):
+            content.append(layer.content_attention(block.norm1(x)))
+        else:
+            content.append(block.attention_map(x, grid))
     return content, model.attention_rollout(images), trace.logits
 
 
