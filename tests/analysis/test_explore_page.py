@@ -1,6 +1,7 @@
 """explore.html in Chromium: what it shows, by mouse, finger and keyboard."""
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -129,12 +130,21 @@ def status(page, model=0):
     return page.locator(".status").nth(model).text_content()
 
 
-def assert_close(weights, expected, tokens):
-    """Check weights within the quantisation that `pack` states, whose error is below 6 %."""
-    np.testing.assert_allclose(weights, expected, rtol=0.06, atol=FLOOR / tokens)
+@pytest.fixture(scope="module")
+def assert_close(path):
+    """Return a function that checks weights to the error that the page states."""
+    percent = float(re.search(r"an error of up to ([\d.]+) %", path.read_text())[1])
+    error = (percent + 0.05) / 100  # it is rounded
+
+    def check(weights, expected, tokens):
+        np.testing.assert_allclose(weights, expected, rtol=error, atol=FLOOR / tokens)
+
+    return check
 
 
-def test_every_patch_layer_and_picture_shows_the_model_s_attention(page, maps, models, images):
+def test_every_patch_layer_and_picture_shows_the_model_s_attention(
+    page, maps, models, assert_close
+):
     for picture in (0, 1):
         page.locator("#picture").select_option(str(picture))
         for layer in (1, 2, 3):
@@ -150,7 +160,7 @@ def test_every_patch_layer_and_picture_shows_the_model_s_attention(page, maps, m
                     assert_close(shown(page, number), expected, full.shape[-1])
 
 
-def test_gates_split_content_from_position(page, maps, models):
+def test_gates_split_content_from_position(page, maps, models, assert_close):
     choose_layer(page, 2)
     layer = models["ConViT"].blocks[1].attention
     position = np.asarray(layer.positional_attention((3, 5)))[:, 7]  # the central patch
@@ -181,7 +191,7 @@ def test_gates_split_content_from_position(page, maps, models):
     assert not sliders.first.is_visible()
 
 
-def test_the_class_token_looks_where_there_is_one(page, maps):
+def test_the_class_token_looks_where_there_is_one(page, maps, assert_close):
     choose_layer(page, 3)
     page.get_by_label("Look from the class token").check()
     settle(page)
