@@ -7,6 +7,11 @@ writes figures (PNG and SVG), tables (CSV) and `report.html`, a single page with
 are files, folders or patterns such as "*.jpg", or labelled examples: tfds:NAME:SPLIT[:DIR],
 folder:PATH, wds:x-{00..63}.tar, digits:test. With labels, accuracy is also measured without content
 and without position (paper Tables 5 and 6). For a workdir, the course of the training is shown too.
+
+    python -m convit_jax.analyze --weights convit_small --images cat.jpg --out figures --overlay
+
+also lays attention, its rollout and the gates over each picture, `overlay_1.png`, and writes
+`explore.html`: point at a patch of the picture, and every head shows where it looks.
 """
 
 from convit_jax.system.huge_pages import restart_with_huge_pages
@@ -28,12 +33,15 @@ from flax import nnx
 from convit_jax import analysis, data
 from convit_jax.analysis import locality
 from convit_jax.analysis.attention import check_layers
+from convit_jax.analysis.exploration import write_exploration
 from convit_jax.analysis.findings import Findings, collect_findings, layer_records
 from convit_jax.analysis.history import read_history
+from convit_jax.analysis.image_attention import attention_in_images
 from convit_jax.analysis.report import write_report
 from convit_jax.console import command_line
 from convit_jax.console.screen import Screen
 from convit_jax.data.images.preprocessing import Preprocessing
+from convit_jax.data.sources import imagenet
 from convit_jax.data.sources.image_paths import find_images
 from convit_jax.data.sources.opening import KINDS
 from convit_jax.errors import InputError, boundary
@@ -56,6 +64,7 @@ def _parser() -> command_line.Parser:
     text = "number of evenly spaced images to measure on, by default as in the paper"
     parser.add_option("--count", 1024, text)
     parser.add_option("--pictures", 3, "number of images whose attention is shown")
+    add("--overlay", action="store_true", help="also overlays and explore.html, see above")
     text = "layers whose attention is shown, from 1 (default: four)"
     add("--layers", metavar="N,N…", help=text)
     add("--query", metavar="ROW,COLUMN", help="the query patch, from 0 (default: the centre)")
@@ -76,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, minimum in (("count", 1), ("pictures", 0)):
         value = getattr(arguments, name)
         command_line.expect(arguments, name, value >= minimum, f"at least {minimum}")
+    shown = arguments.pictures >= 1 or not arguments.overlay
+    command_line.expect(arguments, "pictures", shown, "at least 1 with --overlay")
     layers = _parse_numbers(arguments, "layers")
     row_column = _parse_numbers(arguments, "query", "ROW,COLUMN", count=2)
     query = None if row_column is None else (row_column[0], row_column[1])
@@ -94,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             measured = collect_findings(
                 name,
                 model,
-                _read_pixels(examples, preprocessing),
+                np.stack(_crops(examples, preprocessing)),
                 preprocessing,
                 pictures=arguments.pictures,
                 query=query,
@@ -103,6 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             if isinstance(examples, data.Source):
                 measured = _with_accuracy(measured, weights, model, examples, preprocessing)
+            if arguments.overlay:
+                screen.show(f"attention of {name} in each picture", 0, 1)
+                pictures = _evenly_spaced(examples, arguments.pictures)
+                measured = _with_pictures(measured, weights, model, pictures, preprocessing)
             findings.append(measured)
         page = write_report(
             findings,
@@ -111,12 +126,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             header=_page_header(arguments, findings),
             progress=lambda name: screen.show(f"drawing {name}", 0, 1),
         )
+        exploration = write_exploration(findings, out) if arguments.overlay else None
     if arguments.json:
         for f in findings:
             for record in layer_records(f):
                 print(json.dumps({"model": f.name} | record))
     else:
         print(f"wrote {page}, its figures and its tables")
+        if exploration:
+            print(f"wrote {exploration}, to open in a browser and explore")
     return 0
 
 
@@ -162,27 +180,35 @@ def _open_examples(names: Sequence[str], count: int) -> list[str] | data.Source:
     if names[0].partition(":")[0] in KINDS:
         if len(names) > 1:
             raise InputError(f"--images {' '.join(names)}: expected a single dataset")
-        return data.evenly_spaced_subset(data.open_source(names[0]), count)
-    paths = find_images(names)
-    return [paths[i] for i in data.evenly_spaced(len(paths), count)]
+        return _evenly_spaced(data.open_source(names[0]), count)
+    return _evenly_spaced(find_images(names), count)
 
 
-def _read_pixels(examples: list[str] | data.Source, preprocessing: Preprocessing) -> np.ndarray:
-    """Return the cropped images: uint8 [B, height, width, channels].
+def _evenly_spaced(examples: list[str] | data.Source, count: int) -> list[str] | data.Source:
+    if isinstance(examples, data.Source):
+        return data.evenly_spaced_subset(examples, count)
+    return [examples[i] for i in data.evenly_spaced(len(examples), count)]
+
+
+def _crops(
+    examples: list[str] | data.Source, preprocessing: Preprocessing, max_zoom: int = 1
+) -> list[np.ndarray]:
+    """Return the cropped images: uint8 [height, width, channels] each.
 
     Raises:
         InputError: an image cannot be read.
     """
     message = "cannot read the image {}".format
     if isinstance(examples, list):
-        return np.stack([preprocessing.crop(path, message(path)) for path in examples])
+        return [preprocessing.crop(path, message(path), max_zoom=max_zoom) for path in examples]
     crops = []
     for index in range(len(examples)):
         name = message(examples.describe(index))
         with boundary(name, ""):
             image, _ = examples[index]
-        crops.append(preprocessing.crop(image, name, rotate=examples.rotates_by_exif))
-    return np.stack(crops)
+        rotate = examples.rotates_by_exif
+        crops.append(preprocessing.crop(image, name, rotate=rotate, max_zoom=max_zoom))
+    return crops
 
 
 def _with_accuracy(
@@ -223,6 +249,38 @@ def _with_accuracy(
         ).top1
     chance = 1 / len(class_subset or source.class_names)
     return dataclasses.replace(findings, top1=top1, chance=chance)
+
+
+def _with_pictures(
+    findings: Findings,
+    weights: Weights,
+    model: VisionTransformer,
+    pictures: list[str] | data.Source,
+    preprocessing: Preprocessing,
+) -> Findings:
+    """Return the findings with the attention of all patches in each picture."""
+    classes = weights.class_names() or tuple(map(str, range(weights.num_classes())))
+    records = attention_in_images(
+        model,
+        preprocessing.normalise(findings.images),
+        _crops(pictures, preprocessing, max_zoom=2),
+        _titles(pictures),
+        imagenet.readable_names(classes),
+    )
+    return dataclasses.replace(findings, in_images=records)
+
+
+def _titles(pictures: list[str] | data.Source) -> list[str]:
+    """Return the name of each file, or of an example of a dataset its classes."""
+    if not isinstance(pictures, data.Source):
+        return [pathlib.PurePath(path).name for path in pictures]
+    names = imagenet.readable_names(pictures.class_names)
+    titles = []
+    for index in range(len(pictures)):
+        label = pictures[index][1]
+        labels = np.flatnonzero(label) if np.ndim(label) else [label]
+        titles.append(f"{', '.join(names[label] for label in labels)} ({pictures.name})")
+    return titles
 
 
 def _page_header(arguments: argparse.Namespace, findings: Sequence[Findings]) -> dict[str, str]:

@@ -118,12 +118,17 @@ def test_comparison_on_an_unlabelled_image(history_workdir, plain, tmp_path, run
     )
     code, output = run_command(
         analyze, "--weights", history_workdir, "--compare", plain, "--name", "ours",
-        "--name", "plain", "--images", tmp_path / "one.png", "--out", tmp_path / "out",
+        "--name", "plain", "--images", tmp_path / "one.png", "--out", tmp_path / "out", "--overlay",
     )  # fmt: skip
     assert code == 0, output.err
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert names == {"nonlocality_over_training", "nonlocality_by_layer", "gates_over_training_1",
-                     "gates_by_layer_1", "positions_1", "attention_1"}  # fmt: skip
+                     "gates_by_layer_1", "positions_1", "attention_1", "overlay_1"}  # fmt: skip
+    page = (tmp_path / "out" / "explore.html").read_text()
+    assert "Where ours and plain look" in page
+    assert "one.png" in page
+    assert str(tmp_path) not in page  # a page is shared: it says nothing of the machine
+    assert "explore.html, to open in a browser" in output.out
     assert "ours and plain" in (tmp_path / "out" / "report.html").read_text()
 
 

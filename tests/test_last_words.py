@@ -348,6 +348,9 @@ ANALYZE = [
         (LONG, "a name of 5,000 bytes"),
         ("%/a --count=0", "--count=0"),
         ("%/a --pictures=x", "--pictures", "'x'"),
+        ("%/a --overlay --pictures=0", "--pictures=0: expected at least 1 with --overlay"),
+        ("%/a --overlay=yes", "--overlay", "'yes'"),
+        ("%/a --overlays", "no flag --overlays", "'--overlay'"),
         ("%/a --layers=9", "layer 9", "1 to 2"),
         ("%/a --layers=a", "--layers=a"),
         ("%/a --query=1", "--query=1: expected ROW,COLUMN"),
@@ -359,6 +362,7 @@ ANALYZE = [
     *wrongs(
         "analyze", f"{RGB} --out=%/a --images",
         ("nope.png", "no image at nope.png"),
+        ("@/good.png nope.png --overlay", "no image at nope.png"),
         ("@/broken.jpg", "@/broken.jpg: not an image"),
         ("@/empty", "no images", "@/empty"),
         ("digits:tset", "no split 'tset'"),

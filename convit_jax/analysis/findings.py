@@ -11,6 +11,7 @@ import numpy as np
 from convit_jax import data
 from convit_jax.analysis import attention, locality
 from convit_jax.analysis.history import History
+from convit_jax.analysis.image_attention import ImageAttention
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.models import Architecture, VisionTransformer
 
@@ -31,9 +32,11 @@ class Findings:
         maps: float32 [L, P, H, rows, columns], attention of `query` in each image.
         positional_maps: [G, H, rows, columns], positional attention of `query`.
         initial_maps: [H, rows, columns], the same at the convolutional initialisation, or None.
+        v_pos: [G, 3, H], from which positional attention is computed (paper Eq. 5).
         history: metrics of the training run, or None.
         top1: top-1 accuracy in [0, 1] by mask, (kind, layers), or None without labels.
         chance: accuracy of guessing.
+        in_images: attention of all patches in each of `images`, if it was asked for.
     """
 
     name: str
@@ -47,9 +50,11 @@ class Findings:
     maps: np.ndarray
     positional_maps: np.ndarray
     initial_maps: np.ndarray | None
+    v_pos: np.ndarray
     history: History | None = None
     top1: Mapping[tuple[str, int], float] | None = None
     chance: float = 0.0
+    in_images: Sequence[ImageAttention] = ()
 
 
 def collect_findings(
@@ -97,6 +102,7 @@ def collect_findings(
         maps=attention.attention_from(model, preprocessing.normalise(images), query),
         positional_maps=attention.positional_attention_from(model, query),
         initial_maps=attention.initial_attention_from(a, query),
+        v_pos=locality.positional_vectors(model),
         history=history,
     )
 

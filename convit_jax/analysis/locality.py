@@ -53,6 +53,13 @@ def positional_nonlocality(model: VisionTransformer) -> jax.Array:
     return jnp.array(means).reshape(-1, a.num_heads)
 
 
+def positional_vectors(model: VisionTransformer) -> np.ndarray:
+    """Return v_pos of each head, in the channel order of r: float32 [G, 3, H] (paper Eq. 5)."""
+    kernels = [np.asarray(layer.pos_proj.kernel[...]) for layer in gpsa_attention(model)]
+    shape = (len(kernels), 3, model.architecture.num_heads)
+    return np.reshape(kernels, shape).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadGeometry:
     """Gaussian of each head's positional attention, from its v_pos (paper Eq. 5); all float32.
@@ -73,8 +80,7 @@ class HeadGeometry:
 
 def head_geometry(model: VisionTransformer) -> HeadGeometry:
     """Return centre, strength and span of each head's positional attention."""
-    kernels = [np.asarray(layer.pos_proj.kernel[...]) for layer in gpsa_attention(model)]
-    v_pos = np.reshape(kernels, (len(kernels), 3, model.architecture.num_heads)).astype(np.float32)
+    v_pos = positional_vectors(model)
     strength = -v_pos[:, 2]
     positive = np.where(strength > 0, strength, np.nan)
     centre = np.stack([v_pos[:, 0], v_pos[:, 1]], axis=-1) / (2 * positive[..., None])

@@ -1,10 +1,8 @@
 """Report on models: figures (PNG and SVG), tables (CSV) and a self-contained HTML page."""
 
-import base64
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import jinja2
 import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
@@ -20,15 +18,8 @@ from convit_jax.analysis.findings import (
     layer_records,
     mask_records,
 )
+from convit_jax.analysis.pages import data_url, render_page
 from convit_jax.models.gpsa import attention_centres
-
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("convit_jax", "analysis"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +69,7 @@ def write_report(
             data = render_figure(picture.figure, kind)
             (directory / f"{picture.name}.{kind}").write_bytes(data)
             if kind == ("png" if picture.raster else "svg"):
-                pictures.append({"picture": picture, "source": _data_url(data, kind)})
+                pictures.append({"picture": picture, "source": data_url(data, kind)})
     tables = {}
     makers = {"heads": head_records, "history": history_records, "masks": mask_records}
     for name, make_records in makers.items():
@@ -86,9 +77,10 @@ def write_report(
         if records:
             text = as_csv(records)
             (directory / f"{name}.csv").write_text(text)
-            tables[name] = {"records": records, "source": _data_url(text.encode(), "csv")}
+            tables[name] = {"records": records, "source": data_url(text.encode(), "csv")}
     progress("report")
-    page = _TEMPLATES.get_template("report.html.j2").render(
+    page = render_page(
+        "report.html.j2",
         header=header,
         pictures=pictures,
         layers={f.name: layer_records(f) for f in findings},
@@ -127,6 +119,8 @@ def make_pictures(findings: Sequence[Findings], layers: Sequence[int] | None) ->
             yield _position_picture(f, f.initial_maps, layers, suffix)
     for index in range(min(len(f.images) for f in findings)):
         yield _attention_picture(findings, layers, index)
+    for index in range(min(len(f.in_images) for f in findings)):
+        yield _overlay_picture(findings, layers, index)
     for f, suffix in zip(findings, suffixes, strict=True):
         if f.top1 and len(f.gates):
             yield Picture(
@@ -183,19 +177,24 @@ def _position_picture(
     )
 
 
-def _attention_picture(
-    findings: Sequence[Findings], layers: Sequence[int] | None, index: int
-) -> Picture:
-    rows = [
+def _attention_rows(
+    f: Findings, layers: Sequence[int] | None, index: int, prefix: str = ""
+) -> list[figures.AttentionRow]:
+    return [
         figures.AttentionRow(
-            f"{f.name} layer {layer}",
+            f"{prefix}layer {layer}",
             f.maps[layer - 1, index],
             f.gates[layer - 1] if layer <= len(f.gates) else None,
             f.query,
         )
-        for f in findings
         for layer in _layers_to_show(f, layers)
     ]
+
+
+def _attention_picture(
+    findings: Sequence[Findings], layers: Sequence[int] | None, index: int
+) -> Picture:
+    rows = [row for f in findings for row in _attention_rows(f, layers, index, f"{f.name} ")]
     return Picture(
         f"attention_{index + 1}",
         f"Attention in image {index + 1}",
@@ -207,8 +206,26 @@ def _attention_picture(
     )
 
 
-_MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "csv": "text/csv"}
-
-
-def _data_url(data: bytes, kind: str) -> str:
-    return f"data:{_MEDIA_TYPES[kind]};base64,{base64.b64encode(data).decode()}"
+def _overlay_picture(
+    findings: Sequence[Findings], layers: Sequence[int] | None, index: int
+) -> Picture:
+    models = [
+        figures.Overlay(
+            f.name,
+            f.in_images[index].photograph,
+            f.in_images[index].classes,
+            f.in_images[index].rollout,
+            f.gates,
+            _attention_rows(f, layers, index),
+        )
+        for f in findings
+    ]
+    return Picture(
+        f"overlay_{index + 1}",
+        f"Attention over image {index + 1}",
+        f"{findings[0].in_images[index].name}: the crop that the model sees with its most likely "
+        "class, the attention rollout (what the classified token gathers from each patch through "
+        "all layers), the gates, and each head's attention of the framed patch on a log scale.",
+        figures.overlays(models),
+        raster=True,
+    )

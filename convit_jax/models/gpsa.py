@@ -177,11 +177,14 @@ class GPSA(nnx.Module):
         qk = self.qk(x).reshape(*x.shape[:2], 2, self.num_heads, -1)
         return qk[:, :, 0], qk[:, :, 1]
 
+    def content_attention(self, x: jax.Array) -> jax.Array:
+        """softmax(Q Kᵀ / √D): [B, N, C] → float32 [B, H, N, N] (paper Eq. 7)."""
+        return kernels.attention_map(*self._queries_keys(x))
+
     def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """A, the gated mixture (paper Eq. 7): [B, N, C] → float32 [B, H, N, N]."""
         gate = self.gate()[:, None, None]
-        content = kernels.attention_map(*self._queries_keys(x))
-        return (1 - gate) * content + gate * self.positional_attention(grid)
+        return (1 - gate) * self.content_attention(x) + gate * self.positional_attention(grid)
 
     def __call__(
         self,

@@ -128,7 +128,7 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
             name, total = signal.Signals(outcome.stopped_by).name, experiment.total_steps
             message = "stopped by %s after step %d of %d; the same command resumes from there"
             log.info(message, name, outcome.step, total)
-        workdirs.log_end(directory, checkpoints)
+        workdirs.log_end(directory, checkpoints, config.data.eval)
         return dataclasses.replace(outcome, signal=stop.signal)
 
 

@@ -8,6 +8,7 @@ import logging
 import pathlib
 import platform
 import re
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -131,8 +132,8 @@ def log_beginning(
     )
 
 
-def log_end(directory: epath.Path, checkpoints: ocp.CheckpointManager) -> None:
-    """Log where the results are and the next command to try."""
+def log_end(directory: epath.Path, checkpoints: ocp.CheckpointManager, eval_data: str) -> None:
+    """Log where the results are and the next commands to try, on the evaluation data."""
     best = checkpoints.best_step()
     if best is not None:
         accuracy = checkpoints.metrics(best)["accuracy"]
@@ -142,3 +143,9 @@ def log_end(directory: epath.Path, checkpoints: ocp.CheckpointManager) -> None:
     log.info("configuration  %s", directory / "config.json")
     log.info("next           tensorboard --logdir %s", directory)
     log.info("               python -m convit_jax.predict --weights %s IMAGE", directory)
+    log.info(
+        "               python -m convit_jax.analyze --weights %s --images %s --out %s --overlay",
+        directory,
+        shlex.quote(eval_data),
+        directory / "analysis",
+    )

@@ -66,6 +66,8 @@ def test_a_run_logs_what_it_does_and_where_its_results_are(finished):
         "finished 12 steps",
         "best checkpoint: step",
         f"tensorboard --logdir {workdir}",
+        f"convit_jax.analyze --weights {workdir} --images digits:test --out {workdir}/analysis "
+        "--overlay",
     ):
         assert text in log
 

@@ -13,3 +13,4 @@ from convit_jax.analysis.figures.curves import (
 from convit_jax.analysis.figures.efficiency import locality_grid, sample_efficiency
 from convit_jax.analysis.figures.maps import AttentionRow, attention_maps, positional_maps
 from convit_jax.analysis.figures.masks import accuracy_under_masks
+from convit_jax.analysis.figures.overlays import Overlay, overlays

@@ -44,7 +44,7 @@ def attention_maps(image: np.ndarray, rows: Sequence[AttentionRow]) -> Figure:
     cell = _cell_size(num_heads)
     figure = Figure(figsize=(_figure_width(num_heads, cell), (cell + 0.2) * len(rows) + 0.35))
     panels = figure.subplots(len(rows), num_heads + 1, squeeze=False)
-    norm = _log_norm([row.attention for row in rows])
+    norm = log_norm([row.attention for row in rows])
     previous = None
     for row, axes in zip(rows, panels, strict=True):
         _show_image(axes[0], image, row)
@@ -78,7 +78,7 @@ def positional_maps(
     cell = _cell_size(num_heads)
     figure = Figure(figsize=(_figure_width(num_heads, cell), (cell + 0.12) * len(rows) + 0.55))
     panels = figure.subplots(len(rows), num_heads, squeeze=False)
-    norm = _log_norm([maps for _, maps in rows])
+    norm = log_norm([maps for _, maps in rows])
     for number, ((name, maps), axes) in enumerate(zip(rows, panels, strict=True)):
         axes[0].set_ylabel(name, fontsize=7)
         for head, panel in enumerate(axes):
@@ -100,7 +100,7 @@ def _figure_width(num_heads: int, cell: float) -> float:
     return (num_heads + 1) * (cell + 0.06) + 1.0
 
 
-def _log_norm(maps: Sequence[np.ndarray]) -> mpl.colors.LogNorm:
+def log_norm(maps: Sequence[np.ndarray]) -> mpl.colors.LogNorm:
     """Return a common log scale, from a tenth of uniform attention to the largest value."""
     lowest = _LOWEST / max(m[0].size for m in maps)
     highest = max(float(np.nanmax(m)) for m in maps)
@@ -111,7 +111,7 @@ def _show_map(
     axes: Axes, attention: np.ndarray, norm: mpl.colors.LogNorm, query: tuple[int, int]
 ) -> None:
     axes.imshow(np.maximum(attention, norm.vmin or 0.0), cmap=style.ATTENTION, norm=norm)
-    _frame_patch(axes, query, 1.0, 1.0)
+    frame_patch(axes, query, 1.0, 1.0)
 
 
 def _show_image(axes: Axes, image: np.ndarray, row: AttentionRow) -> None:
@@ -119,10 +119,10 @@ def _show_image(axes: Axes, image: np.ndarray, row: AttentionRow) -> None:
     pixels = image[..., 0] if image.shape[-1] == 1 else image
     axes.imshow(pixels, cmap="gray", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     rows, columns = row.attention.shape[1:]
-    _frame_patch(axes, row.query, height / rows, width / columns)
+    frame_patch(axes, row.query, height / rows, width / columns)
 
 
-def _frame_patch(axes: Axes, query: tuple[int, int], height: float, width: float) -> None:
+def frame_patch(axes: Axes, query: tuple[int, int], height: float, width: float) -> None:
     """Frame a patch in two colours, visible on dark and on light backgrounds."""
     corner = (query[1] * width - 0.5, query[0] * height - 0.5)
     for colour, line_width in (("white", 1.6), ("#1f77d4", 0.9)):

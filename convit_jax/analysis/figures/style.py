@@ -20,6 +20,8 @@ _ORDERED = mpl.colormaps["viridis"]
 _LIGHTEST = 0.9
 # Colours of attention, from low (light) to high (dark).
 ATTENTION = mpl.colormaps["magma_r"]
+# Colours of attention over a grey photograph: the strongest is the lightest.
+OVERLAY = mpl.colormaps["inferno"]
 # Models differ in colour, in lightness, and in their markers.
 _MODEL_COLOURS = ("#31688e", "#d1495b", "#7a9e00", "#000000")
 _MARKERS = ("o", "s", "^", "D")

@@ -42,16 +42,21 @@ class Preprocessing:
     mean: tuple[float, ...] = imagenet.MEAN
     std: tuple[float, ...] = imagenet.STD
 
-    def crop(self, image: ImageLike, name: str | None = None, *, rotate: bool = True) -> np.ndarray:
+    def crop(
+        self, image: ImageLike, name: str | None = None, *, rotate: bool = True, max_zoom: int = 1
+    ) -> np.ndarray:
         """Scale an image and crop its centre.
 
         Args:
             image: a single image, as `preprocess` takes it.
             name: name of the image in messages; None for its path, if it has one.
             rotate: whether to rotate it by the orientation in its metadata; arrays have none.
+            max_zoom: up to this many times as many pixels along each side, where the image has
+                about as many: the same crop for people to look at.
 
         Returns:
-            uint8 [height, width, channels].
+            uint8 [height, width, channels], the sides multiplied by a whole number up to
+            `max_zoom`.
 
         Raises:
             InputError: the file does not exist or is not an image, or the array is not one.
@@ -64,7 +69,10 @@ class Preprocessing:
                 pixels = _pixels(image, len(self.mean), rotate)
             except BrokenImageError as error:
                 raise InputError(f"{name}: {error}") from error
-            return resize_and_centre_crop(pixels, self.image_size, self.crop_fraction)
+            height, width = self.image_size
+            sharpness = min(pixels.shape[0] / height, pixels.shape[1] / width) * self.crop_fraction
+            zoom = max(1, min(round(sharpness), max_zoom))
+            return resize_and_centre_crop(pixels, (zoom * height, zoom * width), self.crop_fraction)
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """Normalise uint8 [..., channels] to float32: (pixels / 255 - mean) / std."""

@@ -1,6 +1,7 @@
 import inspect
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -98,3 +99,15 @@ def test_defaults_are_imagenets():
     for function in (Architecture, convit_jax.create_model):
         parameter = inspect.signature(function).parameters["num_classes"]
         assert parameter.default == imagenet.NUM_CLASSES
+
+
+@pytest.mark.parametrize(("size", "zoom"), [((1000, 1300), 2), ((60, 80), 1), ((145, 210), 1)])
+def test_a_sharper_crop_shows_the_same(size, zoom):
+    image = cv2.resize(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8), size[::-1])
+    preprocessing = Preprocessing((96, 128), 0.875)
+    crop, sharper = preprocessing.crop(image), preprocessing.crop(image, max_zoom=2)
+    assert sharper.shape == (zoom * 96, zoom * 128, 3)
+    averaged = sharper.reshape(96, zoom, 128, zoom, 3).mean(axis=(1, 3))
+    assert np.abs(averaged - crop).mean() < 1.5
+    shifted = np.roll(averaged, 3, axis=1)
+    assert np.abs(shifted - crop).mean() > 5
