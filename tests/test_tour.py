@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convit_jax.data.sources import imagenet
 from tests.field.weight_files import timm_config
 
 WEIGHTS = "/timm/convit_tiny.fb_in1k/resolve/main/"
@@ -83,8 +84,12 @@ def hub(serve, run_python, monkeypatch, tmp_path, repository):
     run_python(script, "convit_tiny", file, check=True, PYTHONPATH=repository)
     server = serve(Hub)
     config = timm_config(architecture="convit_tiny", num_classes=1000)
-    config["pretrained_cfg"] |= {"input_size": [3, 224, 224], "crop_pct": 0.875,
-                                 "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # fmt: skip
+    config["pretrained_cfg"] |= {
+        "input_size": [3, 224, 224],
+        "crop_pct": imagenet.CROP_FRACTION,
+        "mean": imagenet.MEAN,
+        "std": imagenet.STD,
+    }
     server.files = {
         f"{WEIGHTS}model.safetensors": file.read_bytes(),
         f"{WEIGHTS}config.json": json.dumps(config).encode(),
@@ -132,8 +137,11 @@ def test_it_runs_from_top_to_bottom(notebook, hub, repository):
     client.execute()  # raises the error of a cell
 
     code = {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
-    drawn = {name for name, cell in code.items() for o in cell.outputs if "image/png" in o.get("data", {})}
-    assert drawn == FIGURES
+    kinds = {
+        name: {kind for o in cell.outputs for kind in o.get("data", {})}
+        for name, cell in code.items()
+    }
+    assert {name for name in code if "image/png" in kinds[name]} == FIGURES
     assert ("GET", f"{WEIGHTS}model.safetensors") in hub.requests
 
     results = json.loads(notebook.cells[-1].outputs[0].text)
