@@ -36,9 +36,9 @@ print(json.dumps({
     "evaluation": outcome.evaluation,
     "accuracy": float(tuned_accuracy),
     "names": names.tolist(),
-    "expected": expected[0].tolist(),
-    "safetensors": reloaded[0].tolist(),
-    "stablehlo": exported[0].tolist(),
+    "expected": expected.tolist(),
+    "safetensors": reloaded.tolist(),
+    "stablehlo": exported.tolist(),
 }))
 """
 
