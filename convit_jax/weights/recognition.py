@@ -64,7 +64,7 @@ def recognise(tensors: Mapping[str, np.ndarray], **overrides: Any) -> Architectu
         "gpsa_layers": len(gpsa),
         "patch_size": patch_size,
         "in_channels": in_channels,
-        "mlp_ratio": _mlp_ratio(hidden, width),
+        "mlp_ratio": exact_mlp_ratio(hidden, width),
         "qkv_bias": any(re.search(r"attn\.(qkv|qk)\.bias$", name) for name in tensors),
         "use_pos_embed": "pos_embed" in tensors,
         "distillation_token": _is_distilled(tensors),
@@ -181,7 +181,7 @@ def _ranges(numbers: set[int]) -> str:
     return ", ".join(texts) + (", …" if len(ranges) > 4 else "")
 
 
-def _mlp_ratio(hidden: int, width: int) -> float:
+def exact_mlp_ratio(hidden: int, width: int) -> float:
     """Return the `mlp_ratio` that gives exactly this number of hidden channels."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
