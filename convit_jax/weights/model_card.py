@@ -14,8 +14,8 @@ from convit_jax.weights.timm_config import timm_model, why_not_in_timm
 _RECIPE = ("train_for", "batch_size", "optimizer.learning_rate", "optimizer.learning_rate_batch",
            "optimizer.warmup", "optimizer.weight_decay", "optimizer.layer_decay",
            "optimizer.frozen", "label_smoothing", "ema_decay", "augment.repeats", "augment.crop",
-           "augment.flip", "augment.randaugment", "augment.erase", "augment.mixup", "augment.cutmix",
-           "seed", "init_from")  # fmt: skip
+           "augment.flip", "augment.randaugment", "augment.erase", "augment.mixup",
+           "augment.cutmix", "seed", "init_from")  # fmt: skip
 
 
 def model_card(

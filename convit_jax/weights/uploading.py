@@ -63,10 +63,8 @@ def repository_files(
     """Return the files of a model's repository by name: weights, timm's config, the model card.
 
     Raises:
-        InputError: the weights do not fit the architecture, or it has no classes.
+        InputError: the weights do not fit the architecture, or their images are unknown.
     """
-    if not architecture.num_classes:
-        raise InputError("num_classes=0: a model without a classifier cannot be uploaded")
     preprocessing = weights.preprocessing(architecture)
     run = None if weights.directory is None else read_run(find_checkpoint(weights.directory))
     size = sum(int(array.size) for array in weights.tensors_for(architecture).values())
