@@ -4,12 +4,14 @@
     python -m convit_jax.convert runs/mine mine.pth           # to PyTorch: timm's names and layout
     python -m convit_jax.convert convit_tiny.pth runs/tiny    # to a checkpoint directory
     python -m convit_jax.convert runs/mine mine.stablehlo     # a program from images to classes
+    python -m convit_jax.convert runs/mine mine.onnx          # the same for ONNX Runtime
     python -m convit_jax.convert runs/mine hf://ORG/NAME      # uploads it to the Hugging Face Hub
 
 SRC is anything that convit_jax.load_model takes. The format is given by DST's suffix: .safetensors,
 or with PyTorch installed .pth, .pt or .bin, all with the released names and layout; .stablehlo, a
-jax.export artefact that includes weights and preprocessing, for CPU, TPU and CUDA; no suffix, a
-checkpoint. Tensors are copied bit for bit. DST must not exist yet.
+jax.export artefact that includes weights and preprocessing, for CPU, TPU and CUDA; .onnx, the same
+for ONNX Runtime and others (pip install onnx); no suffix, a checkpoint. Tensors are copied bit for
+bit. DST must not exist yet.
 
 To hf://ORG/NAME, weights, a model card and a config.json that timm reads are uploaded in one commit
 (pip install huggingface_hub; then `hf auth login`, or HF_TOKEN). --dry-run DIR writes them to a
@@ -17,6 +19,7 @@ directory instead.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -38,6 +41,7 @@ from convit_jax.weights import (
 )
 from convit_jax.weights.exporting import export_classifier
 from convit_jax.weights.files import TORCH_SUFFIXES
+from convit_jax.weights.writing import fitting_tensors
 
 
 def _parser() -> command_line.Parser:
@@ -66,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{flag}: expected a DST hf://ORG/NAME, not {arguments.destination}")
     with Screen():
         path = new_path(arguments.destination)
+        if path.suffix == ".onnx" and importlib.util.find_spec("onnx") is None:
+            raise InputError(f"{arguments.destination} needs another package: pip install onnx")
         weights = open_weights(arguments.source)
         architecture = weights.architecture(**overrides)
         if path.suffix == ".stablehlo":
@@ -74,11 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 weights.model(**overrides), weights.preprocessing(architecture)
             )
             write_whole(path, program)
+        elif path.suffix == ".onnx":
+            write_whole(path, _as_onnx(weights, architecture))
         else:
             write_weights(weights, path, architecture)
     record = _record(arguments.destination, path.suffix, weights, architecture)
     print(json.dumps(record) if arguments.json else _as_text(record))
     return 0
+
+
+def _as_onnx(weights: Weights, architecture: Architecture) -> bytes:
+    """Return the content of an .onnx file."""
+    from convit_jax.weights.onnx_export import export_onnx  # noqa: PLC0415  (an optional extra)
+
+    tensors = fitting_tensors(weights, architecture)
+    preprocessing = weights.preprocessing(architecture)
+    return export_onnx(tensors, architecture, preprocessing, weights.class_names())
 
 
 def _to_hub(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:

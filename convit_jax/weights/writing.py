@@ -21,6 +21,8 @@ from convit_jax.weights.model_checkpoints import write_checkpoint
 from convit_jax.weights.torch_names import from_torch
 
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+# Programs that run without this package; `exporting` and `onnx_export` make them.
+PROGRAMS = (".stablehlo", ".onnx")
 
 
 def write_weights(weights: Weights, path: epath.Path, architecture: Architecture) -> None:
@@ -42,10 +44,11 @@ def write_weights(weights: Weights, path: epath.Path, architecture: Architecture
     if path.suffix == ".safetensors":
         write_whole(path, safetensors_bytes(weights, architecture))
         return
-    tensors, params = _fitting(weights, architecture)
+    tensors = fitting_tensors(weights, architecture)
     if path.suffix in TORCH_SUFFIXES:
         _write_torch(path, tensors)
     else:
+        params = from_torch(tensors, architecture)
         write_checkpoint(path, params, _card(weights, architecture))
 
 
@@ -55,7 +58,7 @@ def safetensors_bytes(weights: Weights, architecture: Architecture) -> bytes:
     Raises:
         InputError: the weights do not fit the architecture.
     """
-    tensors, _ = _fitting(weights, architecture)
+    tensors = fitting_tensors(weights, architecture)
     card = json.dumps(_card(weights, architecture).as_json())
     return safetensors.numpy.save(tensors, metadata={"format": "pt", METADATA_KEY: card})
 
@@ -64,13 +67,11 @@ def _card(weights: Weights, architecture: Architecture) -> Card:
     return dataclasses.replace(weights.card, architecture=architecture)
 
 
-def _fitting(
-    weights: Weights, architecture: Architecture
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the tensors as they are written, and as parameters.
+def fitting_tensors(weights: Weights, architecture: Architecture) -> dict[str, np.ndarray]:
+    """Return the tensors of an architecture, as they are written.
 
     Raises:
-        InputError: they do not fit the architecture.
+        InputError: the weights do not fit the architecture.
     """
     tensors = {
         # The libraries write an array's memory unchanged, so it must be contiguous and
@@ -79,7 +80,8 @@ def _fitting(
         for name, array in weights.tensors_for(architecture).items()
     }
     with weights.naming_errors():
-        return tensors, from_torch(tensors, architecture)
+        from_torch(tensors, architecture)  # raises if they do not fit the model
+    return tensors
 
 
 def new_path(destination: str) -> epath.Path:
@@ -91,7 +93,7 @@ def new_path(destination: str) -> epath.Path:
     path = path_to_write(destination)
     if "://" not in destination:
         path = path.resolve()
-    suffixes = (*SUFFIXES, ".stablehlo")
+    suffixes = (*SUFFIXES, *PROGRAMS)
     if path.suffix and path.suffix not in suffixes and not destination.endswith("/"):
         raise InputError(
             f"{destination}: cannot write '{path.suffix}' files, {nearest(path.suffix, suffixes)}. "
