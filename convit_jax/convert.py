@@ -106,6 +106,7 @@ def _to_hub(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
             uploading.check_can_upload(destination)
         else:
             uploading.repository_of(destination)
+            command_line.expect(arguments, "dry_run", bool(arguments.dry_run), "a directory")
             directory = new_path(f"{arguments.dry_run.rstrip('/')}/")
         weights = open_weights(arguments.source)
         architecture = weights.architecture(**overrides)
