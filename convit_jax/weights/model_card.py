@@ -147,7 +147,7 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
 
 def _shareable(value: Any) -> str:
     """Return a value as text for a table, without the directories of paths on this machine."""
-    text = str(value)
+    text = ", ".join(value) if isinstance(value, list) else str(value)
     kind, _, rest = text.partition(":")
     if kind == "tfds":
         text = ":".join(text.split(":")[:3])  # without the directory of the data
