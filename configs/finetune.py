@@ -66,7 +66,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         config.model.drop_path_rate = 0.0
         config.optimizer.learning_rate = 3e-3
         config.optimizer.layer_decay = 1.0
-        config.optimizer.frozen = (r"(?!head\.).*",)
+        heads = r"head(_dist)?" if architecture.distillation_token else "head"
+        config.optimizer.frozen = (rf"(?!{heads}\.).*",)
     return config
 
 

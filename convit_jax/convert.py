@@ -4,13 +4,22 @@
     python -m convit_jax.convert runs/mine mine.pth           # to PyTorch: timm's names and layout
     python -m convit_jax.convert convit_tiny.pth runs/tiny    # to a checkpoint directory
     python -m convit_jax.convert runs/mine mine.stablehlo     # a program from images to classes
+    python -m convit_jax.convert runs/mine mine.onnx          # the same for ONNX Runtime
+    python -m convit_jax.convert runs/mine hf://ORG/NAME      # uploads it to the Hugging Face Hub
 
 SRC is anything that convit_jax.load_model takes. The format is given by DST's suffix: .safetensors,
 or with PyTorch installed .pth, .pt or .bin, all with the released names and layout; .stablehlo, a
-jax.export artefact that includes weights and preprocessing, for CPU, TPU and CUDA; no suffix, a
-checkpoint. Tensors are copied bit for bit. DST must not exist yet.
+jax.export artefact that includes weights and preprocessing, for CPU, TPU and CUDA; .onnx, the same
+for ONNX Runtime and others (pip install onnx); no suffix, a checkpoint. Tensors are copied bit for
+bit. DST must not exist yet.
+
+To hf://ORG/NAME, weights, a model card and a config.json that timm reads are uploaded in one commit
+(pip install huggingface_hub; then `hf auth login`, or HF_TOKEN). --dry-run DIR writes them to a
+directory instead.
 """
 
+import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -18,12 +27,21 @@ from typing import Any
 
 from convit_jax.console import command_line
 from convit_jax.console.screen import Screen
+from convit_jax.errors import InputError
 from convit_jax.models import Architecture
 from convit_jax.system.devices import find_devices
 from convit_jax.system.whole_file import write_whole
-from convit_jax.weights import Weights, fields_from_shapes, new_path, open_weights, write_weights
+from convit_jax.weights import (
+    Weights,
+    fields_from_shapes,
+    new_path,
+    open_weights,
+    uploading,
+    write_weights,
+)
 from convit_jax.weights.exporting import export_classifier
 from convit_jax.weights.files import TORCH_SUFFIXES
+from convit_jax.weights.writing import fitting_tensors
 
 
 def _parser() -> command_line.Parser:
@@ -31,6 +49,12 @@ def _parser() -> command_line.Parser:
     parser.add_argument("source", metavar="SRC", help="anything that convit_jax.load_model takes")
     parser.add_argument("destination", metavar="DST", help="output; its suffix gives the format")
     command_line.add_override_flag(parser)
+    parser.add_argument(
+        "--dry-run", metavar="DIR", help="for hf://: write the files to DIR instead"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="for hf://: replace weights that the repository has"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -39,8 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     arguments = _parser().parse_args(argv)
     overrides = command_line.overrides(arguments.override)
+    if arguments.destination.startswith(uploading.PREFIX):
+        return _to_hub(arguments, overrides)
+    if arguments.dry_run is not None or arguments.replace:
+        flag = "--replace" if arguments.dry_run is None else "--dry-run"
+        raise InputError(f"{flag}: expected a DST hf://ORG/NAME, not {arguments.destination}")
     with Screen():
         path = new_path(arguments.destination)
+        if path.suffix == ".onnx" and importlib.util.find_spec("onnx") is None:
+            raise InputError(f"{arguments.destination} needs another package: pip install onnx")
         weights = open_weights(arguments.source)
         architecture = weights.architecture(**overrides)
         if path.suffix == ".stablehlo":
@@ -49,10 +80,46 @@ def main(argv: Sequence[str] | None = None) -> int:
                 weights.model(**overrides), weights.preprocessing(architecture)
             )
             write_whole(path, program)
+        elif path.suffix == ".onnx":
+            write_whole(path, _as_onnx(weights, architecture))
         else:
             write_weights(weights, path, architecture)
     record = _record(arguments.destination, path.suffix, weights, architecture)
     print(json.dumps(record) if arguments.json else _as_text(record))
+    return 0
+
+
+def _as_onnx(weights: Weights, architecture: Architecture) -> bytes:
+    """Return the content of an .onnx file."""
+    from convit_jax.weights.onnx_export import export_onnx  # noqa: PLC0415  (an optional extra)
+
+    tensors = fitting_tensors(weights, architecture)
+    preprocessing = weights.preprocessing(architecture)
+    return export_onnx(tensors, architecture, preprocessing, weights.class_names())
+
+
+def _to_hub(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    """Upload the source to a repository, or write the repository's files to a directory."""
+    destination = arguments.destination
+    with Screen():
+        if arguments.dry_run is None:
+            uploading.check_can_upload(destination)
+        else:
+            uploading.repository_of(destination)
+            command_line.expect(arguments, "dry_run", bool(arguments.dry_run), "a directory")
+            directory = new_path(f"{arguments.dry_run.rstrip('/')}/")
+        weights = open_weights(arguments.source)
+        architecture = weights.architecture(**overrides)
+        files = uploading.repository_files(destination, weights, architecture)
+        if arguments.dry_run is None:
+            address = uploading.upload(destination, files, replace=arguments.replace)
+        else:
+            address = str(directory)
+            for name, content in files.items():
+                write_whole(directory / name, content)
+    record = _record(destination, ".safetensors", weights, architecture) | {"address": address}
+    verb = "uploaded to" if arguments.dry_run is None else "not uploaded; its files are in"
+    print(json.dumps(record) if arguments.json else f"{_as_text(record)}; {verb} {address}")
     return 0
 
 

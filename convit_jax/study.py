@@ -35,7 +35,7 @@ from convit_jax.config import SEEDS, Config
 from convit_jax.config.files import Overrides, make_config, split_argument
 from convit_jax.console import command_line
 from convit_jax.errors import InputError, nearest
-from convit_jax.models import list_models
+from convit_jax.models import model_names
 from convit_jax.studies import description, report
 from convit_jax.studies.cells import Job, jobs_of_worker, list_cells, make_jobs
 from convit_jax.studies.listing import list_jobs
@@ -171,11 +171,11 @@ def _model_config(model: str, file: str, overrides: Overrides) -> Config:
     """
     # The study sets the fraction, so keys that depend on it are not checked yet.
     make = functools.partial(make_config, undecided=("data.fraction",))
-    if model in list_models():
+    if model in model_names():
         return make(file, [*overrides, ("model.name", model)])
     if split_argument(file)[1] is not None:
         raise InputError(
-            f"--models: no model is called '{model}', {nearest(model, list_models())} (it cannot "
+            f"--models: no model is called '{model}', {nearest(model, model_names())} (it cannot "
             f"be an argument of the config file, as {file} has one already)"
         )
     make(file, overrides)  # first report errors that do not depend on the argument
@@ -183,7 +183,7 @@ def _model_config(model: str, file: str, overrides: Overrides) -> Config:
         return make(f"{file}:{model}", overrides)
     except InputError as error:
         raise InputError(
-            f"--models: '{model}' is neither a model ({nearest(model, list_models())}) nor an "
+            f"--models: '{model}' is neither a model ({nearest(model, model_names())}) nor an "
             f"argument of {file} ({error})"
         ) from error
 

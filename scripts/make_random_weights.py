@@ -39,7 +39,7 @@ def random_weights(name: str, seed: int) -> Weights:
 def main() -> None:
     """Write the file named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", choices=models.list_models())
+    parser.add_argument("model", choices=models.model_names())
     parser.add_argument("destination")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -89,8 +89,9 @@ def head_geometry(model: VisionTransformer) -> HeadGeometry:
 
 def images_at_once(architecture: Architecture) -> int:
     """Return the number of images whose attention maps of one layer fit in 256 MB, at most 32."""
-    tokens = architecture.grid[0] * architecture.grid[1] + 1
-    return max(1, min(_MAX_IMAGES, _MAX_MAP_SIZE // (architecture.num_heads * tokens**2)))
+    a = architecture
+    tokens = a.grid[0] * a.grid[1] + 1 + a.distillation_token
+    return max(1, min(_MAX_IMAGES, _MAX_MAP_SIZE // (a.num_heads * tokens**2)))
 
 
 def sum_locality(
@@ -157,7 +158,8 @@ class Locality:
             patches; between patches only.
         entropy: entropy of a query's attention over all keys, in nats: 0 for a single key, log N
             for uniform attention.
-        to_class_token: fraction of the patches' attention that goes to the class token.
+        to_class_token: fraction of the patches' attention that goes to the class token, and to the
+            distillation token.
         examples: number of images averaged over.
     """
 

@@ -112,7 +112,7 @@ def published(model: str, dataset: str, mask: tuple[str, int] = NO_MASK) -> Publ
     if dataset == "imagenet2012" and (model, *mask) in _PAPER:
         return _PAPER[model, *mask]
     family, _, size = model.partition("_")
-    if dataset not in _TIMM_DEIT or size not in _SIZES or mask != NO_MASK:
+    if family not in _CROPS or dataset not in _TIMM_DEIT or size not in _SIZES or mask != NO_MASK:
         return None
     if family == "deit":
         return Published(_TIMM, _TIMM_DEIT[dataset][_SIZES.index(size)])
@@ -123,7 +123,7 @@ def published(model: str, dataset: str, mask: tuple[str, int] = NO_MASK) -> Publ
 def is_published_preprocessing(model: str, preprocessing: Preprocessing) -> bool:
     """Return whether the preprocessing is that of the model's published results."""
     return (
-        preprocessing.crop_fraction in _CROPS[model.partition("_")[0]]
+        preprocessing.crop_fraction in _CROPS.get(model.partition("_")[0], ())
         and tuple(preprocessing.mean) == imagenet.MEAN
         and tuple(preprocessing.std) == imagenet.STD
     )

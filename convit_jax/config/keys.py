@@ -30,9 +30,10 @@ from convit_jax.models import Architecture
 from convit_jax.values.durations import in_steps, parse_duration
 from convit_jax.values.ranges import when
 
-# Weight decay applies to matrices, not to biases, norms, gates, the class token and absolute
-# positions: 70 tensors of a ConViT decay, 110 do not, as in the released recipe on one device.
-NO_DECAY = (r".*\.(bias|scale|gating)", r"cls_token|pos_embed")
+# Weight decay applies to matrices, not to biases, norms, gates, LayerScale, class tokens and
+# absolute positions: 70 tensors of a ConViT decay, 110 do not, as in the released recipe on one
+# device.
+NO_DECAY = (r".*\.(bias|scale|gating)", r"(cls|dist)_token|pos_embed")
 # The parameters frozen in rows f and g of paper Table 3: all of the GPSA layers' attention.
 GPSA_ATTENTION = r"blocks\.{gpsa}\.attention\..*"
 # Seeds have 32 bits on the device; larger ones would repeat them.

@@ -19,7 +19,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks\.\d+\.mlp\.fc1\.kernel", PartitionSpec(None, "fsdp")),
     (r"blocks\.\d+\.mlp\.fc2\.kernel", PartitionSpec("fsdp", None)),
     (r"patch_embed\.kernel", PartitionSpec(None, "fsdp")),
-    (r"head\.kernel", PartitionSpec("fsdp", None)),
+    (r"head(_dist)?\.kernel", PartitionSpec("fsdp", None)),
     (r"pos_embed", PartitionSpec(None, None, "fsdp")),
     (r".*", PartitionSpec()),
 )

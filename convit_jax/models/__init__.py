@@ -3,7 +3,7 @@
 from convit_jax.models.architecture import Architecture, as_image_size, in_our_spelling
 from convit_jax.models.arithmetic import forward_flops, training_flops
 from convit_jax.models.gpsa import GPSA
-from convit_jax.models.vit import VisionTransformer
+from convit_jax.models.vit import HEADS, VisionTransformer, is_of_head
 from convit_jax.models.zoo import (
     IMAGE_SIZE,
     TIMM_NAMES,
@@ -13,4 +13,5 @@ from convit_jax.models.zoo import (
     create_model,
     list_models,
     model_name,
+    model_names,
 )

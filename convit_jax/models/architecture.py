@@ -30,7 +30,8 @@ class Architecture:
 
     ConViT and DeiT are the same stack of blocks: the first `gpsa_layers` of them use gated
     positional self-attention, and the class token is appended after those. DeiT has none, so its
-    class token is present from the start and has its own position (`class_token_position`).
+    class token is present from the start and has its own position (`class_token_position`). A
+    distillation token is always beside the class token.
     """
 
     num_heads: int = _field(dataclasses.MISSING, "attention heads per layer", at_least=1)
@@ -58,7 +59,20 @@ class Architecture:
     use_gating: bool = _field(True, "learn the gates; otherwise they stay at one half")
     use_pos_embed: bool = _field(True, "add absolute positions to the patches")
     class_token_position: bool = _field(
-        False, "add an absolute position to the class token too (DeiT: 197 rows, not 196)"
+        False,
+        "add an absolute position to the class token too (DeiT: 197 rows, not 196; DeiT III has "
+        "none)",
+    )
+    distillation_token: bool = _field(
+        False,
+        "a second token, after the class token, with its own head; the logits are the mean of both "
+        "heads' (Touvron et al. 2021, DeiT)",
+    )
+    layer_scale: float = _field(
+        0.0,
+        "initial value of learned factors, one for each channel of every residual branch "
+        "(LayerScale: Touvron et al. 2021, CaiT, Eq. 4); 0: no such factors",
+        at_least=0,
     )
     drop_rate: float = _field(0.0, "dropout after projections and positions", at_least=0, below=1)
     drop_path_rate: float = _field(
@@ -80,6 +94,9 @@ class Architecture:
         expected = "False if the class token is appended after GPSA layers (gpsa_layers > 0)"
         fits = not (self.class_token_position and self.gpsa_layers)
         self._require(fits, "class_token_position", expected)
+        expected = "False if all layers are GPSA, since there is no class token either"
+        fits = not self.distillation_token or self.gpsa_layers < self.depth
+        self._require(fits, "distillation_token", expected)
         _check_image_size(self.image_size, self.patch_size)
 
     def _require(self, condition: bool, name: str, expected: str) -> None:
@@ -105,7 +122,18 @@ class Architecture:
     @property
     def position_rows(self) -> int:
         """Rows of the absolute position embedding."""
-        return self.grid[0] * self.grid[1] + self.class_token_position
+        class_rows = self.num_class_tokens if self.class_token_position else 0
+        return self.grid[0] * self.grid[1] + class_rows
+
+    @property
+    def has_layer_scale(self) -> bool:
+        """Whether there are LayerScale's factors."""
+        return self.layer_scale > 0
+
+    @property
+    def num_class_tokens(self) -> int:
+        """Tokens before the patches in the last layer: the class token, the distillation token."""
+        return 0 if self.gpsa_layers == self.depth else 1 + self.distillation_token
 
 
 # timm's spellings of fields.

@@ -113,6 +113,19 @@ class PatchEmbedding(Linear):
         return grid.reshape(grid.shape[0], -1, grid.shape[-1]) + bias
 
 
+class LayerScale(nnx.Module):
+    """diag(λ) x: a learned factor for each channel (Touvron et al. 2021, CaiT, Eq. 4)."""
+
+    def __init__(self, width: int, initial: float, *, dtype: jnp.dtype) -> None:
+        """All of the `width` factors start at `initial`."""
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.full(width, initial))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] → [..., C]."""
+        return x * self.scale[...].astype(self.dtype)
+
+
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """x Φ(x), with Φ the exact normal distribution function.

@@ -14,9 +14,16 @@ from convit_jax.errors import InputError
 from convit_jax.models.architecture import Architecture
 from convit_jax.models.eager import compiled_if_eager
 from convit_jax.models.gpsa import GPSA, LINEAR_STD
-from convit_jax.models.layers import Linear, PatchEmbedding, drop_path, gelu
+from convit_jax.models.layers import LayerScale, Linear, PatchEmbedding, drop_path, gelu
 
 LAYER_NORM_EPSILON = 1e-6
+# The names of what classifies: `head` the class token, `head_dist` the distillation token.
+HEADS = ("head", "head_dist")
+
+
+def is_of_head(name: str) -> bool:
+    """Whether a parameter, or PyTorch's tensor of the same name, belongs to a head."""
+    return name.partition(".")[0] in HEADS
 
 
 class SelfAttention(nnx.Module):
@@ -109,7 +116,10 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), with stochastic depth in training."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), with stochastic depth in training.
+
+    With LayerScale, both branches are multiplied by learned factors before they are added.
+    """
 
     def __init__(
         self,
@@ -129,6 +139,9 @@ class Block(nnx.Module):
             a.width, a.hidden_width, drop_rate=a.drop_rate, dtype=dtype, rngs=rngs
         )
         self.drop_path_rate = drop_path_rate
+        scale = functools.partial(LayerScale, a.width, a.layer_scale, dtype=dtype)
+        self.layer_scale1 = scale() if a.has_layer_scale else None
+        self.layer_scale2 = scale() if a.has_layer_scale else None
 
     def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """Attention map of the block's input: [B, N, C] → float32 [B, H, N, N]."""
@@ -152,8 +165,12 @@ class Block(nnx.Module):
         """
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         branch = self.attention(self.norm1(x), grid, key=keys[0], num_outputs=num_outputs)
+        if self.layer_scale1 is not None:
+            branch = self.layer_scale1(branch)
         x = x[:, :num_outputs] + drop_path(branch, self.drop_path_rate, keys[1])
         branch = self.mlp(self.norm2(x), key=keys[2])
+        if self.layer_scale2 is not None:
+            branch = self.layer_scale2(branch)
         return x + drop_path(branch, self.drop_path_rate, keys[3])
 
 
@@ -164,9 +181,10 @@ class Trace:
 
     Attributes:
         embedded: the tokens before the first block, [B, N, C].
-        inputs: the input tokens of each block, [B, N or N + 1, C].
+        inputs: the input tokens of each block, [B, N, C]; with the class tokens N + 1 or N + 2.
         outputs: the output tokens of each block; all of the last only in `VisionTransformer.trace`.
-        features: the classified token after the last norm, [B, C].
+        features: the classified token after the last norm, [B, C]; with a distillation token, the
+            mean of both.
         logits: float32 [B, num_classes]; the features, float32 [B, C], if the model has no head.
     """
 
@@ -212,6 +230,9 @@ class VisionTransformer(nnx.Module):
             rngs=rngs,
         )  # fmt: skip
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, a.width)))
+        self.dist_token = (
+            nnx.Param(normal(rngs.params(), (1, 1, a.width))) if a.distillation_token else None
+        )
         self.pos_embed = (
             nnx.Param(normal(rngs.params(), (1, a.position_rows, a.width)))
             if a.use_pos_embed
@@ -226,6 +247,8 @@ class VisionTransformer(nnx.Module):
         self.norm = nnx.LayerNorm(a.width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
         head = functools.partial(nnx.Linear, kernel_init=normal, dtype=jnp.float32, rngs=rngs)
         self.head = head(a.width, a.num_classes) if a.num_classes else None
+        has_second = a.num_classes and a.distillation_token
+        self.head_dist = head(a.width, a.num_classes) if has_second else None
 
     def with_attention(self, attend: kernels.Attention) -> "VisionTransformer":
         """Return the same model with the same parameters, its attention computed by `attend`."""
@@ -235,30 +258,47 @@ class VisionTransformer(nnx.Module):
         return model
 
     def embed_patches(self, images: jax.Array) -> jax.Array:
-        """Embed patches, without positions or class token: [B, H, W, channels] → [B, N, C]."""
+        """Embed patches, without positions or class tokens: [B, H, W, channels] → [B, N, C]."""
         self._check(images)
         return self.patch_embed(images)
 
     def embed(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Embed patches with absolute positions: [B, H, W, channels] → [B, N, C].
 
-        Without GPSA layers the class token is included (N + 1 tokens).
+        Without GPSA layers the class token is included (N + 1 tokens), and the distillation token.
         """
         a = self.architecture
         patches = self.embed_patches(images)
         if a.class_token_position:
-            patches = self._with_class_token(patches)
+            patches = self._with_class_tokens(patches)
         if self.pos_embed is not None:
             patches = patches + self.pos_embed[...].astype(patches.dtype)
         if a.gpsa_layers == 0 and not a.class_token_position:
-            patches = self._with_class_token(patches)
+            patches = self._with_class_tokens(patches)
         return self.dropout(patches, deterministic=key is None, rngs=key)
 
     def classify(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Features [B, C] and logits [B, num_classes] of the last block's output [B, N, C]."""
-        features = self.norm(x[:, 0])
-        logits = features.astype(jnp.float32) if self.head is None else self.head(features)
+        """Features [B, C] and logits [B, num_classes] of the last block's output [B, N, C].
+
+        With a distillation token, both are the mean over the two tokens.
+        """
+        features, logits = self._classify_tokens(x)
+        return _mean(features), _mean(logits)
+
+    def _classify_tokens(self, x: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Features and logits of each token that has a head."""
+        heads = [self.head, self.head_dist][: self._num_classified]
+        features = [self.norm(x[:, i]) for i in range(len(heads))]
+        logits = [
+            f.astype(jnp.float32) if head is None else head(f)
+            for f, head in zip(features, heads, strict=True)
+        ]
         return features, logits
+
+    @property
+    def _num_classified(self) -> int:
+        """The number of tokens that have a head, which are the first."""
+        return max(self.architecture.num_class_tokens, 1)
 
     @compiled_if_eager
     def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
@@ -274,8 +314,21 @@ class VisionTransformer(nnx.Module):
         Raises:
             InputError: the size, type or layout of the images is not the model's.
         """
-        # The head reads only one token, so the last block computes only that token's output.
-        return self._forward(images, key, num_last_outputs=1).logits
+        # The last block computes only the outputs of the tokens that the heads read.
+        return self._forward(images, key, num_last_outputs=self._num_classified).logits
+
+    @compiled_if_eager
+    def separate_logits(
+        self, images: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
+        """As `__call__`, without the mean: the logits of each head.
+
+        Returns:
+            (logits of the class token, logits of the distillation token), float32
+            [B, num_classes] each; only the former if the model has no distillation token.
+        """
+        x = self._forward(images, key, num_last_outputs=self._num_classified).outputs[-1]
+        return tuple(self._classify_tokens(x)[1])
 
     @compiled_if_eager
     def trace(self, images: jax.Array, *, key: jax.Array | None = None) -> Trace:
@@ -300,7 +353,7 @@ class VisionTransformer(nnx.Module):
         inputs, outputs = [], []
         for i, block in enumerate(self.blocks):
             if i == a.gpsa_layers and i > 0:
-                x = self._with_class_token(x)
+                x = self._with_class_tokens(x)
             inputs.append(x)
             x = run_block(block, x, keys[i], num_last_outputs if i == a.depth - 1 else None)
             outputs.append(x)
@@ -308,8 +361,12 @@ class VisionTransformer(nnx.Module):
 
     @compiled_if_eager
     def features(self, images: jax.Array) -> jax.Array:
-        """Return what the head classifies: the class token after the last norm, float32 [B, C]."""
-        return self._forward(images, None, num_last_outputs=1).features.astype(jnp.float32)
+        """Return what the head classifies: the class token after the last norm, float32 [B, C].
+
+        With a distillation token, the mean of both tokens.
+        """
+        trace = self._forward(images, None, num_last_outputs=self._num_classified)
+        return trace.features.astype(jnp.float32)
 
     def feature_maps(
         self, images: jax.Array, layers: Sequence[int] | None = None, *, norm: bool = False
@@ -323,7 +380,7 @@ class VisionTransformer(nnx.Module):
                 what is classified.
 
         Returns:
-            For each of `layers`, [B, rows, columns, C], without the class token.
+            For each of `layers`, [B, rows, columns, C], without the class tokens.
 
         Raises:
             InputError: there is no such layer, or the images are not the model's.
@@ -355,21 +412,26 @@ class VisionTransformer(nnx.Module):
         attention, averaged over the heads, gathers; the layers' matrices are multiplied.
 
         Returns:
-            float32 [B, rows, columns]. They sum to one with the class token's share of itself.
+            float32 [B, rows, columns]. They sum to one with the class token's share of itself. With
+            a distillation token, the mean of both tokens' rollouts.
         """
         rows, columns = self.architecture.grid
         rollout = jnp.eye(rows * columns)
         for attention in self.attention_maps(images):
             tokens = attention.shape[-1]
-            if tokens > rollout.shape[-1]:  # from here on with a class token, the first
-                padding = [(0, 0)] * (rollout.ndim - 2) + [(1, 0)] * 2
-                rollout = jnp.pad(rollout, padding).at[..., 0, 0].set(1.0)
+            new = tokens - rollout.shape[-1]
+            if new:  # from here on with the class tokens, which are the first
+                padding = [(0, 0)] * (rollout.ndim - 2) + [(new, 0)] * 2
+                rollout = jnp.pad(rollout, padding).at[..., :new, :new].set(jnp.eye(new))
             rollout = 0.5 * (attention.mean(axis=1) + jnp.eye(tokens)) @ rollout
-        return rollout[:, 0, -rows * columns :].reshape(-1, rows, columns)
+        classified = rollout[:, : self._num_classified, -rows * columns :].mean(axis=1)
+        return classified.reshape(-1, rows, columns)
 
-    def _with_class_token(self, x: jax.Array) -> jax.Array:
-        token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
-        return jnp.concatenate([token, x], axis=1)
+    def _with_class_tokens(self, x: jax.Array) -> jax.Array:
+        tokens = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        shape = (x.shape[0], 1, x.shape[2])
+        expanded = [jnp.broadcast_to(token[...].astype(x.dtype), shape) for token in tokens]
+        return jnp.concatenate([*expanded, x], axis=1)
 
     def _check(self, images: jax.Array) -> None:
         a = self.architecture
@@ -386,6 +448,11 @@ class VisionTransformer(nnx.Module):
             raise InputError(
                 f"images are {images.dtype}: {expected}, scaled to [0, 1] and normalised"
             )
+
+
+def _mean(arrays: list[jax.Array]) -> jax.Array:
+    """The mean of arrays of one shape."""
+    return functools.reduce(jnp.add, arrays) / len(arrays) if len(arrays) > 1 else arrays[0]
 
 
 def _uniform(bound: float) -> nnx.Initializer:

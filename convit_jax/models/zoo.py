@@ -33,20 +33,45 @@ _ZOO = {
     "deit_base_plus": _replace(_DEIT, num_heads=16),
 }
 
+# Touvron et al. 2022, DeiT III: LayerScale, and no position of the class token.
+_DEIT3 = _replace(_DEIT, class_token_position=False, layer_scale=1e-4)
+
 _SIZES = ("tiny", "small", "base")
-# The models that timm has, too: our name → timm's.
-TIMM_NAMES = {f"convit_{size}": f"convit_{size}" for size in _SIZES} | {
-    f"deit_{size}": f"deit_{size}_patch16_224" for size in _SIZES
+# Models of other papers, which `list_models` leaves out.
+_OTHERS = {
+    f"deit_{size}_distilled": _replace(_ZOO[f"deit_{size}"], distillation_token=True)
+    for size in _SIZES
+} | {
+    "deit3_small": _replace(_DEIT3, num_heads=6),
+    "deit3_medium": _replace(_DEIT3, num_heads=8),
+    "deit3_base": _replace(_DEIT3, num_heads=12),
+    "deit3_large": _replace(_DEIT3, num_heads=16, depth=24),
+    "deit3_huge": _replace(_DEIT3, num_heads=16, head_dim=80, depth=32, patch_size=14),
 }
+_ALL = _ZOO | _OTHERS
+
+# The models that timm has, too: our name → timm's.
+TIMM_NAMES = (
+    {f"convit_{size}": f"convit_{size}" for size in _SIZES}
+    | {f"deit_{size}": f"deit_{size}_patch16_224" for size in _SIZES}
+    | {name: f"{name}_patch{a.patch_size}_224" for name, a in _OTHERS.items()}
+)
 # Side of the paper's images, in pixels.
 IMAGE_SIZE = 224
-# The tag of their weights in timm's names.
+# The tag of their weights in timm's names: trained on ImageNet-1k.
 TIMM_TAG = "fb_in1k"
+# Of DeiT III there are also weights that were trained on ImageNet-22k first.
+_TIMM_TAG_22K = "fb_in22k_ft_in1k"
 
 
 def list_models() -> list[str]:
-    """Return the names that `create_model` accepts."""
+    """Return the names of the paper's models; `model_names` are all that `create_model` takes."""
     return list(_ZOO)
+
+
+def model_names() -> list[str]:
+    """Return the names of all models: the paper's, the distilled DeiTs and DeiT III."""
+    return list(_ALL)
 
 
 def model_name(name: str) -> str:
@@ -56,8 +81,10 @@ def model_name(name: str) -> str:
         InputError: no model has that name.
     """
     ours = {theirs: name for name, theirs in TIMM_NAMES.items()}
-    names = {known: known for known in _ZOO} | ours
+    names = {known: known for known in _ALL} | ours
     names |= {f"{theirs}.{TIMM_TAG}": name for theirs, name in ours.items()}
+    with_22k = ((theirs, name) for theirs, name in ours.items() if name.startswith("deit3_"))
+    names |= {f"{theirs}.{_TIMM_TAG_22K}": name for theirs, name in with_22k}
     if name not in names:
         raise InputError(f"no model is called '{name}': {nearest(name, names)}")
     return names[name]
@@ -67,7 +94,7 @@ def architecture(name: str, **overrides: Any) -> Architecture:
     """Return the named model's architecture with some fields replaced.
 
     Args:
-        name: one of `list_models()`, or timm's name of one.
+        name: one of `model_names()`, or timm's name of one.
         **overrides: fields of `Architecture`, or timm's names of them; `image_size` may be a single
             side.
 
@@ -82,11 +109,12 @@ def architecture(name: str, **overrides: Any) -> Architecture:
             raise InputError(f"models have no field '{field}': {nearest(field, known)}")
     if "image_size" in overrides:
         overrides["image_size"] = as_image_size(overrides["image_size"])
-    base = _ZOO[name]
-    if overrides.get("gpsa_layers") and base.class_token_position:
+    base = _ALL[name]
+    if overrides.get("gpsa_layers") and not base.gpsa_layers:
+        twin = name.replace("deit", "convit")
         raise InputError(
             f"{name} has no GPSA layers (gpsa_layers={overrides['gpsa_layers']}): "
-            f"use {name.replace('deit', 'convit')}"
+            f"use {twin if twin in _ZOO else 'a ConViT'}"
         )
     result = _replace(base, **overrides)
     unused = [field for field in GPSA_FIELDS if field in overrides and result.gpsa_layers == 0]
@@ -125,7 +153,7 @@ def create_model(
     """Create a model with newly initialised parameters.
 
     Args:
-        name: one of `list_models()`, or timm's name of one.
+        name: one of `model_names()`, or timm's name of one.
         num_classes: number of logits; 0 for a model without a head, which returns features.
         image_size: side, or (height, width), in pixels.
         seed: seed of the parameters.

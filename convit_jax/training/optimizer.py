@@ -10,6 +10,7 @@ from flax import nnx
 
 from convit_jax.config import Config, OptimizerConfig
 from convit_jax.errors import InputError, boundary
+from convit_jax.models import is_of_head
 
 # Placeholder in a pattern for the numbers of the GPSA layers.
 _GPSA = "{gpsa}"
@@ -145,7 +146,7 @@ def layer_scales(params: Any, decay: float) -> Any:
     def scale(name: str, block: re.Match[str] | None) -> float:
         if block:
             return decay ** (depth - int(block[1]))
-        return 1.0 if name.startswith(("norm.", "head.")) else decay ** (depth + 1)
+        return 1.0 if name.startswith("norm.") or is_of_head(name) else decay ** (depth + 1)
 
     scales = [scale(name, block) for name, block in zip(names, blocks, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(params), scales)

@@ -35,7 +35,7 @@ def num_parts(
         return 1
     if mesh.devices.flat[0].device_kind not in _V5E:
         return 1
-    tokens = math.prod(a.grid) + 1
+    tokens = math.prod(a.grid) + 1 + a.distillation_token
     image_bytes = tokens * a.width * jnp.dtype(a.dtype).itemsize
     largest = max(_BYTES // image_bytes, _TOKENS // tokens)
     images, unit = batch_size // mesh.size, 2 if pairs else 1

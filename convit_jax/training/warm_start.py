@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from convit_jax.distributed.mesh import replicated
-from convit_jax.models import Architecture
+from convit_jax.models import Architecture, is_of_head
 from convit_jax.training.optimizer import parameter_names
 from convit_jax.training.step import TrainState
 from convit_jax.weights import Weights, from_torch, to_torch
 
 log = logging.getLogger(__name__)
-
-_HEAD = "head."
 
 
 def warm_start(
@@ -61,7 +59,7 @@ def warm_start(
 def _fresh_head(state: TrainState, names: list[str], sharding: TrainState) -> dict[str, np.ndarray]:
     """Return the head's parameters, gathered from all devices."""
     leaves = zip(names, jax.tree.leaves(state.params), strict=True)
-    head = {name: leaf for name, leaf in leaves if name.startswith(_HEAD)}
+    head = {name: leaf for name, leaf in leaves if is_of_head(name)}
     mesh = jax.tree.leaves(sharding.params)[0].mesh
     gathered = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(head)
     return {name: np.asarray(leaf) for name, leaf in gathered.items()}
@@ -84,7 +82,7 @@ def _report(
     weights: Weights, architecture: Architecture, names: list[str], keeps_head: bool, head_note: str
 ) -> str:
     """Describe what was loaded, resampled and left fresh."""
-    fresh = [] if keeps_head else [name for name in names if name.startswith(_HEAD)]
+    fresh = [] if keeps_head else list(filter(is_of_head, names))
     num_unchanged, notes = len(names) - len(fresh), []
     native = weights.native_image_size()
     if "pos_embed" in names and native is not None and native != architecture.image_size:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from convit_jax import models
-from convit_jax.models import VisionTransformer
+from convit_jax.models import HEADS, VisionTransformer
 from convit_jax.weights.loading import Weights, open_weights
 from convit_jax.weights.torch_names import load_tensors, to_torch
 
@@ -33,7 +33,7 @@ def create_model(
     (`adapt_channels`), and absolute positions are resampled for another image size.
 
     Args:
-        name: one of `list_models()`, or timm's name of one: `convit_small.fb_in1k`.
+        name: one of `models.model_names()`, or timm's name of one: `convit_small.fb_in1k`.
         num_classes: number of logits; 0 for a model without a head, which returns features.
         image_size: side, or (height, width), in pixels.
         seed: seed of the parameters that are initialised.
@@ -66,13 +66,14 @@ def create_model(
 def _new_head(
     weights: Weights, model: VisionTransformer, make: Callable[[], VisionTransformer]
 ) -> dict[str, np.ndarray]:
-    """Return the tensors of a newly initialised head, or none if the weights' head fits."""
+    """Return the tensors of newly initialised heads, or none if the weights' heads fit."""
     before, after = weights.num_classes(), model.architecture.num_classes
     if after in (0, before):
         return {}
     log.warning(
         "%s: the head for %d classes is replaced by a new one for %d", weights.name, before, after
     )
-    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make().head)))()
-    head = {f"head.{name}": np.asarray(value) for name, value in params.items()}
-    return to_torch(head, model.architecture)
+    heads = [name for name in HEADS if getattr(model, name) is not None]
+    params = jax.jit(lambda: {n: nnx.to_pure_dict(nnx.state(getattr(make(), n))) for n in heads})()
+    named = {f"{head}.{n}": np.asarray(v) for head in heads for n, v in params[head].items()}
+    return to_torch(named, model.architecture)

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 # (pattern, description), the most specific first; patterns match from the start of a name.
 _FAMILIES = (
-    (r"dist_token$|head_dist\.", "a distilled DeiT, which has a second token and head"),
     (r"(vit|deit|beit|swin|dinov2)\.(embeddings|encoder)\.", "a model of transformers"),
     (r"embeddings\.cls_token$", "a model of transformers"),
     (r"(visual\.|text_projection$|token_embedding\.)", "a CLIP model"),
@@ -14,7 +13,6 @@ _FAMILIES = (
     (r"(layers|stages)\.\d+\.blocks\.\d+\.attn\.relative_position_bias", "a Swin transformer"),
     (r"(blocks\.\d+\.attn\.(relative_position|q_bias|rel_pos)|rel_pos_bias\.)", "a BEiT"),
     (r"(reg_token|register_tokens)$", "a vision transformer with register tokens"),
-    (r"blocks\.\d+\.(ls1\.gamma|gamma_1)$", "a vision transformer with layer scale (DeiT III)"),
     (r"(norm_pre|norm_pre_|ln_pre)\.", "a vision transformer of CLIP's kind"),
     (r"fc_norm\.", "a vision transformer that averages its patches before the head (fc_norm)"),
     (r"pre_logits\.", "a vision transformer with a layer before the head (pre_logits)"),

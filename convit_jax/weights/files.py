@@ -17,7 +17,7 @@ from etils import epath
 from convit_jax.errors import InputError, boundary, some
 from convit_jax.weights import pytorch_files
 from convit_jax.weights.choosing import choose
-from convit_jax.weights.torch_names import is_parameter
+from convit_jax.weights.torch_names import in_timms_spelling, is_parameter
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 # Also read: Lightning checkpoints, and timm's `model_best.pth.tar`.
@@ -108,6 +108,7 @@ def read_weights(
         else:
             content, metadata, size = _read_file(path, name)
         tensors, choice_notes = choose(content, entry, name)
+        tensors = {in_timms_spelling(tensor): array for tensor, array in tensors.items()}
         arrays, notes = _as_float32(tensors, max(_MAX_EXPANSION * size, _MIN_LIMIT), name)
     return WeightsFile(arrays, metadata, (*choice_notes, *notes))
 

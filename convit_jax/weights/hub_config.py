@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from convit_jax import models
 from convit_jax.errors import InputError, boundary
 from convit_jax.weights.card import Card
 
@@ -23,13 +24,28 @@ class HubConfig:
         card: class names and preprocessing.
         num_classes: number of classes, or None.
         image_size: (height, width), or None.
+        architecture: timm's name of the model, or None.
+        model_args: arguments of timm's model that differ from the named one's.
         notes: settings that are not supported, one sentence each.
     """
 
     card: Card = Card()  # noqa: RUF009  (frozen)
     num_classes: int | None = None
     image_size: tuple[int, int] | None = None
+    architecture: str | None = None
+    model_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def num_heads(self, width: int) -> int | None:
+        """Return the heads per layer of a model of this width, if the file determines them."""
+        heads = self.model_args.get("num_heads")
+        if _is_positive_int(heads):
+            return heads
+        ours = {theirs: ours for ours, theirs in models.TIMM_NAMES.items()}
+        if self.architecture not in ours:
+            return None
+        named = models.architecture(ours[self.architecture])
+        return named.num_heads if named.width == width else None
 
 
 def read_beside(weights: epath.Path) -> HubConfig:
@@ -75,7 +91,15 @@ def _parse(values: Any) -> HubConfig:
         _numbers(inner.get("mean"), "mean"),
         _numbers(inner.get("std"), "std"),
     )
-    return HubConfig(card, num_classes, image_size, (*_unsupported_settings(inner), *name_notes))
+    architecture, model_args = values.get("architecture"), values.get("model_args")
+    return HubConfig(
+        card,
+        num_classes,
+        image_size,
+        architecture if isinstance(architecture, str) else None,
+        model_args if isinstance(model_args, Mapping) else {},
+        (*_unsupported_settings(inner), *name_notes),
+    )
 
 
 def _is_positive_int(value: Any) -> bool:

@@ -53,6 +53,7 @@ class Weights:
         card: metadata stored with them.
         directory: the workdir or checkpoint that they are from, or None for a file.
         image_size: (height, width) from the config.json beside them, or None.
+        heads_in_config: heads per layer, from the same file, or None.
         notes: what was chosen, ignored or assumed when they were opened, one sentence each.
     """
 
@@ -61,6 +62,7 @@ class Weights:
     card: Card
     directory: epath.Path | None = None
     image_size: tuple[int, int] | None = None
+    heads_in_config: int | None = None
     notes: tuple[str, ...] = ()
     _logged: set[str] = dataclasses.field(default_factory=set, init=False, repr=False)
 
@@ -93,11 +95,15 @@ class Weights:
         card_architecture = self.card.architecture
         if card_architecture is not None:
             # The positions determine the image size only if the grid is square.
-            fields = ("num_heads", "image_size", "class_token_position")
+            fields = ["num_heads", "image_size", "class_token_position"]
+            fields += ["layer_scale"] if card_architecture.has_layer_scale else []
             return {name: getattr(card_architecture, name) for name in fields}
+        known: dict[str, Any] = {}
         if self.image_size and not fields_from_positions(self.tensors):
-            return {"image_size": self.image_size}
-        return {}
+            known["image_size"] = self.image_size
+        if self.heads_in_config is not None and not has_gpsa(self.tensors):
+            known["num_heads"] = self.heads_in_config
+        return known
 
     def _check_overrides(self, overrides: Mapping[str, Any]) -> None:
         """Check that the classes requested are those of the head."""
@@ -152,7 +158,7 @@ class Weights:
         """Return the tensors, adapted to the architecture's channels and grid of patches.
 
         The patch kernel is summed or repeated for other channels, which is logged, and absolute
-        positions are resampled to another grid. Without classes there are no tensors of the head.
+        positions are resampled to another grid. Without classes there are no tensors of the heads.
         """
         with self.naming_errors():
             check_tensors(self.tensors)
@@ -160,7 +166,7 @@ class Weights:
         tensors = {**self.tensors, **adapted}
         if architecture.num_classes:
             return tensors
-        return {name: array for name, array in tensors.items() if not name.startswith("head.")}
+        return {name: array for name, array in tensors.items() if not models.is_of_head(name)}
 
     def _adapted_kernel(self, architecture: Architecture) -> dict[str, np.ndarray]:
         """Return the patch kernel for the architecture's channels, if they are others."""
@@ -216,7 +222,7 @@ class Weights:
         card_architecture = self.card.architecture
         if card_architecture is not None:
             return card_architecture.num_heads
-        return likely_num_heads(self.tensors) if has_gpsa(self.tensors) else None
+        return likely_num_heads(self.tensors) if has_gpsa(self.tensors) else self.heads_in_config
 
     def check_num_heads(self, architecture: Architecture) -> None:
         """Compare the numbers of heads, on which the shapes of plain attention do not depend.
@@ -327,7 +333,10 @@ def _open_file(path: epath.Path, name: str, location: str, entry: str | None) ->
     config_card = dataclasses.replace(hub_config.card, class_names=names)
     unknown = [field for field, value in vars(card).items() if value is None]
     card = dataclasses.replace(card, **{field: getattr(config_card, field) for field in unknown})
-    return Weights(name, file.tensors, card, image_size=hub_config.image_size, notes=notes)
+    kernel = file.tensors.get(PATCH_KERNEL)
+    heads = None if kernel is None or not kernel.ndim else hub_config.num_heads(len(kernel))
+    size = hub_config.image_size
+    return Weights(name, file.tensors, card, None, size, heads, notes)
 
 
 def load_model(weights: str | pathlib.Path, **overrides: Any) -> VisionTransformer:

@@ -1,6 +1,7 @@
 """Models in checkpoint directories, written by training or converted from other files."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import sys
@@ -71,6 +72,39 @@ def _accuracy(checkpoint: epath.Path) -> float:
             return accuracy if type(accuracy) in (int, float) and 0 <= accuracy <= 1 else -1.0
     except InputError:
         return -1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The training run that a checkpoint is from.
+
+    Attributes:
+        config: the resolved configuration, as JSON types.
+        step: of the checkpoint.
+        accuracy: top-1 accuracy of its evaluation, or None.
+    """
+
+    config: Mapping[str, Any]
+    step: int
+    accuracy: float | None
+
+
+def read_run(checkpoint: epath.Path) -> Run | None:
+    """Return the run of a checkpoint from `find_checkpoint`; None if it is not from training.
+
+    Raises:
+        InputError: its config is damaged.
+        MachineError: the machine cannot read it.
+    """
+    path = checkpoint / CONFIG / "metadata"
+    with boundary(str(path)):
+        if not path.exists() or not checkpoint.name.isdecimal():
+            return None
+        config = json.loads(path.read_text())
+    if not isinstance(config, Mapping) or not isinstance(config.get("data"), Mapping):
+        raise InputError(f"{path} is damaged: expected the config of a run")
+    accuracy = _accuracy(checkpoint)
+    return Run(config, int(checkpoint.name), accuracy if accuracy >= 0 else None)
 
 
 def read_checkpoint(

@@ -16,16 +16,18 @@ from convit_jax.weights.families import other_family
 
 # The tensors of plain attention do not depend on the number of heads; DeiT's have 64 channels.
 DEIT_HEAD_DIM = 64
+# LayerScale's initial value, which trained factors do not show, is taken to be DeiT III's.
+_LAYER_SCALE = 1e-4
 
 # Number of axes of the tensors that determine an architecture; every axis has at least one entry.
 _AXES = (
     (r"patch_embed\.proj\.weight", 4, "[width, channels, patch, patch]"),
-    (r"cls_token|pos_embed", 3, "[1, rows, width]"),
-    (r"head\.weight", 2, "[classes, width]"),
+    (r"(cls|dist)_token|pos_embed", 3, "[1, rows, width]"),
+    (r"head(_dist)?\.weight", 2, "[classes, width]"),
     (r"blocks\.\d+\.attn\.pos_proj\.weight", 2, "[heads, 3]"),
     (r"blocks\.\d+\.attn\.\w+\.weight", 2, "[out, in]"),
     (r"blocks\.\d+\.mlp\.fc[12]\.weight", 2, "[out, in]"),
-    (r"blocks\.\d+\.norm[12]\.\w+|norm\.\w+", 1, "[width]"),
+    (r"blocks\.\d+\.norm[12]\.\w+|norm\.\w+|blocks\.\d+\.ls[12]\.gamma", 1, "[width]"),
 )
 _REQUIRED = (
     "cls_token",
@@ -62,10 +64,13 @@ def recognise(tensors: Mapping[str, np.ndarray], **overrides: Any) -> Architectu
         "gpsa_layers": len(gpsa),
         "patch_size": patch_size,
         "in_channels": in_channels,
-        "mlp_ratio": _mlp_ratio(hidden, width),
+        "mlp_ratio": exact_mlp_ratio(hidden, width),
         "qkv_bias": any(re.search(r"attn\.(qkv|qk)\.bias$", name) for name in tensors),
         "use_pos_embed": "pos_embed" in tensors,
+        "distillation_token": _is_distilled(tensors),
     }
+    if any(re.search(r"\.ls[12]\.gamma$", name) for name in tensors):
+        fields["layer_scale"] = _LAYER_SCALE
     if gpsa:
         fields["use_gating"] = "blocks.0.attn.gating_param" in tensors
     fields |= fields_from_shapes(tensors) | overrides
@@ -78,7 +83,8 @@ def recognise(tensors: Mapping[str, np.ndarray], **overrides: Any) -> Architectu
     fields["image_size"] = models.as_image_size(fields["image_size"])
     if "class_token_position" not in fields and "pos_embed" in tensors and not gpsa:
         patches = math.prod(side // patch_size for side in fields["image_size"])
-        fields["class_token_position"] = tensors["pos_embed"].shape[1] == patches + 1
+        class_rows = 1 + fields["distillation_token"]
+        fields["class_token_position"] = tensors["pos_embed"].shape[1] == patches + class_rows
     heads = fields["num_heads"]
     if type(heads) is not int or heads < 1 or width % heads:
         raise InputError(f"num_heads={heads}: expected a divisor of {width}")
@@ -135,7 +141,8 @@ def nearest_model(tensors: Mapping[str, np.ndarray], **overrides: Any) -> str | 
         architecture = recognise(tensors, **{"image_size": 224} | overrides)
     except InputError:
         return None
-    return _named(architecture, ("width", "depth", "gpsa_layers", "num_heads"))
+    fields = ("width", "depth", "gpsa_layers", "num_heads", "distillation_token", "has_layer_scale")
+    return _named(architecture, fields)
 
 
 def named_model(architecture: Architecture) -> str | None:
@@ -143,12 +150,13 @@ def named_model(architecture: Architecture) -> str | None:
     fields = (
         *("num_heads", "head_dim", "depth", "gpsa_layers", "mlp_ratio", "qkv_bias", "patch_size"),
         *("in_channels", "use_gating", "use_pos_embed", "class_token_position"),
+        *("distillation_token", "has_layer_scale"),
     )
     return _named(architecture, fields)
 
 
 def _named(architecture: Architecture, fields: tuple[str, ...]) -> str | None:
-    for name in models.list_models():
+    for name in models.model_names():
         named = models.architecture(name)
         if all(getattr(named, field) == getattr(architecture, field) for field in fields):
             return name
@@ -173,7 +181,7 @@ def _ranges(numbers: set[int]) -> str:
     return ", ".join(texts) + (", …" if len(ranges) > 4 else "")
 
 
-def _mlp_ratio(hidden: int, width: int) -> float:
+def exact_mlp_ratio(hidden: int, width: int) -> float:
     """Return the `mlp_ratio` that gives exactly this number of hidden channels."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
@@ -182,6 +190,11 @@ def _mlp_ratio(hidden: int, width: int) -> float:
 def has_gpsa(tensors: Mapping[str, np.ndarray]) -> bool:
     """Whether there is a GPSA layer, which determines the number of heads."""
     return "blocks.0.attn.pos_proj.weight" in tensors
+
+
+def _is_distilled(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether there is a distillation token, or its head."""
+    return "dist_token" in tensors or "head_dist.weight" in tensors
 
 
 def likely_num_heads(tensors: Mapping[str, np.ndarray]) -> int | None:
@@ -205,11 +218,11 @@ def fields_from_positions(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     rows = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else 0
     patch_size = tensors["patch_embed.proj.weight"].shape[2]
-    for has_class_row in (False,) if has_gpsa(tensors) else (True, False):
-        side = math.isqrt(max(rows - has_class_row, 0))
-        if side and side**2 == rows - has_class_row:
+    for class_rows in (0,) if has_gpsa(tensors) else (1 + _is_distilled(tensors), 0):
+        side = math.isqrt(max(rows - class_rows, 0))
+        if side and side**2 == rows - class_rows:
             size = side * patch_size
-            return {"image_size": (size, size), "class_token_position": has_class_row}
+            return {"image_size": (size, size), "class_token_position": class_rows > 0}
     return {}
 
 
@@ -230,6 +243,6 @@ def model_keys(architecture: Architecture) -> dict[str, Any]:
             if getattr(architecture, field) != getattr(named, field)
         }
 
-    names = [name for name in models.list_models() if name.startswith(family)]
+    names = [name for name in models.model_names() if name.startswith(family)]
     name = min(names, key=lambda name: len(changed_fields(name)))
     return {"name": name} | changed_fields(name)

@@ -9,7 +9,7 @@ def released_weights(name: str) -> str:
     """Return the location of a model's released weights: `hf://timm/convit_tiny.fb_in1k`.
 
     Args:
-        name: one of `list_models()`, or timm's name of one.
+        name: one of `model_names()`, or timm's name of one, with or without a tag.
 
     Raises:
         InputError: no model has that name, or its weights were not released.
@@ -19,4 +19,4 @@ def released_weights(name: str) -> str:
         raise InputError(
             f"{name}: its weights were not released, only those of {', '.join(TIMM_NAMES)}"
         )
-    return f"hf://timm/{TIMM_NAMES[ours]}.{TIMM_TAG}"
+    return f"hf://timm/{TIMM_NAMES[ours]}.{name.partition('.')[2] or TIMM_TAG}"

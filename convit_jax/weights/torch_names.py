@@ -47,7 +47,8 @@ _PATCHES = _Layout(_patches_to_torch, _patches_from_torch)
 _TABLE = (
     (r"patch_embed\.kernel", r"patch_embed.proj.weight", _PATCHES),
     (r"patch_embed\.bias", r"patch_embed.proj.bias", _SAME),
-    (r"(cls_token|pos_embed)", r"\1", _SAME),
+    (r"(cls_token|dist_token|pos_embed)", r"\1", _SAME),
+    (r"blocks\.(\d+)\.layer_scale(\d)\.scale", r"blocks.\1.ls\2.gamma", _SAME),
     (r"blocks\.(\d+)\.attention\.gating", r"blocks.\1.attn.gating_param", _SAME),
     (r"blocks\.(\d+)\.attention\.(\w+)\.kernel", r"blocks.\1.attn.\2.weight", _TRANSPOSED),
     (r"blocks\.(\d+)\.attention\.(\w+)\.bias", r"blocks.\1.attn.\2.bias", _SAME),
@@ -58,10 +59,15 @@ _TABLE = (
 
 # The names of all tensors of the released models, of any depth.
 _PARAMETER = re.compile(
-    r"cls_token|pos_embed|blocks\.\d+\.attn\.gating_param|"
-    r"(patch_embed\.proj|norm|head|blocks\.\d+\.(norm[12]|mlp\.fc[12]|attn\.(qkv|qk|v|proj|pos_proj)))"
+    r"cls_token|dist_token|pos_embed|blocks\.\d+\.(attn\.gating_param|ls[12]\.gamma)|"
+    r"(patch_embed\.proj|norm|head|head_dist|blocks\.\d+\.(norm[12]|mlp\.fc[12]|attn\.(qkv|qk|v|proj|pos_proj)))"
     r"\.(weight|bias)"
 )
+
+
+def in_timms_spelling(name: str) -> str:
+    """Return timm's name of a tensor: `blocks.0.ls1.gamma` for DeiT III's `blocks.0.gamma_1`."""
+    return re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", name)
 
 
 def is_parameter(name: str) -> bool:

@@ -14,12 +14,15 @@ from convit_jax.errors import InputError, boundary, nearest
 from convit_jax.models import Architecture
 from convit_jax.system.paths import path_to_write
 from convit_jax.system.whole_file import write_whole
+from convit_jax.weights.card import Card
 from convit_jax.weights.files import TORCH_SUFFIXES
 from convit_jax.weights.loading import METADATA_KEY, Weights
 from convit_jax.weights.model_checkpoints import write_checkpoint
 from convit_jax.weights.torch_names import from_torch
 
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+# Programs that run without this package; `exporting` and `onnx_export` make them.
+PROGRAMS = (".stablehlo", ".onnx")
 
 
 def write_weights(weights: Weights, path: epath.Path, architecture: Architecture) -> None:
@@ -38,6 +41,38 @@ def write_weights(weights: Weights, path: epath.Path, architecture: Architecture
         InputError: the weights do not fit the architecture, the path cannot be written to, or
             PyTorch is needed and not installed.
     """
+    if path.suffix == ".safetensors":
+        write_whole(path, safetensors_bytes(weights, architecture))
+        return
+    tensors = fitting_tensors(weights, architecture)
+    if path.suffix in TORCH_SUFFIXES:
+        _write_torch(path, tensors)
+    else:
+        params = from_torch(tensors, architecture)
+        write_checkpoint(path, params, _card(weights, architecture))
+
+
+def safetensors_bytes(weights: Weights, architecture: Architecture) -> bytes:
+    """Return the content of a .safetensors file with the weights and their card.
+
+    Raises:
+        InputError: the weights do not fit the architecture.
+    """
+    tensors = fitting_tensors(weights, architecture)
+    card = json.dumps(_card(weights, architecture).as_json())
+    return safetensors.numpy.save(tensors, metadata={"format": "pt", METADATA_KEY: card})
+
+
+def _card(weights: Weights, architecture: Architecture) -> Card:
+    return dataclasses.replace(weights.card, architecture=architecture)
+
+
+def fitting_tensors(weights: Weights, architecture: Architecture) -> dict[str, np.ndarray]:
+    """Return the tensors of an architecture, as they are written.
+
+    Raises:
+        InputError: the weights do not fit the architecture.
+    """
     tensors = {
         # The libraries write an array's memory unchanged, so it must be contiguous and
         # little-endian, as in the files.
@@ -45,15 +80,8 @@ def write_weights(weights: Weights, path: epath.Path, architecture: Architecture
         for name, array in weights.tensors_for(architecture).items()
     }
     with weights.naming_errors():
-        params = from_torch(tensors, architecture)  # raises if they do not fit the model
-    card = dataclasses.replace(weights.card, architecture=architecture)
-    if path.suffix == ".safetensors":
-        metadata = {"format": "pt", METADATA_KEY: json.dumps(card.as_json())}
-        write_whole(path, safetensors.numpy.save(tensors, metadata=metadata))
-    elif path.suffix in TORCH_SUFFIXES:
-        _write_torch(path, tensors)
-    else:
-        write_checkpoint(path, params, card)
+        from_torch(tensors, architecture)  # raises if they do not fit the model
+    return tensors
 
 
 def new_path(destination: str) -> epath.Path:
@@ -65,7 +93,7 @@ def new_path(destination: str) -> epath.Path:
     path = path_to_write(destination)
     if "://" not in destination:
         path = path.resolve()
-    suffixes = (*SUFFIXES, ".stablehlo")
+    suffixes = (*SUFFIXES, *PROGRAMS)
     if path.suffix and path.suffix not in suffixes and not destination.endswith("/"):
         raise InputError(
             f"{destination}: cannot write '{path.suffix}' files, {nearest(path.suffix, suffixes)}. "

@@ -24,7 +24,7 @@ def partitions(state, mesh):
     }
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", [*list_models(), "deit_base_distilled", "deit3_small"])
 def test_nearly_all_of_every_model_is_sharded(name):
     state, mesh = state_of(name), abstract_mesh(2, 4)
     sharding = state_sharding(state, mesh)

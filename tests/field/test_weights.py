@@ -386,9 +386,6 @@ def test_a_pickled_module_is_refused(save):
 @pytest.mark.parametrize(
     ("extra_name", "message"),
     [
-        ("dist_token", "distilled DeiT"),
-        ("head_dist.weight", "distilled DeiT"),
-        ("blocks.0.ls1.gamma", "DeiT III"),
         ("reg_token", "register tokens"),
         ("fc_norm.weight", "averages its patches"),
         ("pre_logits.fc.weight", "pre_logits"),

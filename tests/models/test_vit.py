@@ -249,3 +249,16 @@ def test_images_of_another_shape_or_type_are_refused(images, message):
     model = create_model("convit_tiny", image_size=16, **SMALL)
     with pytest.raises(InputError, match=message):
         model(images)
+
+
+def test_layer_scale_multiplies_the_channels_of_both_branches():
+    """x + diag(λ) f(x) (Touvron et al. 2021, CaiT, Eq. 4)."""
+    model = create_model("convit_tiny", image_size=16, layer_scale=0.25, **SMALL)
+    block, grid = model.blocks[0], model.architecture.grid
+    assert set(np.asarray(block.layer_scale1.scale[...])) == {0.25}
+    rng = np.random.default_rng(0)
+    block.layer_scale1.scale[...], block.layer_scale2.scale[...] = scales = rng.normal(size=(2, 32))
+    x = jnp.asarray(rng.normal(size=(2, 16, 32)), jnp.float32)
+    middle = x + scales[0] * block.attention(block.norm1(x), grid)
+    expected = middle + scales[1] * block.mlp(block.norm2(middle))
+    np.testing.assert_allclose(block(x, grid), expected, rtol=1e-5, atol=1e-5)

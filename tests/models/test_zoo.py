@@ -112,6 +112,8 @@ CHANGES = {
     "use_pos_embed": False,
     "drop_rate": 0.5,
     "drop_path_rate": 0.5,
+    "distillation_token": True,
+    "layer_scale": 0.5,
     "dtype": "bfloat16",
     "remat": True,
 }

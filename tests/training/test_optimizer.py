@@ -27,7 +27,11 @@ def test_a_convit_decays_70_tensors_of_180():
 
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [("deit_tiny", {}), ("convit_tiny", {"use_gating": False, "use_pos_embed": False})],
+    [
+        ("deit_tiny", {}),
+        ("deit_tiny", {"distillation_token": True, "layer_scale": 0.1}),
+        ("convit_tiny", {"use_gating": False, "use_pos_embed": False}),
+    ],
 )
 def test_the_default_no_decay_patterns_match_in_every_model(name, overrides):
     params = abstract_parameters(name, **overrides)

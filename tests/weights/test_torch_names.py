@@ -136,7 +136,9 @@ def test_all_kinds_of_mismatches_are_listed_in_order(loaded):
         ("cls_token.weight", False),
         ("blocks.x.attn.qk.weight", False),
         ("blocks.3.attn.qk.running_mean", False),
-        ("head_dist.weight", False),
+        ("head_dist.weight", True),
+        ("blocks.3.ls2.gamma", True),
+        ("blocks.3.ls3.gamma", False),
         ("", False),
     ],
 )

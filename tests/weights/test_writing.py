@@ -84,7 +84,7 @@ def test_another_image_size_is_written_resampled(four_heads, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x.onnx", r"cannot write '.onnx' files, expected one of .bin, .pt"),
+        ("x.tflite", r"cannot write '.tflite' files, expected one of .bin, .onnx, .pt"),
         ("x.safetensor", r"did you mean '.safetensors'"),
         ("taken.pth", r"taken.pth already exists"),
     ],
