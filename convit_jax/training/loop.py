@@ -27,7 +27,7 @@ from convit_jax.training import workdir as workdirs
 from convit_jax.training.agreement import check_same_data, check_same_workdir
 from convit_jax.training.attention_log import make_attention_log
 from convit_jax.training.clock import Clock
-from convit_jax.training.examples import open_training_data
+from convit_jax.training.examples import class_weights_of, open_training_data
 from convit_jax.training.experiment import NUM_PROFILED_STEPS, Experiment, make_experiment
 from convit_jax.training.placement import Placement, memory_advice, place
 from convit_jax.training.reporting import ResumePoint, make_writer
@@ -90,7 +90,11 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         check_same_data(eval_examples, "data.eval")
         mesh = meshes.create_mesh(config.mesh.fsdp)
         experiment = make_experiment(
-            config, num_examples=len(examples), num_classes=len(examples.class_names), mesh=mesh
+            config,
+            num_examples=len(examples),
+            num_classes=len(examples.class_names),
+            class_weights=class_weights_of(config, examples),
+            mesh=mesh,
         )
         d = config.data
         options = data.LoaderOptions(
