@@ -248,11 +248,13 @@ def _check_together(config: Config) -> None:
     side = min(data.image_size)
     excluded = not (config.balance_classes and config.class_weights)
     check(excluded, "class_weights", "() with config.balance_classes, which sets the weights")
-    fits = augment.crop != "pad" or augment.crop_padding < side
+    fits = augment.crop not in ("pad", "simple") or augment.crop_padding < side
     check(fits, "augment.crop_padding", f"less than the image's side, {side}")
     _check_mix_group(config)
     if augment.randaugment:
         parse_randaugment(augment.randaugment)
+        expected = "False, or '' for config.augment.randaugment, which it replaces"
+        check(not augment.three_augment, "augment.three_augment", expected)
     # With the default warm-up a short run is allowed, to try something out; a warning is logged.
     warmup, length = parse_duration(optimizer.warmup), parse_duration(config.train_for)
     is_default = optimizer.warmup == OptimizerConfig.warmup

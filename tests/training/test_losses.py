@@ -28,7 +28,7 @@ def binary(logits, targets, weights):
 @pytest.mark.parametrize("weights", [(), WEIGHTS])
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.2])
 def test_the_binary_loss_is_the_mean_of_every_classs_cross_entropy(threshold, weights):
-    targets = LABELS if threshold is None else (LABELS > threshold).astype(float)
+    targets = LABELS if threshold is None else (threshold < LABELS).astype(float)
     ours = mean_loss(LOGITS, LABELS, Loss("binary", threshold, weights))
     assert float(ours) == pytest.approx(binary(LOGITS, targets, weights or np.ones(5)), rel=1e-5)
 
