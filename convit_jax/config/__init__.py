@@ -5,6 +5,7 @@ from convit_jax.config.keys import (
     SEEDS,
     CheckpointConfig,
     Config,
+    EarlyStoppingConfig,
     architecture,
     as_saved,
     duration_in_steps,

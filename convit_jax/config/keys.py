@@ -100,6 +100,24 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """When a run ends before `train_for` because its evaluations no longer improve."""
+
+    patience: int = key(
+        0,
+        "evaluations in a row that do not exceed the best accuracy, after which the run ends; 0: "
+        "never",
+        at_least=0,
+    )
+    min_delta: float = key(
+        0.0,
+        "by how much an accuracy must exceed the best one to count, as a share of the images",
+        **FROM_0_BELOW_1,
+        read_if=(when("early_stopping.patience", above=0),),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """An experiment."""
 
@@ -173,6 +191,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    early_stopping: EarlyStoppingConfig = dataclasses.field(default_factory=EarlyStoppingConfig)
 
 
 def duration_in_steps(config: Config, name: str, steps_per_epoch: float) -> int:

@@ -27,6 +27,7 @@ from convit_jax.training import workdir as workdirs
 from convit_jax.training.agreement import check_same_data, check_same_workdir
 from convit_jax.training.attention_log import make_attention_log
 from convit_jax.training.clock import Clock
+from convit_jax.training.early_stopping import EarlyStopping, resume_early_stopping
 from convit_jax.training.examples import class_weights_of, open_training_data
 from convit_jax.training.experiment import NUM_PROFILED_STEPS, Experiment, make_experiment
 from convit_jax.training.placement import Placement, memory_advice, place
@@ -73,7 +74,8 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         screen: an open screen for the progress; None to open one.
 
     Returns:
-        How the run ended: at its last step, or earlier by SIGTERM or Ctrl-C with the state saved.
+        How the run ended: at its last step, earlier because evaluations no longer improved, or by
+        SIGTERM or Ctrl-C with the state saved.
 
     Raises:
         InputError: the config, the data, the devices or the workdir do not fit together.
@@ -121,10 +123,13 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
             total_steps=experiment.total_steps,
             resume_point=ResumePoint(start, missing),
         )
+        progress = resume_early_stopping(config.early_stopping, directory / "metrics.jsonl")
         with metric_writers.ensure_flushes(writer):
             batches = stack.enter_context(contextlib.closing(run.train_batches(start)))
             with _explaining_out_of_memory(config):
-                outcome = _take_steps(run, state, start, batches, checkpoints, writer, screen, stop)
+                outcome = _take_steps(
+                    run, state, start, batches, checkpoints, writer, screen, stop, progress
+                )
         saving.finish_saving(checkpoints)
         if outcome.stopped_by is None:
             log.info("finished %d steps", outcome.step)
@@ -215,6 +220,7 @@ def _take_steps(
     writer: metric_writers.MetricWriter,
     screen: Screen,
     stop: StopRequest,
+    progress: EarlyStopping,
 ) -> Outcome:
     """Run steps `start` + 1 to the last, with the evaluations and checkpoints due between them."""
     experiment, config = run.experiment, run.experiment.config
@@ -238,10 +244,13 @@ def _take_steps(
             writer.write_scalars(step, {f"train/{name}": v for name, v in scalars.items()})
 
     def evaluate(step: int) -> dict[str, float]:
+        nonlocal progress
         screen.show("evaluating", step, total)
         sums = sum_over_examples(placement.eval_step, state.eval_params, run.eval_batches())
         scalars = means(sums)
-        writer.write_scalars(step, {f"eval/{name}": v for name, v in scalars.items()})
+        progress = progress.after(step, scalars["accuracy"])
+        written = scalars | progress.scalars()
+        writer.write_scalars(step, {f"eval/{name}": v for name, v in written.items()})
         if config.attention_images:
             writer.write_scalars(step, run.attention_metrics(state.eval_params))
         return scalars
@@ -251,7 +260,7 @@ def _take_steps(
     step, stopping = start, stop.reached(start)
     if not stopping and saving.evaluation_missing(checkpoints, start, experiment.eval_every):
         evaluation = evaluate(start)
-    while step < total and not stopping:
+    while step < total and not stopping and not progress.stops:
         with clock.waiting():
             batch = meshes.to_global(next(batches), placement.rows, config.batch_size)
         state, metrics = placement.train_step(state, batch)
@@ -282,13 +291,17 @@ def _take_steps(
                 evaluation = evaluate(step)
                 accuracy = evaluation["accuracy"]
             writer.flush()  # before the checkpoint from which a killed run would resume
+            saving_now = saving_now or progress.stops
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
                 start_time = time.monotonic()
                 record = DataRecord(experiment.order.num_examples, run.broken_images.indices)
                 saving.save(checkpoints, state, step, config, run.card, accuracy, record)
                 stall = time.monotonic() - start_time
                 writer.write_scalars(step, {"checkpoint/stall_seconds": stall})
-    return Outcome(step, stop.signal if step < total else None, evaluation)
+    if progress.stops:
+        log.info("the run ends after step %d of %d: %s", step, total, progress)
+    ended = step == total or progress.stops
+    return Outcome(step, None if ended else stop.signal, evaluation)
 
 
 def _profiler(config: Config, directory: epath.Path) -> Callable[[int], Any]:
