@@ -32,6 +32,7 @@ from convit_jax.values.durations import in_steps, parse_duration
 from convit_jax.values.ranges import when
 
 LOSSES = ("softmax", "binary")
+TRACKING = ("none", "wandb", "mlflow")
 # Seeds have 32 bits on the device; larger ones would repeat them.
 SEEDS = 2**32
 _SOME_IMAGES: dict[str, Any] = {"at_least": 1, "at_most": 2**20}
@@ -150,6 +151,12 @@ class Config:
         at_least=0,
     )
     log_every: str = key("50 steps", "interval between training metrics in the log", **_SOME_TIME)
+    tracking: str = key(
+        "none",
+        "service that also gets the metrics: 'wandb' (Weights & Biases) or 'mlflow', whose own "
+        "variables say where it is",
+        one_of=TRACKING,
+    )
     profile_at: int = key(0, "first of five steps to profile for TensorBoard; 0: none", at_least=0)
     label_smoothing: float = key(0.1, "share of a label spread over all classes", **FROM_0_BELOW_1)
     loss: str = key(

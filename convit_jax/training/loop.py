@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from convit_jax.training import checkpoints as saving
 from convit_jax.training import workdir as workdirs
 from convit_jax.training.agreement import check_same_data, check_same_workdir
 from convit_jax.training.attention_log import make_attention_log
+from convit_jax.training.beginning import write_beginning
 from convit_jax.training.clock import Clock
 from convit_jax.training.early_stopping import EarlyStopping, resume_early_stopping
 from convit_jax.training.examples import class_weights_of, open_training_data
@@ -36,6 +37,7 @@ from convit_jax.training.restoration import restore_newest
 from convit_jax.training.resumption import DataRecord, check_same_run
 from convit_jax.training.signals import StopRequest, stop_on_signals
 from convit_jax.training.step import Metrics, TrainState
+from convit_jax.training.tracking import check_installed, tracked_run
 from convit_jax.training.utilisation import make_utilisation
 from convit_jax.training.warm_start import warm_start
 from convit_jax.training.window import MetricsWindow, NotFiniteError
@@ -84,6 +86,7 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
     with contextlib.ExitStack() as stack:
         screen = screen or stack.enter_context(process_screen())
         stop = stack.enter_context(stop_on_signals())
+        check_installed(config.tracking)
         directory = workdirs.open_workdir(workdir)
         stack.enter_context(workdirs.lock_workdir(directory))
         check_same_workdir(directory)
@@ -116,12 +119,14 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         if jax.process_index() == 0:
             workdirs.write_config(directory, experiment)
         workdirs.log_beginning(experiment, state, start, run.placement)
+        tracking = stack.enter_context(tracked_run(config, directory, is_resumed=start > 0))
         missing = saving.evaluation_missing(checkpoints, start, experiment.eval_every)
         writer = make_writer(
             directory,
             steps_per_epoch=experiment.order.steps_per_epoch,
             total_steps=experiment.total_steps,
             resume_point=ResumePoint(start, missing),
+            tracking=tracking,
         )
         progress = resume_early_stopping(config.early_stopping, directory / "metrics.jsonl")
         with metric_writers.ensure_flushes(writer):
@@ -131,6 +136,8 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
                     run, state, start, batches, checkpoints, writer, screen, stop, progress
                 )
         saving.finish_saving(checkpoints)
+        if tracking is not None:
+            tracking.interrupted = outcome.stopped_by is not None
         if outcome.stopped_by is None:
             log.info("finished %d steps", outcome.step)
         else:
@@ -163,6 +170,11 @@ class _Run:
             experiment, placement, eval_examples, options, pool
         )
 
+    @property
+    def local_rows(self) -> Sequence[int]:
+        """This process's rows of the global batch."""
+        return meshes.local_rows(self.placement.rows, self.experiment.config.batch_size)
+
     def train_batches(self, start: int) -> Generator[data.Batch, None, None]:
         """Yield this process's rows of the batches of steps `start` + 1 to the last."""
         experiment = self.experiment
@@ -172,7 +184,7 @@ class _Run:
             experiment.train_transform,
             start_step=start,
             num_steps=experiment.total_steps,
-            rows=meshes.local_rows(self.placement.rows, experiment.config.batch_size),
+            rows=self.local_rows,
             options=self.options,
             pool=self.pool,
             broken_counter=self.broken_images.counter,
@@ -262,7 +274,12 @@ def _take_steps(
         evaluation = evaluate(start)
     while step < total and not stopping and not progress.stops:
         with clock.waiting():
-            batch = meshes.to_global(next(batches), placement.rows, config.batch_size)
+            local_batch = next(batches)
+            batch = meshes.to_global(local_batch, placement.rows, config.batch_size)
+        if step == 0 and jax.process_index() == 0:
+            write_beginning(
+                writer, experiment, local_batch, run.local_rows, run.examples.class_names
+            )
         state, metrics = placement.train_step(state, batch)
         step += 1
         if step == start + 1:
