@@ -1,6 +1,7 @@
 """A run in a tracking service, by the service's own library: Weights & Biases, MLflow."""
 
 import dataclasses
+import logging
 import os
 import secrets
 from collections.abc import Mapping
@@ -98,6 +99,8 @@ class MLflowTracker:
     def __init__(self, config: Config, workdir: epath.Path, run_id: str | None) -> None:
         # By default, MLflow tries for several minutes, and the run waits for it to start.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        # The writer says once that the service cannot be reached, rather than at every attempt.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         from mlflow import entities  # noqa: PLC0415
         from mlflow.tracking import MlflowClient  # noqa: PLC0415
 
