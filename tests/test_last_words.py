@@ -105,6 +105,7 @@ TRAIN = [
         ("--config.optimizer.name=adam", "config.optimizer.name='adam'", "'adamw'", "'muon'"),
         ("--config.class_weights=1,2", "config.class_weights has 2 values: expected 10"),
         ("--config.class_weights=1,-2", "config.class_weights=(1.0, -2.0): expected", "above 0"),
+        ("--config.tracking=wandbb", "config.tracking='wandbb'", "'wandb'", "'mlflow'"),
         ("--config.early_stopping.patience=-1", "patience=-1: expected at least 0"),
         ("--config.early_stopping.min_delta=0.1", "min_delta=0.1 would not be read", "patience"),
         ("--config.augment.three_augment", "three_augment=True is for colour images"),
