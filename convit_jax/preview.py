@@ -7,13 +7,10 @@ the device's part: random erasing, mixup or CutMix. Captions give the class, or 
 their shares.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 
-import jax.numpy as jnp
-import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from convit_jax import data
 from convit_jax.console import command_line
@@ -22,11 +19,9 @@ from convit_jax.system.devices import find_devices
 from convit_jax.system.paths import output_file
 from convit_jax.system.whole_file import write_whole
 from convit_jax.training import Experiment, make_experiment, open_training_examples
+from convit_jax.training.contact_sheet import GAP, augment_on_device, draw_grid, shares_in_words
 from convit_jax.training.experiment import MAX_STEPS
-from convit_jax.training.step import augment, split_step_key, step_key, with_draws
 
-# Pixels between pictures and for a caption.
-_GAP, _CAPTION = 4, 12
 _COLUMNS = 6
 # Pillow's names of the file formats.
 _FORMATS = {".png": "png", ".jpg": "jpeg"}
@@ -54,62 +49,13 @@ def contact_sheet(
     )
     batch = next(batches)
     host, labels = batch["image"][:count], batch["label"][:count]
-    device, shares = _on_device(experiment, host, labels, step)
+    device, shares = augment_on_device(experiment, host, labels, step)
     names = source.class_names
-    above = _grid(host, [names[label] for label in labels])
-    below = _grid(device, [_shares_in_words(row, names) for row in shares])
-    sheet = Image.new("RGB", (above.width, above.height + below.height + 4 * _GAP), "white")
+    above = draw_grid(host, [names[label] for label in labels], _COLUMNS)
+    below = draw_grid(device, [shares_in_words(row, names) for row in shares], _COLUMNS)
+    sheet = Image.new("RGB", (above.width, above.height + below.height + 4 * GAP), "white")
     sheet.paste(above, (0, 0))
-    sheet.paste(below, (0, above.height + 4 * _GAP))
-    return sheet
-
-
-def _on_device(
-    experiment: Experiment, images: np.ndarray, labels: np.ndarray, step: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Apply the device's part of augmentation.
-
-    Args:
-        experiment: the experiment of the config.
-        images: uint8 [N, H, W, C].
-        labels: int [N].
-        step: the step whose random keys are used.
-
-    Returns:
-        Images after erasing and mixing, uint8 [N, H, W, C], and labels, float32 [N, num_classes].
-    """
-    config = dataclasses.replace(experiment.step_config, label_smoothing=0.0)
-    mean, std = jnp.array(config.mean), jnp.array(config.std)
-    _, *keys = split_step_key(step_key(config.seed, step))
-    batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
-    floats, shares = augment(with_draws(batch, config, *keys), config)
-    pixels = jnp.clip((floats * std + mean) * 255, 0, 255).round().astype(jnp.uint8)
-    return np.asarray(pixels), np.asarray(shares)
-
-
-def _shares_in_words(shares: np.ndarray, names: Sequence[str]) -> str:
-    """Caption an image: `cat`, or `cat 70 dog 30`."""
-    present = [label for label in np.argsort(-shares) if shares[label] > 0.005]
-    if len(present) == 1:
-        return names[present[0]]
-    return " ".join(f"{names[label]} {100 * shares[label]:.0f}" for label in present)
-
-
-def _grid(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
-    _, height, width, channels = images.shape
-    # Small images are enlarged, so that captions fit.
-    zoom = max(1, 64 // width)
-    cell = (width * zoom + _GAP, height * zoom + _CAPTION + _GAP)
-    columns, rows = min(_COLUMNS, len(images)), -(-len(images) // _COLUMNS)
-    sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        x, y = index % columns * cell[0], index // columns * cell[1]
-        picture = Image.fromarray(image.squeeze(-1) if channels == 1 else image)
-        size = (width * zoom, height * zoom)
-        sheet.paste(picture.resize(size, Image.Resampling.NEAREST), (x, y))
-        max_length = max(1, cell[0] // 6)  # characters of the default font are six pixels wide
-        draw.text((x, y + size[1]), caption[:max_length], fill="black")
+    sheet.paste(below, (0, above.height + 4 * GAP))
     return sheet
 
 

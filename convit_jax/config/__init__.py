@@ -2,12 +2,10 @@
 
 from convit_jax.config.data_keys import AugmentConfig, DataConfig
 from convit_jax.config.keys import (
-    GPSA_ATTENTION,
-    NO_DECAY,
     SEEDS,
     CheckpointConfig,
     Config,
-    OptimizerConfig,
+    EarlyStoppingConfig,
     architecture,
     as_saved,
     duration_in_steps,
@@ -15,3 +13,4 @@ from convit_jax.config.keys import (
     resolve,
     template,
 )
+from convit_jax.config.optimizer_keys import GPSA_ATTENTION, NO_DECAY, OptimizerConfig

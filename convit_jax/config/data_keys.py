@@ -15,7 +15,7 @@ FROM_0_BELOW_1: dict[str, Any] = {"at_least": 0, "below": 1}
 _SPAN: dict[str, Any] = {"lengths": (2,), "ascending": True, "above": 0}
 
 _RANDOM_CROP = when("augment.crop", one_of=("random_resized",))
-_PADDED = when("augment.crop", one_of=("pad",))
+_PADDED = when("augment.crop", one_of=("pad", "simple"))
 _ERASED = when("augment.erase", above=0)
 _MIXED_UP, _CUT_AND_MIXED = when("augment.mixup", above=0), when("augment.cutmix", above=0)
 
@@ -98,7 +98,8 @@ class AugmentConfig:
     )
     crop: str = key(
         "none",
-        "'random_resized' (a random part, scaled), 'pad' (a random shift, for small images) or "
+        "'random_resized' (a random part, scaled), 'simple' (the shorter side scaled, padded by "
+        "reflection, cropped at random: DeiT III's), 'pad' (a random shift, for small images) or "
         "'none' (the whole image, scaled)",
         one_of=CROPS,
     )
@@ -113,11 +114,25 @@ class AugmentConfig:
         (3 / 4, 4 / 3), "the random part's width over its height", **_SPAN, read_if=(_RANDOM_CROP,)
     )
     crop_padding: int = key(
-        4, "largest shift of 'pad' in each direction, in pixels", at_least=0, read_if=(_PADDED,)
+        4,
+        "width of the border that 'pad' and 'simple' add before they crop, in pixels",
+        at_least=0,
+        read_if=(_PADDED,),
     )
     flip: float = key(0.0, "probability of a horizontal flip", **FROM_0_TO_1)
     randaugment: str = key(
         "", "RandAugment in timm's notation, 'rand-m9-mstd0.5-inc1'; '' for none"
+    )
+    three_augment: bool = key(
+        False,
+        "3-Augment (Touvron et al. 2022, DeiT III): one of greyscale, solarization and Gaussian "
+        "blur, instead of RandAugment",
+    )
+    colour_jitter: float = key(
+        0.0,
+        "largest relative change of brightness, contrast and saturation, in random order; DeiT III "
+        "has 0.3 after 3-Augment",
+        **FROM_0_TO_1,
     )
     rotate: float = key(
         0.0, "largest rotation in either direction, in degrees", at_least=0, at_most=180

@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convit_jax import kernels, models
-from convit_jax.config.data_keys import ABOVE_0_TO_1, FROM_0_BELOW_1, AugmentConfig, DataConfig
+from convit_jax.config.data_keys import FROM_0_BELOW_1, AugmentConfig, DataConfig
+from convit_jax.config.optimizer_keys import OptimizerConfig
 from convit_jax.config.typed import (
     as_config_dict,
     check_ranges,
@@ -30,12 +31,8 @@ from convit_jax.models import Architecture
 from convit_jax.values.durations import in_steps, parse_duration
 from convit_jax.values.ranges import when
 
-# Weight decay applies to matrices, not to biases, norms, gates, LayerScale, class tokens and
-# absolute positions: 70 tensors of a ConViT decay, 110 do not, as in the released recipe on one
-# device.
-NO_DECAY = (r".*\.(bias|scale|gating)", r"(cls|dist)_token|pos_embed")
-# The parameters frozen in rows f and g of paper Table 3: all of the GPSA layers' attention.
-GPSA_ATTENTION = r"blocks\.{gpsa}\.attention\..*"
+LOSSES = ("softmax", "binary")
+TRACKING = ("none", "wandb", "mlflow")
 # Seeds have 32 bits on the device; larger ones would repeat them.
 SEEDS = 2**32
 _SOME_IMAGES: dict[str, Any] = {"at_least": 1, "at_most": 2**20}
@@ -81,66 +78,6 @@ else:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW, its learning rate schedule, frozen parameters, clipping and accumulation."""
-
-    learning_rate: float = key(
-        5e-4,
-        "peak learning rate for `learning_rate_batch` images; scales with the batch size",
-        above=0,
-    )
-    learning_rate_batch: int = key(512, "batch size that `learning_rate` refers to", at_least=1)
-    warmup: str = key("5 epochs", "duration of the linear warm-up", duration=True)
-    warmup_learning_rate: float = key(
-        1e-6,
-        "where the warm-up starts; does not scale",
-        at_least=0,
-        read_if=(when("optimizer.warmup", duration=True, above=0),),
-    )
-    min_learning_rate: float = key(1e-5, "where the cosine ends; does not scale", at_least=0)
-    b1: float = key(0.9, "decay rate of AdamW's first moment", **FROM_0_BELOW_1)
-    b2: float = key(0.999, "decay rate of AdamW's second moment", **FROM_0_BELOW_1)
-    eps: float = key(1e-8, "added to the square root of AdamW's second moment", above=0)
-    weight_decay: float = key(0.05, "decoupled weight decay", at_least=0)
-    no_decay: tuple[str, ...] = key(
-        NO_DECAY,
-        "regular expressions of parameters that do not decay; each must match some parameter",
-        read_if=(when("optimizer.weight_decay", above=0),),
-    )
-    frozen: tuple[str, ...] = fixed_key(
-        (),
-        "regular expressions of parameters that are not trained, so have no gradients and moments; "
-        "each must match some parameter; {gpsa} stands for the numbers of the GPSA layers",
-    )
-    layer_decay: float = fixed_key(
-        1.0,
-        "factor of the learning rate from a layer to the one below it, for fine-tuning; 1: none",
-        **ABOVE_0_TO_1,
-    )
-    schedule_every: str = key(
-        "step",
-        "how often the learning rate changes: each 'step', or each 'epoch'",
-        one_of=("step", "epoch"),
-    )
-    schedule_lag: int = key(
-        0,
-        "epochs by which the learning rate lags: 1 in the released code, which starts with two "
-        "epochs of the smallest",
-        at_least=0,
-    )
-    clip_norm: float = key(
-        0.0, "largest global norm of the trained parameters' gradient; 0: no clipping", at_least=0
-    )
-    accumulate: int = key(
-        0,
-        "parts in which a batch is computed, to save memory; 0: as many as are fastest, by the "
-        "compiler's estimate, on TPU v5e without mesh.fsdp, and 1 on others. Each part draws its "
-        "own dropout and stochastic depth",
-        at_least=0,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How the work is divided among devices; the result does not depend on it."""
 
@@ -161,6 +98,24 @@ class CheckpointConfig:
     )
     keep_latest: int = key(2, "most recent checkpoints kept", at_least=1)
     keep_best: int = key(1, "checkpoints kept for the best evaluation accuracy", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """When a run ends before `train_for` because its evaluations no longer improve."""
+
+    patience: int = key(
+        0,
+        "evaluations in a row that do not exceed the best accuracy, after which the run ends; 0: "
+        "never",
+        at_least=0,
+    )
+    min_delta: float = key(
+        0.0,
+        "by how much an accuracy must exceed the best one to count, as a share of the images",
+        **FROM_0_BELOW_1,
+        read_if=(when("early_stopping.patience", above=0),),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +151,35 @@ class Config:
         at_least=0,
     )
     log_every: str = key("50 steps", "interval between training metrics in the log", **_SOME_TIME)
+    tracking: str = key(
+        "none",
+        "service that also gets the metrics: 'wandb' (Weights & Biases) or 'mlflow', whose own "
+        "variables say where it is",
+        one_of=TRACKING,
+    )
     profile_at: int = key(0, "first of five steps to profile for TensorBoard; 0: none", at_least=0)
     label_smoothing: float = key(0.1, "share of a label spread over all classes", **FROM_0_BELOW_1)
+    loss: str = key(
+        "softmax",
+        "'softmax' cross-entropy, or 'binary': a sigmoid's cross-entropy for each class, averaged "
+        "over the classes (Wightman et al. 2021)",
+        one_of=LOSSES,
+    )
+    loss_threshold: float | None = key(
+        None,
+        "the binary loss takes mixed and smoothed labels above it as 1, the others as 0; None: as "
+        "they are",
+        **FROM_0_BELOW_1,
+        read_if=(when("loss", one_of=("binary",)),),
+    )
+    class_weights: tuple[float, ...] = key(
+        (), "weight of each class in the loss, in the order of the labels; (): all 1", above=0
+    )
+    balance_classes: bool = key(
+        False,
+        "weigh each class in the loss by the inverse of its frequency: n / (k n_c) for n_c of n "
+        "training examples and k classes",
+    )
     ema_decay: float = fixed_key(
         0.0,
         "decay per step of the parameters' running average, which is then evaluated; 0: off",
@@ -216,6 +198,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    early_stopping: EarlyStoppingConfig = dataclasses.field(default_factory=EarlyStoppingConfig)
 
 
 def duration_in_steps(config: Config, name: str, steps_per_epoch: float) -> int:
@@ -289,11 +272,15 @@ def _check_together(config: Config) -> None:
     divides = config.batch_size % (optimizer.accumulate or 1) == 0
     check(divides, "optimizer.accumulate", "a divisor of batch_size, or 0 for the fastest")
     side = min(data.image_size)
-    fits = augment.crop != "pad" or augment.crop_padding < side
+    excluded = not (config.balance_classes and config.class_weights)
+    check(excluded, "class_weights", "() with config.balance_classes, which sets the weights")
+    fits = augment.crop not in ("pad", "simple") or augment.crop_padding < side
     check(fits, "augment.crop_padding", f"less than the image's side, {side}")
     _check_mix_group(config)
     if augment.randaugment:
         parse_randaugment(augment.randaugment)
+        expected = "False, or '' for config.augment.randaugment, which it replaces"
+        check(not augment.three_augment, "augment.three_augment", expected)
     # With the default warm-up a short run is allowed, to try something out; a warning is logged.
     warmup, length = parse_duration(optimizer.warmup), parse_duration(config.train_for)
     is_default = optimizer.warmup == OptimizerConfig.warmup

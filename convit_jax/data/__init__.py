@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from convit_jax.data.sources.opening import open_source
     from convit_jax.data.sources.source import Source
     from convit_jax.data.sources.subsets import (
+        class_counts,
         describe_classes,
         evenly_spaced,
         evenly_spaced_subset,
@@ -44,7 +45,7 @@ _NAMES = {
     "sources.opening": ("open_source",),
     "sources.source": ("Source",),
     "sources.subsets": (
-        *("describe_classes", "evenly_spaced", "evenly_spaced_subset", "hold_out"),
+        *("class_counts", "describe_classes", "evenly_spaced", "evenly_spaced_subset", "hold_out"),
         *("occurring_classes", "restrict_to_classes", "subset"),
     ),
     "workers": ("WorkerPool",),

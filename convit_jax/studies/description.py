@@ -35,7 +35,7 @@ def check_comparable(configs: Mapping[str, Config]) -> None:
     """Check that all models are trained on the same data for the same duration.
 
     Raises:
-        InputError: their configs differ in data or duration, or set a fraction.
+        InputError: their configs differ in data or duration, set a fraction, or end early.
     """
     (first_name, first), *others = configs.items()
     for name, config in configs.items():
@@ -43,6 +43,11 @@ def check_comparable(configs: Mapping[str, Config]) -> None:
             raise InputError(
                 f"config.data.fraction={config.data.fraction:g} of '{name}': a study sets it "
                 "itself, from --fractions"
+            )
+        if config.early_stopping.patience:
+            raise InputError(
+                f"config.early_stopping.patience={config.early_stopping.patience} of '{name}': "
+                "expected 0, as a study trains all models for the same number of images"
             )
     for name, other in others:
         for key, before, after, _ in differences(first, other):

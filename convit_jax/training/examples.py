@@ -2,6 +2,8 @@
 
 import logging
 
+import numpy as np
+
 from convit_jax import data
 from convit_jax.config import Config
 from convit_jax.errors import InputError
@@ -66,3 +68,34 @@ def _open_single_label(name: str) -> data.Source:
             "accepts such data, training does not"
         )
     return source
+
+
+def class_weights_of(config: Config, examples: data.Source) -> tuple[float, ...]:
+    """Return each class's weight in the loss, n / (k n_c), if the config asks for balance.
+
+    Args:
+        config: the configuration.
+        examples: the n training examples as used, after any choice of a part; n_c are of class c.
+
+    Returns:
+        Weights of the k classes, whose mean over the examples is 1; () without balance.
+
+    Raises:
+        InputError: a class has no examples.
+    """
+    if not config.balance_classes:
+        return ()
+    counts = data.class_counts(examples)
+    if not counts.all():
+        name = examples.class_names[int(np.argmin(counts))]
+        raise InputError(
+            f"config.balance_classes: class '{name}' has no training examples in {examples.name}, "
+            "so its frequency has no inverse: expected some of each class, or weights in "
+            "config.class_weights"
+        )
+    weights = counts.sum() / (len(counts) * counts)
+    log.info(
+        "class weights %.3g to %.3g, for %s", weights.min(), weights.max(),
+        data.describe_classes(examples),
+    )  # fmt: skip
+    return tuple(map(float, weights))

@@ -22,6 +22,7 @@ from convit_jax.data.mixing import Erasing, Mixing
 from convit_jax.errors import InputError
 from convit_jax.evaluation.step import make_eval_step
 from convit_jax.kernels import Form, attention_for
+from convit_jax.training.losses import Loss
 from convit_jax.training.optimizer import learning_rate, make_optimizer, trainable_filter
 from convit_jax.training.parts import num_parts
 from convit_jax.training.step import Metrics, StepConfig, TrainState, make_train_step, new_state
@@ -78,6 +79,7 @@ def make_experiment(
     *,
     num_examples: int,
     num_classes: int,
+    class_weights: tuple[float, ...] = (),
     mesh: Mesh | None = None,
     attention: Form | None = None,
 ) -> Experiment:
@@ -86,6 +88,7 @@ def make_experiment(
     Args:
         config: the configuration.
         num_examples, num_classes: size of the training data.
+        class_weights: weights of the classes in the loss, if `class_weights_of` counted any.
         mesh: the devices that the steps will be compiled for; None for the default one.
         attention: the form of attention, to override the config's.
 
@@ -93,6 +96,7 @@ def make_experiment(
         InputError: values of the config contradict each other, or the devices do not support the
             form of attention.
     """
+    _check_class_weights(config, num_classes)
     a, augment = architecture(config, num_classes), config.augment
     order = EpochOrder(num_examples, config.batch_size, config.seed, augment.repeats)
 
@@ -125,6 +129,7 @@ def make_experiment(
         mean=config.data.mean,
         std=config.data.std,
         label_smoothing=config.label_smoothing,
+        loss=Loss(config.loss, config.loss_threshold, class_weights or config.class_weights),
         accumulate=num_parts(
             config.optimizer.accumulate, config.batch_size, a, mesh, pairs=mixing.enabled
         ),
@@ -151,6 +156,15 @@ def make_experiment(
         train_step=make_train_step(graph, optimizer, schedule, step_config, trainable),
         eval_step=make_eval_step(graph, config.data.mean, config.data.std),
     )
+
+
+def _check_class_weights(config: Config, num_classes: int) -> None:
+    count = len(config.class_weights)
+    if count not in (0, num_classes):
+        raise InputError(
+            f"config.class_weights has {count} values: expected {num_classes}, one for each class "
+            "in the order of the labels"
+        )
 
 
 def _check_length(config: Config, total_steps: int, warmup_steps: int) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,8 +26,10 @@ from convit_jax.training import checkpoints as saving
 from convit_jax.training import workdir as workdirs
 from convit_jax.training.agreement import check_same_data, check_same_workdir
 from convit_jax.training.attention_log import make_attention_log
+from convit_jax.training.beginning import write_beginning
 from convit_jax.training.clock import Clock
-from convit_jax.training.examples import open_training_data
+from convit_jax.training.early_stopping import EarlyStopping, resume_early_stopping
+from convit_jax.training.examples import class_weights_of, open_training_data
 from convit_jax.training.experiment import NUM_PROFILED_STEPS, Experiment, make_experiment
 from convit_jax.training.placement import Placement, memory_advice, place
 from convit_jax.training.reporting import ResumePoint, make_writer
@@ -35,6 +37,7 @@ from convit_jax.training.restoration import restore_newest
 from convit_jax.training.resumption import DataRecord, check_same_run
 from convit_jax.training.signals import StopRequest, stop_on_signals
 from convit_jax.training.step import Metrics, TrainState
+from convit_jax.training.tracking import check_installed, tracked_run
 from convit_jax.training.utilisation import make_utilisation
 from convit_jax.training.warm_start import warm_start
 from convit_jax.training.window import MetricsWindow, NotFiniteError
@@ -73,7 +76,8 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         screen: an open screen for the progress; None to open one.
 
     Returns:
-        How the run ended: at its last step, or earlier by SIGTERM or Ctrl-C with the state saved.
+        How the run ended: at its last step, earlier because evaluations no longer improved, or by
+        SIGTERM or Ctrl-C with the state saved.
 
     Raises:
         InputError: the config, the data, the devices or the workdir do not fit together.
@@ -82,6 +86,7 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
     with contextlib.ExitStack() as stack:
         screen = screen or stack.enter_context(process_screen())
         stop = stack.enter_context(stop_on_signals())
+        check_installed(config.tracking)
         directory = workdirs.open_workdir(workdir)
         stack.enter_context(workdirs.lock_workdir(directory))
         check_same_workdir(directory)
@@ -90,7 +95,11 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         check_same_data(eval_examples, "data.eval")
         mesh = meshes.create_mesh(config.mesh.fsdp)
         experiment = make_experiment(
-            config, num_examples=len(examples), num_classes=len(examples.class_names), mesh=mesh
+            config,
+            num_examples=len(examples),
+            num_classes=len(examples.class_names),
+            class_weights=class_weights_of(config, examples),
+            mesh=mesh,
         )
         d = config.data
         options = data.LoaderOptions(
@@ -110,18 +119,25 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         if jax.process_index() == 0:
             workdirs.write_config(directory, experiment)
         workdirs.log_beginning(experiment, state, start, run.placement)
+        tracking = stack.enter_context(tracked_run(config, directory, is_resumed=start > 0))
         missing = saving.evaluation_missing(checkpoints, start, experiment.eval_every)
         writer = make_writer(
             directory,
             steps_per_epoch=experiment.order.steps_per_epoch,
             total_steps=experiment.total_steps,
             resume_point=ResumePoint(start, missing),
+            tracking=tracking,
         )
+        progress = resume_early_stopping(config.early_stopping, directory / "metrics.jsonl")
         with metric_writers.ensure_flushes(writer):
             batches = stack.enter_context(contextlib.closing(run.train_batches(start)))
             with _explaining_out_of_memory(config):
-                outcome = _take_steps(run, state, start, batches, checkpoints, writer, screen, stop)
+                outcome = _take_steps(
+                    run, state, start, batches, checkpoints, writer, screen, stop, progress
+                )
         saving.finish_saving(checkpoints)
+        if tracking is not None:
+            tracking.interrupted = outcome.stopped_by is not None
         if outcome.stopped_by is None:
             log.info("finished %d steps", outcome.step)
         else:
@@ -154,6 +170,11 @@ class _Run:
             experiment, placement, eval_examples, options, pool
         )
 
+    @property
+    def local_rows(self) -> Sequence[int]:
+        """This process's rows of the global batch."""
+        return meshes.local_rows(self.placement.rows, self.experiment.config.batch_size)
+
     def train_batches(self, start: int) -> Generator[data.Batch, None, None]:
         """Yield this process's rows of the batches of steps `start` + 1 to the last."""
         experiment = self.experiment
@@ -163,7 +184,7 @@ class _Run:
             experiment.train_transform,
             start_step=start,
             num_steps=experiment.total_steps,
-            rows=meshes.local_rows(self.placement.rows, experiment.config.batch_size),
+            rows=self.local_rows,
             options=self.options,
             pool=self.pool,
             broken_counter=self.broken_images.counter,
@@ -211,6 +232,7 @@ def _take_steps(
     writer: metric_writers.MetricWriter,
     screen: Screen,
     stop: StopRequest,
+    progress: EarlyStopping,
 ) -> Outcome:
     """Run steps `start` + 1 to the last, with the evaluations and checkpoints due between them."""
     experiment, config = run.experiment, run.experiment.config
@@ -234,10 +256,13 @@ def _take_steps(
             writer.write_scalars(step, {f"train/{name}": v for name, v in scalars.items()})
 
     def evaluate(step: int) -> dict[str, float]:
+        nonlocal progress
         screen.show("evaluating", step, total)
         sums = sum_over_examples(placement.eval_step, state.eval_params, run.eval_batches())
         scalars = means(sums)
-        writer.write_scalars(step, {f"eval/{name}": v for name, v in scalars.items()})
+        progress = progress.after(step, scalars["accuracy"])
+        written = scalars | progress.scalars()
+        writer.write_scalars(step, {f"eval/{name}": v for name, v in written.items()})
         if config.attention_images:
             writer.write_scalars(step, run.attention_metrics(state.eval_params))
         return scalars
@@ -247,9 +272,14 @@ def _take_steps(
     step, stopping = start, stop.reached(start)
     if not stopping and saving.evaluation_missing(checkpoints, start, experiment.eval_every):
         evaluation = evaluate(start)
-    while step < total and not stopping:
+    while step < total and not stopping and not progress.stops:
         with clock.waiting():
-            batch = meshes.to_global(next(batches), placement.rows, config.batch_size)
+            local_batch = next(batches)
+            batch = meshes.to_global(local_batch, placement.rows, config.batch_size)
+        if step == 0 and jax.process_index() == 0:
+            write_beginning(
+                writer, experiment, local_batch, run.local_rows, run.examples.class_names
+            )
         state, metrics = placement.train_step(state, batch)
         step += 1
         if step == start + 1:
@@ -278,13 +308,17 @@ def _take_steps(
                 evaluation = evaluate(step)
                 accuracy = evaluation["accuracy"]
             writer.flush()  # before the checkpoint from which a killed run would resume
+            saving_now = saving_now or progress.stops
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
                 start_time = time.monotonic()
                 record = DataRecord(experiment.order.num_examples, run.broken_images.indices)
                 saving.save(checkpoints, state, step, config, run.card, accuracy, record)
                 stall = time.monotonic() - start_time
                 writer.write_scalars(step, {"checkpoint/stall_seconds": stall})
-    return Outcome(step, stop.signal if step < total else None, evaluation)
+    if progress.stops:
+        log.info("the run ends after step %d of %d: %s", step, total, progress)
+    ended = step == total or progress.stops
+    return Outcome(step, None if ended else stop.signal, evaluation)
 
 
 def _profiler(config: Config, directory: epath.Path) -> Callable[[int], Any]:

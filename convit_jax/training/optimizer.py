@@ -1,4 +1,4 @@
-"""AdamW as in DeiT's recipe: learning rate, weight decay and its mask, clipping, freezing."""
+"""AdamW as in DeiT's recipe, or another rule: learning rate, decay, clipping, freezing."""
 
 import re
 from typing import Any
@@ -14,6 +14,11 @@ from convit_jax.models import is_of_head
 
 # Placeholder in a pattern for the numbers of the GPSA layers.
 _GPSA = "{gpsa}"
+# What Muon orthogonalises: the hidden matrices, not those of images, positions and classes.
+_MUON = re.compile(r"blocks\.\d+\.(attention\.(qk|v|qkv|proj)|mlp\.fc[12])\.kernel")
+# The root mean square of Muon's updates, which is AdamW's (Liu et al. 2025, Moonlight): one
+# learning rate and one weight decay fit both.
+_MUON_RMS = 0.2
 
 
 def parameter_names(params: Any) -> list[str]:
@@ -152,10 +157,36 @@ def layer_scales(params: Any, decay: float) -> Any:
     return jax.tree.unflatten(jax.tree.structure(params), scales)
 
 
+def _update_rule(
+    config: OptimizerConfig, schedule: optax.Schedule, params: Any, decays: Any
+) -> optax.GradientTransformation:
+    """Return the rule by which gradients become updates, with weight decay.
+
+    Args:
+        config: settings of the optimizer.
+        schedule: step → learning rate.
+        params: the trained parameters; only their names are read.
+        decays: a tree like `params`, of bool: whether a parameter decays.
+    """
+    decay = config.weight_decay
+    adam = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
+    if config.name == "lamb":
+        return optax.lamb(schedule, **adam, weight_decay=decay, mask=decays)
+    adamw = optax.adamw(schedule, **adam, weight_decay=decay, mask=decays)
+    if config.name == "adamw":
+        return adamw
+    muon = optax.contrib.muon(
+        schedule, weight_decay=decay, weight_decay_mask=decays, consistent_rms=_MUON_RMS
+    )
+    rules = ["muon" if _MUON.fullmatch(name) else "adamw" for name in parameter_names(params)]
+    labels = jax.tree.unflatten(jax.tree.structure(params), rules)
+    return optax.partition({"muon": muon, "adamw": adamw}, labels)
+
+
 def make_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule, params: Any
 ) -> optax.GradientTransformation:
-    """Return the optimizer of the trained parameters: clipping, AdamW, layer-wise decay.
+    """Return the optimizer of the trained parameters: clipping, update rule, layer-wise decay.
 
     It updates the part of the parameters that `trainable_filter` selects: frozen parameters have no
     gradient, no moments and no share in the norm that clipping limits.
@@ -173,17 +204,11 @@ def make_optimizer(
     def of_trained(tree: Any) -> Any:
         return split_parameters(tree, trainable)[0]
 
-    adamw = optax.adamw(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=of_trained(decay_mask(params, config.no_decay)),
-    )
+    decays = of_trained(decay_mask(params, config.no_decay))
+    rule = _update_rule(config, schedule, of_trained(params), decays)
     # The state has the same structure with and without clipping, so a run can resume with either.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    optimizer = optax.chain(clip, adamw)
+    optimizer = optax.chain(clip, rule)
     if config.layer_decay != 1.0:
         scales = of_trained(layer_scales(params, config.layer_decay))
         scaled = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))

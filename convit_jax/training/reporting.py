@@ -43,6 +43,12 @@ class ConsoleWriter(metric_writers.LoggingWriter):
         columns += [_format_scalar(name, float(scalars[name])) for name in names]
         log.info("  ".join(columns))
 
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Do nothing: images are for TensorBoard."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Do nothing, as for images."""
+
 
 # The order of a line's scalars; the others, in alphabetical order, take the place of "".
 _ORDER = (
@@ -222,7 +228,12 @@ def _write_records(records: Sequence[bytes], path: pathlib.Path) -> None:
 
 
 def make_writer(
-    workdir: epath.Path, *, steps_per_epoch: int, total_steps: int, resume_point: ResumePoint
+    workdir: epath.Path,
+    *,
+    steps_per_epoch: int,
+    total_steps: int,
+    resume_point: ResumePoint,
+    tracking: metric_writers.MetricWriter | None = None,
 ) -> metric_writers.MetricWriter:
     """Return the metric writer of a run; it writes nothing in processes other than the first.
 
@@ -231,6 +242,7 @@ def make_writer(
         steps_per_epoch: steps per epoch, to state epochs.
         total_steps: length of the run.
         resume_point: where the run starts or resumes.
+        tracking: a further writer, of a tracking service.
 
     Raises:
         InputError: the files in the workdir cannot be read or written.
@@ -242,4 +254,4 @@ def make_writer(
     tf.config.set_visible_devices([], "GPU")
     console = ConsoleWriter(steps_per_epoch, total_steps)
     files = FileWriter(workdir, steps_per_epoch, resume_point)
-    return metric_writers.MultiWriter([console, files])
+    return metric_writers.MultiWriter([console, files, *([tracking] if tracking else [])])

@@ -20,6 +20,7 @@ from convit_jax.data.mixing import (
     soft_labels,
 )
 from convit_jax.evaluation.step import Metrics
+from convit_jax.training.losses import Loss, mean_loss
 from convit_jax.training.optimizer import merge_parameters, split_parameters
 
 
@@ -60,6 +61,7 @@ class StepConfig:
         ema_decay: decay of the moving average per step; 0 for none.
         erasing: random erasing.
         mixing: mixup and CutMix.
+        loss: the function of logits and labels that is minimised.
     """
 
     seed: int
@@ -71,6 +73,7 @@ class StepConfig:
     ema_decay: float
     erasing: Erasing
     mixing: Mixing
+    loss: Loss = dataclasses.field(default_factory=Loss)
 
 
 def step_key(seed: int, step: jax.Array | int) -> jax.Array:
@@ -151,7 +154,7 @@ def make_train_step(
         images, labels = augment(batch, config)
         logits = nnx.merge(model, nnx.State(trained), nnx.State(frozen))(images, key=model_key)
         accuracy = (logits.argmax(-1) == labels.argmax(-1)).mean(dtype=jnp.float32)
-        return optax.softmax_cross_entropy(logits, labels).mean(), accuracy
+        return mean_loss(logits, labels, config.loss), accuracy
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 

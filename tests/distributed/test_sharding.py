@@ -12,8 +12,10 @@ def abstract_mesh(data, fsdp):
     return AbstractMesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-def state_of(name, **overrides):
-    config = resolve({"model": {"name": name} | overrides, "ema_decay": 0.9})
+def state_of(name, optimizer="adamw", **overrides):
+    config = resolve(
+        {"model": {"name": name} | overrides, "ema_decay": 0.9, "optimizer": {"name": optimizer}}
+    )
     return make_experiment(config, num_examples=5000, num_classes=1000).abstract_state()
 
 
@@ -46,6 +48,17 @@ def test_moments_and_averages_are_sharded_like_their_parameters():
         if name.startswith("ema_params."):
             assert specs[name.removeprefix("ema_")] == spec
     assert specs["step"] == PartitionSpec()
+
+
+@pytest.mark.parametrize(("optimizer", "moments"), [("adamw", 2), ("lamb", 2), ("muon", 1)])
+def test_the_moments_of_every_optimizer_are_sharded(optimizer, moments):
+    """Muon has one for each of the hidden matrices, which are most of a model."""
+    state, mesh = state_of("convit_base", optimizer), abstract_mesh(2, 4)
+    sharding = state_sharding(state, mesh)
+    size = measure_sharded_size(state.opt_state, sharding.opt_state)
+    parameters = measure_sharded_size(state.params, sharding.params)
+    assert size.sharded / size.total > 0.98
+    assert size.on_device == pytest.approx(moments * parameters.on_device, rel=0.05)
 
 
 def test_arrays_that_a_group_does_not_divide_are_replicated():

@@ -63,7 +63,7 @@ def test_differing_metrics_are_found(change, message, workdir, other):
 def test_differing_events_are_found(workdir, other):
     (path,) = other.glob("events.out.tfevents.*")
     shutil.copy(path, f"{path}.again")
-    assert [finding.partition(": t")[0] for finding in differences(workdir, other, 2)] == [
+    assert [finding.rpartition(": ")[0] for finding in differences(workdir, other, 2)] == [
         "events: more than once"
     ]
     (other / f"{path.name}.again").unlink()

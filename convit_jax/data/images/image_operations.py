@@ -1,4 +1,4 @@
-"""RandAugment's image operations on uint8 arrays: Pillow's definitions, implemented with OpenCV.
+"""Image operations on uint8 arrays: Pillow's definitions, implemented with OpenCV.
 
 Each maps uint8 [H, W, 3] to the same shape. Pixelwise operations are look-up tables and equal
 Pillow's up to rounding; geometric ones are within half a grey level on average, at half the cost
@@ -89,7 +89,17 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 def colour(image: np.ndarray, factor: float) -> np.ndarray:
     """Interpolate between the grey image (factor 0) and the image (1), or extrapolate."""
-    return _blend(cv2.cvtColor(_grey(image), cv2.COLOR_GRAY2RGB), image, factor)
+    return _blend(greyscale(image), image, factor)
+
+
+def greyscale(image: np.ndarray) -> np.ndarray:
+    """Replace the colours by their luminance."""
+    return cv2.cvtColor(_grey(image), cv2.COLOR_GRAY2RGB)
+
+
+def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Blur by a Gaussian of a standard deviation in pixels, which Pillow approximates by boxes."""
+    return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:

@@ -116,17 +116,59 @@ def resize_and_centre_crop(
         uint8 [height, width, C].
     """
     height, width = (math.floor(side / crop_fraction) for side in size)
-    scale = max(height / image.shape[0], width / image.shape[1])
-    # The side that determines the scale is exact; the other is rounded down, as in torchvision.
-    scaled = (
-        max(int(image.shape[0] * scale + 1e-6), height),
-        max(int(image.shape[1] * scale + 1e-6), width),
-    )
+    scaled = _scaled_to_cover(image, (height, width))
+    first = [round((scaled[axis] - size[axis]) / 2) for axis in (0, 1)]
+    return _resize_and_crop(image, scaled, first, size)
+
+
+def resize_and_random_crop(
+    image: np.ndarray, size: tuple[int, int], padding: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Scale an image so that it covers `size`, pad it by reflection, and crop at random.
+
+    This is the simple random crop of DeiT III (Touvron et al. 2022). Only the pixels that are kept
+    are computed, as in `resize_and_centre_crop`.
+
+    Args:
+        image: uint8 [H, W, C].
+        size: (height, width) of the result.
+        padding: width of the border, in pixels.
+        rng: random generator.
+
+    Returns:
+        uint8 [height, width, C].
+    """
+    scaled = _scaled_to_cover(image, size)
+    begins = [int(rng.integers(scaled[i] - size[i] + 2 * padding + 1)) - padding for i in (0, 1)]
+    first = [max(begin, 0) for begin in begins]
+    visible_height, visible_width = (min(begins[i] + size[i], scaled[i]) - first[i] for i in (0, 1))
+    image = _resize_and_crop(image, scaled, first, (visible_height, visible_width))
+    top, left = (max(-begin, 0) for begin in begins)
+    bottom, right = size[0] - top - visible_height, size[1] - left - visible_width
+    padded = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_REFLECT_101)
+    return padded.reshape(*size, image.shape[2])
+
+
+def _scaled_to_cover(image: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (height, width) of an image scaled so that it just covers `size`.
+
+    The side that determines the scale is exact; the other is rounded down, as in torchvision.
+    """
+    scale = max(size[0] / image.shape[0], size[1] / image.shape[1])
+    height, width = (max(int(image.shape[axis] * scale + 1e-6), size[axis]) for axis in (0, 1))
+    return height, width
+
+
+def _resize_and_crop(
+    image: np.ndarray, scaled: tuple[int, int], first: Sequence[int], size: tuple[int, int]
+) -> np.ndarray:
+    """Return the pixels from `first` on, `size` of them, of an image scaled to `scaled`."""
     (rows, *vertical), (columns, *horizontal) = (
-        _source_span(image.shape[axis], scaled[axis], size[axis]) for axis in (0, 1)
+        _source_span(image.shape[axis], scaled[axis], first[axis], size[axis]) for axis in (0, 1)
     )
     # Enlarged, many values are so close to halves that both roundings can differ.
-    resample = _resample_with_pillow if simd is None or scale > 1 else _resample
+    enlarged = scaled[0] > image.shape[0] or scaled[1] > image.shape[1]
+    resample = _resample_with_pillow if simd is None or enlarged else _resample
     return resample(image[rows, columns], size, vertical, horizontal)
 
 
@@ -195,19 +237,18 @@ def _resample_with_pillow(
     return _with_pillow(image, resample)
 
 
-def _source_span(side: int, scaled: int, cropped: int) -> tuple[slice, float, float]:
-    """Return which source pixels determine the central pixels of a scaled side.
+def _source_span(side: int, scaled: int, first: int, cropped: int) -> tuple[slice, float, float]:
+    """Return which source pixels determine some pixels of a scaled side.
 
     Args:
         side, scaled: length of the whole side in pixels, before and after scaling.
-        cropped: number of pixels of the scaled side to compute.
+        first, cropped: the first pixel of the scaled side to compute, and their number.
 
     Returns:
         The source pixels within the filter's radius, and the positions among them where the
         computed pixels begin and end.
     """
     ratio = side / scaled
-    first = round((scaled - cropped) / 2)
     begin, end = first * ratio, min((first + cropped) * ratio, side)
     radius = _FILTER_RADIUS * max(ratio, 1.0) + 1
     low, high = max(0, math.floor(begin - radius)), min(side, math.ceil(end + radius))

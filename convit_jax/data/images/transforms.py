@@ -12,12 +12,14 @@ from convit_jax.data.images.randaugment import RandAugment, parse_randaugment
 from convit_jax.data.images.resizing import (
     random_resized_crop,
     resize_and_centre_crop,
+    resize_and_random_crop,
     resize_exactly,
     resize_fast,
 )
+from convit_jax.data.images.three_augment import colour_jitter, three_augment
 from convit_jax.errors import InputError
 
-CROPS = ("random_resized", "pad", "none")
+CROPS = ("random_resized", "simple", "pad", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +46,22 @@ class EvalTransform:
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Transform of an image for training: crop, flip, affine map, RandAugment.
+    """Transform of an image for training: crop, flip, affine map, RandAugment or 3-Augment, jitter.
 
     Attributes:
         image_size: (height, width) in pixels.
         channels: 1 to 4.
-        crop: `random_resized` (scale a random part), `pad` (pad, then crop at random: for small
-            images) or `none` (scale the whole image).
+        crop: `random_resized` (scale a random part), `simple` (scale the shorter side, pad by
+            reflection, crop at random), `pad` (pad, then crop at random: for small images) or
+            `none` (scale the whole image).
         crop_scale: range of a random part's share of the area.
         crop_ratio: range of a random part's width over its height.
-        crop_padding: width of the black border of `pad`, in pixels.
+        crop_padding: width of the border of `simple` and of the black one of `pad`, in pixels.
         flip: probability of a horizontal flip.
         randaugment: policy in timm's notation, or "" for none; requires 3 channels.
+        three_augment: apply one of greyscale, solarization and blur; requires 3 channels.
+        colour_jitter: largest relative change of brightness, contrast and saturation; requires 3
+            channels.
         rotate, shear: largest angle in either direction, in degrees.
         zoom: largest change of scale in either direction, as a share.
         translate: largest shift in either direction, as a share of the side.
@@ -69,6 +75,8 @@ class TrainTransform:
     crop_padding: int = 4
     flip: float = 0.0
     randaugment: str = ""
+    three_augment: bool = False
+    colour_jitter: float = 0.0
     rotate: float = 0.0
     zoom: float = 0.0
     shear: float = 0.0
@@ -76,11 +84,13 @@ class TrainTransform:
 
     def __post_init__(self) -> None:
         check_channels(self.channels, "config.model.in_channels")
-        if self.randaugment and self.channels != 3:
-            raise InputError(
-                f"config.augment.randaugment='{self.randaugment}' is for colour images: expected "
-                f"'' where config.model.in_channels={self.channels}"
-            )
+        for name, off in (("randaugment", ""), ("three_augment", False), ("colour_jitter", 0.0)):
+            value = getattr(self, name)
+            if value and self.channels != 3:
+                raise InputError(
+                    f"config.augment.{name}={value!r} is for colour images: expected {off!r} where "
+                    f"config.model.in_channels={self.channels}"
+                )
 
     @functools.cached_property
     def _policy(self) -> RandAugment | None:
@@ -93,13 +103,17 @@ class TrainTransform:
             image = cv2.flip(image, 1).reshape(image.shape)
         if self.rotate or self.zoom or self.shear or self.translate:
             image = self._affine(image, rng)
-        return self._policy(image, rng) if self._policy else image
+        image = self._policy(image, rng) if self._policy else image
+        image = three_augment(image, rng) if self.three_augment else image
+        return colour_jitter(image, self.colour_jitter, rng) if self.colour_jitter else image
 
     def _crop(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.crop == "random_resized":
             box = random_resized_crop(image.shape[:2], self.crop_scale, self.crop_ratio, rng)
             top, left, height, width = box
             return resize_fast(image[top : top + height, left : left + width], self.image_size)
+        if self.crop == "simple":
+            return resize_and_random_crop(image, self.image_size, self.crop_padding, rng)
         image = resize_exactly(image, self.image_size)
         if self.crop == "pad" and self.crop_padding:
             padding = self.crop_padding

@@ -147,9 +147,14 @@ def evenly_spaced_subset(source: Source, count: int) -> Source:
     return dataclasses.replace(source, indices=indices[evenly_spaced(len(indices), count)])
 
 
+def class_counts(source: Source) -> np.ndarray:
+    """Return the number of examples of each class, int64 [classes]."""
+    return np.array([len(members) for members in _members_by_name(source)])
+
+
 def describe_classes(source: Source) -> str:
     """Return a line that says how many examples of each class there are."""
-    counts = np.array([len(members) for members in _members_by_name(source)])
+    counts = class_counts(source)
     per_class = f"{counts.min()} to {counts.max()}" if np.ptp(counts) else f"{counts.min()}"
     return f"{counts.sum()} examples, {per_class} of each of {len(counts)} classes"
 

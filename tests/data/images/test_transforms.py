@@ -37,7 +37,7 @@ def test_invalid_numbers_of_channels_are_input_errors(transform, channels):
 
 
 def test_the_crops_are_those_of_the_configuration():
-    assert set(CROPS) == {"random_resized", "pad", "none"}
+    assert set(CROPS) == {"random_resized", "simple", "pad", "none"}
 
 
 class FixedGenerator:
