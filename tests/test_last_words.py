@@ -4,7 +4,6 @@ import dataclasses
 import fcntl
 import gzip
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ import safetensors.numpy
 
 from convit_jax.models import architecture
 from tests.field.builders import folder, write_tar
+from tests.fork_commands import fork_server
 from tests.helpers import write_random_weights
 from tests.processes import free_port
 
@@ -564,24 +564,8 @@ def content(root):
 @pytest.fixture(scope="module")
 def fork(repository, digits):
     """A function that runs a command line in a fork of a process that has imported everything."""
-    environment = os.environ | {
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # no restart needed
-        "PYTHONPATH": str(repository),
-    }
-    command = [sys.executable, "tests/fork_commands.py", *IMPORTED]
-    with subprocess.Popen(
-        command, cwd=repository, env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
-        assert process.stdout.readline() == "ready\n"
-
-        def run(**request):
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            return int(process.stdout.readline())
-
+    with fork_server(IMPORTED, repository, PYTHONPATH=str(repository)) as run:
         yield run
-        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -598,8 +582,7 @@ def test_wrong_input_is_one_sentence_that_names_it(wrong, fork, inputs, closed_p
 
     before = content(inputs)
     code = fork(
-        command=wrong.command,
-        arguments=[filled(argument) for argument in wrong.arguments],
+        command=[*entry(wrong.command), *map(filled, wrong.arguments)],
         environment=dict(wrong.environment),
         stdout=filled(wrong.stdout),
         stderr=str(tmp_path / "stderr"),
@@ -697,11 +680,9 @@ def test_a_log_that_cannot_be_written_does_not_end_a_run(fork, tmp_path):
     """The reader of the log of a long run may end, and its disk may be full."""
     run = tmp_path / "run"
     keys = "train_for=2 steps,optimizer.warmup=0 steps,eval_every=2 steps,checkpoint.every=2 steps"
-    arguments = ["--config=configs/digits.py", f"--workdir={run}"]
-    arguments += [f"--config.{key}" for key in keys.split(",")]
-    code = fork(
-        command="train", arguments=arguments, environment={}, stdout="/dev/full", stderr="/dev/full"
-    )
+    command = [*entry("train"), "--config=configs/digits.py", f"--workdir={run}"]
+    command += [f"--config.{key}" for key in keys.split(",")]
+    code = fork(command=command, environment={}, stdout="/dev/full", stderr="/dev/full")
     assert code == 0
     assert (run / "checkpoints" / "2").is_dir()
 

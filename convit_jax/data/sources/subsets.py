@@ -46,12 +46,16 @@ def subset(source: Source, *, fraction: float, choice: str, classes: int, seed: 
     selected = []
     for label, members in enumerate(_members_by_name(source)[:num_classes]):
         count = int(len(members) * fraction)
+        if not len(members):
+            raise InputError(
+                f"config.data.fraction={fraction}: {source.name} has no example of class "
+                f"'{source.class_names[label]}', expected some of each class"
+            )
         if not count:
-            smallest = 1 / len(members) if len(members) else float("nan")
             raise InputError(
                 f"config.data.fraction={fraction} leaves none of the {len(members)} examples of "
                 f"class '{source.class_names[label]}' in {source.name}: expected at least "
-                f"{smallest:.2g}"
+                f"{1 / len(members):.2g}"
             )
         if choice == "random":
             members = _shuffle(members, seed, label)
