@@ -26,8 +26,8 @@ NOT_RUN = {
     r"mpirun": "it needs several hosts; tests/distributed starts processes as it does",
     r"scripts/compare_on_gpu": "it needs an NVIDIA GPU",
     r"tensorboard": "it starts a server",
-    r"hf auth login|.*hf://ORG/NAME( +#|$)|.*\n.*tracking=|.*tracking=wandb": "it needs an account; tests "
-    "of uploading and tracking have stand-ins",
+    r"hf auth login|.*hf://ORG/NAME( +#|$)|.*\n.*tracking=|.*tracking=wandb": "it needs an "
+    "account; the tests of uploading and tracking have stand-ins",
     r"tfds build|mkdir -p ~/tensorflow": "it needs ImageNet's files",
     r"python scripts/kill_runs": "it takes an hour; tests/faults runs two of its trials",
     r"python scripts/choose_recipe": "it takes minutes; tests/test_choose_recipe.py has the choice",
