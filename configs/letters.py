@@ -1,8 +1,8 @@
 """Letters of unseen fonts, 28x28 pixels: harder than the digits, X minutes on two CPU cores.
 
-    pip install --no-deps trdg==1.8.0
-    python train.py --config configs/letters.py --workdir /tmp/letters
-    python train.py --config configs/letters.py:deit --workdir /tmp/letters-deit
+pip install --no-deps trdg==1.8.0
+python train.py --config configs/letters.py --workdir /tmp/letters
+python train.py --config configs/letters.py:deit --workdir /tmp/letters-deit
 """
 
 import ml_collections

@@ -6,7 +6,7 @@
 
 Without data: the numbers of parameters, that the released code's files and timm's have the same
 tensors, and the gates that the paper prints. With the validation images: Tables 1, 5 and 6. With
-the other sets: timm's results. The exit code is 1 if a fact does not hold, or none could be checked.
+the other sets: timm's results. The exit code is 1 if a fact does not hold or none could be checked.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from convit_jax import analysis, evaluate
 from convit_jax.analysis.published import GATES, GATES_SOURCE, NUM_IMAGES, TABLE_1
 from convit_jax.console import command_line
 from convit_jax.console.screen import print_table
-from convit_jax.errors import InputError
+from convit_jax.errors import InputError, nearest
 from convit_jax.system.paths import user_path
 from convit_jax.weights import Weights, open_weights
 from convit_jax.weights.files import TORCH_SUFFIXES
 
-# Where a model's weights were published: the released code's file, and timm's copy on the Hub, whose
-# SHA-256 is compared with the one that the Hub lists when it is fetched.
+# Where a model's weights were published: the released code's file, and timm's copy on the Hub,
+# whose SHA-256 is compared with the one that the Hub lists when it is fetched.
 RELEASED = "https://dl.fbaipublicfiles.com/convit/{}.pth", "hf://timm/{}.fb_in1k"
 NUM_PARAMETERS = {"convit_tiny": 5_710_512, "convit_small": 27_777_322, "convit_base": 86_540_040}
 
@@ -46,7 +46,7 @@ DATASETS = {
 }
 MASKS = (("pos_embed", 0), *((kind, n) for kind in ("content", "position") for n in (3, 5, 10)))
 
-# Half of a last printed digit, of gates (0.09) and of the accuracies in the paper (73.1), in percent.
+# Half of a last printed digit, of gates (0.09) and of the paper's accuracies (73.1 %).
 HALF_A_HUNDREDTH, HALF_A_TENTH = 0.005, 0.05
 # JPEG decoders and float32 arithmetic differ from those of the published evaluations.
 ACCURACY, LOSS = 0.1, 0.002
@@ -117,7 +117,12 @@ def _sha256(weights: Weights) -> str:
 def gate_facts(model: str, weights: Weights) -> Iterator[Fact]:
     """Yield the gates that the paper prints."""
     for layer, expected in GATES.get(model, {}).items():
-        gating = weights.tensors[f"blocks.{layer - 1}.attn.gating_param"]
+        gating = weights.tensors.get(f"blocks.{layer - 1}.attn.gating_param", np.zeros(0))
+        if gating.shape != (len(expected),):
+            raise InputError(
+                f"{weights.name}: layer {layer} has {gating.size} gates, expected {len(expected)}: "
+                f"these are not the weights of {model}"
+            )
         obtained = tuple(float(1 / (1 + np.exp(-value))) for value in gating.astype(np.float64))
         what = f"gates of layer {layer}"
         yield Fact(model, what, GATES_SOURCE[model], expected, obtained, HALF_A_HUNDREDTH, 2)
@@ -218,7 +223,9 @@ def _parser() -> command_line.Parser:
     add("--weights", metavar="DIRECTORY", help=text)
     names = ",".join(NUM_PARAMETERS)
     add("--models", metavar="NAMES", default=names, help=f"some of {names} (the default)")
-    text = "the ImageNet validation images: tfds:NAME:SPLIT[:DIR], folder:PATH or wds:x-{00..63}.tar"
+    text = (
+        "the ImageNet validation images: tfds:NAME:SPLIT[:DIR], folder:PATH or wds:x-{00..63}.tar"
+    )
     add("--validation", metavar="D", help=text)
     add("--real", metavar="D", help="ReaL: tfds:imagenet2012_real:validation")
     add("--v2", metavar="D", help="ImageNet-V2: tfds:imagenet_v2/matched-frequency:test")
@@ -236,9 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = arguments.models.split(",")
     unknown = [model for model in models if model not in NUM_PARAMETERS]
     if unknown:
-        raise InputError(
-            f"--models={arguments.models}: '{unknown[0]}', expected {', '.join(NUM_PARAMETERS)}"
-        )
+        raise InputError(f"--models: '{unknown[0]}', {nearest(unknown[0], NUM_PARAMETERS)}")
     facts: list[Fact] = []
     unchecked = [f"{d} (no --{f.replace('_', '-')})" for d, f in DATASETS.items()
                  if getattr(arguments, f) is None]  # fmt: skip
@@ -249,7 +254,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             unchecked.append(f"anything of {model}")
             continue
         if len(copies) == 1:
-            unchecked.append(f"that the copies of {model} have the same tensors (only one is there)")
+            unchecked.append(
+                f"that the copies of {model} have the same tensors (only one is there)"
+            )
         facts += weights_facts(model, copies)
         facts += gate_facts(model, copies[0])
         facts += accuracy_facts(model, copies[0].name, arguments)

@@ -1,6 +1,6 @@
-"""Letters of many fonts as a TFDS dataset: a test of generalisation to unseen styles, rendered here.
+"""Letters of many fonts as a TFDS dataset: a test of generalisation to unseen styles.
 
-No pictures are stored or downloaded. The fonts are those of two Python packages: matplotlib and
+No picture is stored or downloaded. The fonts are those of two Python packages: matplotlib and
 trdg (https://github.com/Belval/TextRecognitionDataGenerator), whose outlines are drawn once with
 Pillow.
 """
@@ -21,8 +21,10 @@ from convit_jax.errors import InputError
 # The beginnings of the files' names, one for each family. Families, not files, are split, since the
 # weights of a family (Lato has 18) are alike. Droid Sans and Open Sans are by one hand, so they are
 # in one split. Both splits have plain, serif and display fonts.
-TRAIN_FAMILIES = ("Amatic", "BEBAS", "Caviar", "Droid", "Lato", "OpenSans", "Raleway", "Roboto",
-                  "STIXGeneral", "Sansation", "cmb", "cmmi", "cmr", "cmss", "cmti", "cmtt")  # fmt: skip
+TRAIN_FAMILIES = (
+    *("Amatic", "BEBAS", "Caviar", "Droid", "Lato", "OpenSans", "Raleway", "Roboto"),
+    *("STIXGeneral", "Sansation", "cmb", "cmmi", "cmr", "cmss", "cmti", "cmtt"),
+)
 TEST_FAMILIES = ("Aller", "Capture", "DejaVu", "FFF", "Pacifico", "SEASRN", "Walkway")
 TRAIN_FONTS, TEST_FONTS = 89, 33
 _SYMBOL_FONTS = ("DejaVuSansDisplay", "DejaVuSerifDisplay")  # without letters

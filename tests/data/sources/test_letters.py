@@ -120,5 +120,7 @@ def test_without_the_fonts_a_sentence_has_the_command_to_install_them(monkeypatc
 def test_another_number_of_fonts_is_refused(install_trdg, tmp_path):
     install_trdg(3, 21)
     builder = letters.Letters(file_format="array_record", data_dir=tmp_path / "data")
-    with pytest.raises(InputError, match=r"13 fonts to train on and 33 to test, expected the 89 and"):
+    with pytest.raises(
+        InputError, match=r"13 fonts to train on and 33 to test, expected the 89 and"
+    ):
         builder.download_and_prepare()
