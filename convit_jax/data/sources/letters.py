@@ -29,8 +29,6 @@ TEST_FAMILIES = ("Aller", "Capture", "DejaVu", "FFF", "Pacifico", "SEASRN", "Wal
 TRAIN_FONTS, TEST_FONTS = 89, 33
 _SYMBOL_FONTS = ("DejaVuSansDisplay", "DejaVuSerifDisplay")  # without letters
 
-# Not the lower-case l, which in many fonts looks like the capital I.
-CHARACTERS = string.ascii_letters.replace("l", "")
 IMAGE_SIZE = 28
 _SCALE = 4  # letters are drawn and posed at this multiple of the image's size
 _LETTER_SIZE = 20  # longer side of an upright letter, as MNIST's
@@ -38,7 +36,7 @@ _INSTALL = "pip install --no-deps trdg==1.8.0"  # its dependencies include a sec
 
 
 class Letters(tfds.core.GeneratorBasedBuilder):
-    """6,222 letters of 28x28 pixels, 4,539 of 89 fonts to train on and 1,683 of 33 others to test.
+    """6,344 letters of 28x28 pixels, 4,628 of 89 fonts to train on and 1,716 of 33 others to test.
 
     The classes are the 26 letters, without regard to case. Each picture has a pose of its own:
     turned by up to 30 degrees, sheared by up to 0.3, scaled by 0.7 to 1.1, and shifted by up to two
@@ -73,10 +71,11 @@ class Letters(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, fonts: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
         for path in fonts:
             font = ImageFont.truetype(path, 80, layout_engine=ImageFont.Layout.BASIC)
-            for character in CHARACTERS:
+            for character in string.ascii_letters:
                 name = f"{path.stem} {character}"
                 rng = np.random.default_rng(zlib.crc32(name.encode()))
-                image = draw_letter(font, character, rng)
+                # The lower-case l looks like the capital I in many fonts: a second L instead.
+                image = draw_letter(font, "L" if character == "l" else character, rng)
                 label = string.ascii_uppercase.index(character.upper())
                 yield name, {"image": image, "label": label}
 

@@ -62,9 +62,7 @@ def test_all_letters_of_all_fonts_are_in_their_splits(few_fonts):
         source = open_source(f"letters:{split}")
         labels = np.bincount([source[i][1] for i in range(len(source))])
         assert source.class_names == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-        # Upper and lower case, but no lower-case l.
-        expected = [fonts if name == "L" else 2 * fonts for name in source.class_names]
-        assert labels.tolist() == expected
+        assert labels.tolist() == [2 * fonts] * 26  # upper and lower case
     assert decode(source[0][0], channels=1).shape == (28, 28, 1)
     assert len(open_source("letters:train[:10]+test[:5]")) == 15
     with pytest.raises(InputError, match="no split 'tset', did you mean 'test'"):
@@ -97,6 +95,20 @@ def test_a_pose_is_a_function_of_the_random_numbers_within_the_documented_range(
         slope = ((x - mean_x) * (y - mean_y) * image).sum() / ((y - mean_y) ** 2 * image).sum()
         assert abs(np.rad2deg(np.arctan(slope))) < 48
     assert np.abs(centres).max() == pytest.approx(2, abs=0.2)
+
+
+def test_a_second_capital_is_drawn_instead_of_the_lower_case_l(monkeypatch):
+    monkeypatch.setattr(letters, "draw_letter", lambda _, character, rng: (character, rng.random()))
+    path = MATPLOTLIB_FONTS / "DejaVuSans.ttf"
+    drawn = dict(letters.Letters._generate_examples(None, [path]))
+    assert len(drawn) == 52
+    assert all(
+        example["label"] == ord(example["image"][0].upper()) - ord("A")
+        for example in drawn.values()
+    )
+    small, capital = drawn["DejaVuSans l"], drawn["DejaVuSans L"]
+    assert small["image"][0] == capital["image"][0] == "L"
+    assert small["image"][1] != capital["image"][1]  # another pose
 
 
 def test_no_family_is_in_both_splits():
