@@ -16,7 +16,7 @@ from tests.helpers import load_module
 
 VARIANTS = {
     "digits": ["", "convit", "deit"],
-    "letters": ["", "convit", "deit"],
+    "letters": ["", "deit"],
     "convit_ti": [""],
     "convit_ti_plus": ["", "cifar100"],
     "convit_s": [
