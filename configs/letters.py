@@ -1,8 +1,13 @@
-"""Letters of unseen fonts, 28x28 pixels: harder than the digits, X minutes on two CPU cores.
+"""Letters of unseen fonts, 28x28 pixels: harder than the digits, three minutes on two CPU cores.
 
-pip install --no-deps trdg==1.8.0
-python train.py --config configs/letters.py --workdir /tmp/letters
-python train.py --config configs/letters.py:deit --workdir /tmp/letters-deit
+    pip install --no-deps trdg==1.8.0
+    python train.py --config configs/letters.py --workdir /tmp/letters
+    python train.py --config configs/letters.py:deit --workdir /tmp/letters-deit
+
+`deit` trains a DeiT of the same width, depth, data and budget, with plain attention. With seed 0
+the ConViT ended at 86.0 % of the 1,716 test images, the DeiT, whose accuracy rises until
+the end, at 44.6 %; a nearest neighbour has 54.7 %. The learning rate is the better of two for
+both models, on held-out training images (docs/data.md).
 """
 
 import ml_collections
@@ -18,7 +23,7 @@ def get_config(variant: str = "convit") -> ml_collections.ConfigDict:
     config = template()
     config.train_for = "2000 steps"
     config.batch_size = 64
-    config.eval_batch_size = 576
+    config.eval_batch_size = 576  # the test images in three steps
     config.eval_every = "500 steps"
     config.ema_decay = 0.998
     config.log_every = "50 steps"
