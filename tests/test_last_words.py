@@ -118,6 +118,7 @@ TRAIN = [
         ("--config.data.train=", "data '': unknown kind"),
         ("--config.data.train=gs://x", "data 'gs://x': unknown kind 'gs'"),
         ("--config.data.train=digits", "data 'digits': expected digits:train|test"),
+        ("--config.data.train=letters", "data 'letters': expected letters:train|test"),
         ("--config.data.train=digits:trian", "no split 'trian'", "'train'"),
         ("--config.data.train=digits:train[", "'train['"),
         ("--config.data.train=digits:train[5:2]", "'train[5:2]' has no examples"),

@@ -99,6 +99,34 @@ ABLATIONS: dict[str, dict[str, dict[float, float]]] = {
 }
 
 
+# Paper, Table 1, of the models whose weights were released: (top-1, top-5) in percent.
+TABLE_1 = {"convit_tiny": (73.1, 91.7), "convit_small": (81.3, 95.7), "convit_base": (82.4, 95.9)}
+
+# σ(λ) of each head, by layer from 1, as in the titles of the paper's attention maps.
+GATES_SOURCE = {"convit_tiny": "paper, Fig. 16", "convit_small": "paper, Fig. 17"}
+GATES: dict[str, dict[int, tuple[float, ...]]] = {
+    "convit_tiny": {2: (0.00, 0.09, 0.51, 0.73), 10: (0.0,) * 4},
+    "convit_small": {
+        1: (0.01, 0.52, 0.01, 0.00, 0.04, 0.92, 0.07, 0.01, 0.07),
+        4: (0.00, 0.82, 0.03, 0.82, 0.14, 0.84, 0.75, 0.00, 0.34),
+        7: (0.15, 0.00, 0.59, 0.00, 0.04, 0.02, 0.04, 0.00, 0.00),
+        10: (0.0,) * 9,
+    },
+}
+
+# Number of images that count in an evaluation on each of the datasets of `published`.
+NUM_IMAGES = {
+    "imagenet2012": imagenet.NUM_VALIDATION_IMAGES,
+    "imagenet2012_real": 46_837,  # the others have no label
+    "imagenet_v2": 10_000,
+    "imagenet_a": 7_500,
+    "imagenet_r": 30_000,
+    "imagenet_sketch": 50_889,
+    "imagenet_a clean": 10_000,
+    "imagenet_r clean": 10_000,
+}
+
+
 def published(model: str, dataset: str, mask: tuple[str, int] = NO_MASK) -> Published | None:
     """Return the published result of a model, or None.
 

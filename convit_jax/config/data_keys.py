@@ -26,8 +26,8 @@ class DataConfig:
 
     train: str = fixed_key(
         "digits:train",
-        "training examples: tfds:NAME:SPLIT[:DATA_DIR], folder:PATH, wds:PATH/x-{0000..1023}.tar "
-        "or digits:train",
+        "training examples: tfds:NAME:SPLIT[:DATA_DIR], folder:PATH, wds:PATH/x-{0000..1023}.tar, "
+        "digits:train or letters:train",
     )
     eval: str = key("digits:test", "examples to evaluate on, named in the same way")
     fraction: float = fixed_key(

@@ -16,6 +16,7 @@ from tests.helpers import load_module
 
 VARIANTS = {
     "digits": ["", "convit", "deit"],
+    "letters": ["", "deit"],
     "convit_ti": [""],
     "convit_ti_plus": ["", "cifar100"],
     "convit_s": [
@@ -92,8 +93,9 @@ def test_a_step_of_every_variant(name, argument, repository):
     assert not all(jax.tree.leaves(unchanged))
 
 
-def test_the_two_models_of_the_demo_differ_in_attention_only(repository):
-    module = load(repository, "digits")
+@pytest.mark.parametrize("name", ["digits", "letters"])
+def test_the_two_models_of_a_small_config_differ_in_attention_only(name, repository):
+    module = load(repository, name)
     convit, deit = (resolve(module.get_config(name)) for name in ("convit", "deit"))
     differing = {
         name
@@ -110,9 +112,10 @@ def test_the_demo_runs_on_eight_devices_in_two_parts(repository):
     assert config.batch_size % (8 * 2 * 2) == config.eval_batch_size % 8 == 0
 
 
-def test_an_unknown_variant_is_one_sentence(repository):
-    with pytest.raises(InputError, match=r"digits.py:dei: did you mean 'deit'"):
-        load(repository, "digits").get_config("dei")
+@pytest.mark.parametrize("name", ["digits", "letters"])
+def test_an_unknown_variant_is_one_sentence(name, repository):
+    with pytest.raises(InputError, match=rf"{name}.py:dei: did you mean 'deit'"):
+        load(repository, name).get_config("dei")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Opening of data sources by name: `folder:PATH`, `tfds:…`, `wds:…`, `digits:train`."""
+"""Opening of data sources by name: `folder:PATH`, `tfds:…`, `wds:…`, `digits:train`, …"""
 
 import contextlib
 import io
@@ -25,18 +25,19 @@ from convit_jax.errors import InputError, boundary, naming, nearest
 
 log = logging.getLogger(__name__)
 
-_DIGITS_FORMAT = "digits:train|test"
+_DIGITS_FORMAT, _LETTERS_FORMAT = "digits:train|test", "letters:train|test"
 
 
 def open_source(name: str) -> Source:
     """Open a data source by its name.
 
-    The digits are written to TFDS's data directory on first use. Other TFDS datasets must have been
-    prepared, as ArrayRecord or TFRecord, and are read in place.
+    The digits and letters are written to TFDS's data directory on first use. Other TFDS datasets
+    must have been prepared, as ArrayRecord or TFRecord, and are read in place.
 
     Args:
-        name: `digits:train`, `digits:test`, `tfds:NAME[/CONFIG][:VERSION]:SPLIT[:DATA_DIR]`,
-            `folder:PATH` or `wds:PATTERN`, of tar files.
+        name: `digits:train`, `digits:test`, `letters:train`, `letters:test`,
+            `tfds:NAME[/CONFIG][:VERSION]:SPLIT[:DATA_DIR]`, `folder:PATH` or `wds:PATTERN`, of tar
+            files.
 
     Raises:
         InputError: an unknown kind, dataset or split, or the data are not there.
@@ -51,10 +52,26 @@ def open_source(name: str) -> Source:
 
 
 def _open_digits(name: str) -> Source:
+    # Importing the module registers its builder with TFDS.
+    from convit_jax.data.sources.digits import Digits  # noqa: PLC0415
+
+    return _open_own(Digits, name, _DIGITS_FORMAT)
+
+
+def _open_letters(name: str) -> Source:
+    from convit_jax.data.sources.letters import Letters  # noqa: PLC0415
+
+    return _open_own(Letters, name, _LETTERS_FORMAT)
+
+
+def _open_own(builder_class: type[tfds.core.DatasetBuilder], name: str, expected: str) -> Source:
+    """Open a dataset whose builder is in this package."""
     split, data_dir = parse_split(name.partition(":")[2])
     if not split or data_dir:
-        raise InputError(f"data '{name}': expected {_DIGITS_FORMAT}")
-    return _open_split(_digits_builder(), split, name)
+        raise InputError(f"data '{name}': expected {expected}")
+    with naming(f"data '{name}'"):
+        builder = _written_builder(builder_class)
+    return _open_split(builder, split, name)
 
 
 def _open_tfds(name: str) -> Source:
@@ -69,6 +86,7 @@ def _open_tfds(name: str) -> Source:
 # The kinds of names, with the format of each and the function that opens it.
 KINDS = {
     "digits": (_DIGITS_FORMAT, _open_digits),
+    "letters": (_LETTERS_FORMAT, _open_letters),
     "tfds": (NAME_FORMAT, _open_tfds),
     "folder": ("folder:PATH", open_folder),
     "wds": (TAR_FORMAT, open_tar_shards),
@@ -86,16 +104,13 @@ def _splits_hint(parsed: PreparedName) -> str:
     return f", where SPLIT is one of {', '.join(splits)}"
 
 
-def _digits_builder() -> tfds.core.DatasetBuilder:
-    """Return the builder of the digits, written to disk if they are not yet."""
-    # Importing the module registers its builder with TFDS.
-    from convit_jax.data.sources.digits import Digits  # noqa: PLC0415
-
-    builder = Digits(file_format="array_record")
+def _written_builder(builder_class: type[tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
+    """Return a builder whose data are written to disk if they are not yet."""
+    builder = builder_class(file_format="array_record")
     if not builder.data_path.exists():
         tfds.disable_progress_bar()
         try:
-            log.info("writing the digits to %s, once", builder.data_path)
+            log.info("writing the %s to %s, once", builder.name, builder.data_path)
             # TFDS prints messages on standard output, which is reserved for the commands' output.
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare()
@@ -103,7 +118,7 @@ def _digits_builder() -> tfds.core.DatasetBuilder:
             # Another process may have written the same files first; its copy will do.
             if not builder.data_path.exists():
                 raise
-        builder = Digits(file_format="array_record")
+        builder = builder_class(file_format="array_record")
     return builder
 
 
