@@ -42,7 +42,14 @@ def statements(repository):
             found.append(Statement(page, line, command, output))
         elif language == "":
             found.extend(Statement(page, line + n, lines) for n, lines in _split(text))
-    return found
+    # A command that several pages have is one.
+    return list({_without_spaces(statement.text): statement for statement in found[::-1]}.values())[
+        ::-1
+    ]
+
+
+def _without_spaces(command):
+    return " ".join(re.sub(r"\s#.*", "", command).split())
 
 
 def _split(text):

@@ -24,6 +24,8 @@ NOT_RUN = {
     r"sbatch|cd CHECKOUT|export VENV|tail -f slurm|python3.12|\.venv-gpu": "it needs a cluster; "
     "tests/slurm runs the launcher under a Slurm of its own",
     r"mpirun": "it needs several hosts; tests/distributed starts processes as it does",
+    r".*configs/letters.py": "trdg, which has the fonts, is not among the requirements",
+    r"scripts/check_port": "it needs the released files; tests/test_check_port.py has stand-ins",
     r"scripts/compare_on_gpu": "it needs an NVIDIA GPU",
     r"tensorboard": "it starts a server",
     r"hf auth login|.*hf://ORG/NAME( +#|$)|.*\n.*tracking=|.*tracking=wandb": "it needs an "
