@@ -42,10 +42,10 @@ def statements(repository):
             found.append(Statement(page, line, command, output))
         elif language == "":
             found.extend(Statement(page, line + n, lines) for n, lines in _split(text))
-    # A command that several pages have is one.
-    return list({_without_spaces(statement.text): statement for statement in found[::-1]}.values())[
-        ::-1
-    ]
+    different = {}
+    for statement in found:  # several pages have some
+        different.setdefault(_without_spaces(statement.text), statement)
+    return list(different.values())
 
 
 def _without_spaces(command):
