@@ -28,10 +28,11 @@ from convit_jax.training.agreement import check_same_data, check_same_workdir
 from convit_jax.training.attention_log import make_attention_log
 from convit_jax.training.beginning import write_beginning
 from convit_jax.training.clock import Clock
+from convit_jax.training.distillation import open_config_teacher
 from convit_jax.training.early_stopping import EarlyStopping, resume_early_stopping
 from convit_jax.training.examples import class_weights_of, open_training_data
 from convit_jax.training.experiment import NUM_PROFILED_STEPS, Experiment, make_experiment
-from convit_jax.training.placement import Placement, memory_advice, place
+from convit_jax.training.placement import Placement, memory_advice, place, place_teacher
 from convit_jax.training.reporting import ResumePoint, make_writer
 from convit_jax.training.restoration import restore_newest
 from convit_jax.training.resumption import DataRecord, check_same_run
@@ -94,12 +95,14 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         check_same_data(examples, "data.train")
         check_same_data(eval_examples, "data.eval")
         mesh = meshes.create_mesh(config.mesh.fsdp)
+        class_names = examples.class_names
         experiment = make_experiment(
             config,
             num_examples=len(examples),
-            num_classes=len(examples.class_names),
+            num_classes=len(class_names),
             class_weights=class_weights_of(config, examples),
             mesh=mesh,
+            teacher=open_config_teacher(config, len(class_names), class_names, mesh=mesh),
         )
         d = config.data
         options = data.LoaderOptions(
@@ -116,6 +119,7 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         stack.enter_context(saving.closing_checkpoints(checkpoints))
         with _explaining_out_of_memory(config):
             state, start = _initial_state(run, checkpoints)
+            teacher = place_teacher(experiment, run.placement)
         if jax.process_index() == 0:
             workdirs.write_config(directory, experiment)
         workdirs.log_beginning(experiment, state, start, run.placement)
@@ -133,7 +137,7 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
             batches = stack.enter_context(contextlib.closing(run.train_batches(start)))
             with _explaining_out_of_memory(config):
                 outcome = _take_steps(
-                    run, state, start, batches, checkpoints, writer, screen, stop, progress
+                    run, state, start, teacher, batches, checkpoints, writer, screen, stop, progress
                 )
         saving.finish_saving(checkpoints)
         if tracking is not None:
@@ -227,6 +231,7 @@ def _take_steps(
     run: _Run,
     state: TrainState,
     start: int,
+    teacher: tuple[Any, ...],
     batches: Iterator[data.Batch],
     checkpoints: ocp.CheckpointManager,
     writer: metric_writers.MetricWriter,
@@ -258,7 +263,11 @@ def _take_steps(
     def evaluate(step: int) -> dict[str, float]:
         nonlocal progress
         screen.show("evaluating", step, total)
-        sums = sum_over_examples(placement.eval_step, state.eval_params, run.eval_batches())
+        sums = sum_over_examples(
+            lambda params, batch: placement.eval_step(params, batch, *teacher),
+            state.eval_params,
+            run.eval_batches(),
+        )
         scalars = means(sums)
         progress = progress.after(step, scalars["accuracy"])
         written = scalars | progress.scalars()
@@ -280,7 +289,7 @@ def _take_steps(
             write_beginning(
                 writer, experiment, local_batch, run.local_rows, run.examples.class_names
             )
-        state, metrics = placement.train_step(state, batch)
+        state, metrics = placement.train_step(state, batch, *teacher)
         step += 1
         if step == start + 1:
             clock.restart(step)  # exclude the compilation

@@ -1,0 +1,141 @@
+"""Distillation: the losses by NumPy, the step, the evaluation, and what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from convit_jax.errors import InputError
+from convit_jax.models import build
+from convit_jax.training import make_experiment
+from convit_jax.training.distillation import (
+    Distillation,
+    distilled_loss,
+    open_config_teacher,
+    teacher_loss,
+)
+from convit_jax.training.losses import Loss, mean_loss
+from convit_jax.training.placement import abstract_teacher
+from convit_jax.training.step import augment, split_step_key, step_key, with_draws
+from tests.helpers import assert_trees_close
+
+RNG = np.random.default_rng(0)
+LOGITS, OF_TEACHER, OF_TOKEN = RNG.normal(0, 3, (3, 4, 5))
+LABELS = np.eye(5)[[0, 3, 1, 2]] * 0.9 + 0.02
+
+
+def softmax(values):
+    exponentials = np.exp(values)
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def make_batch(size=16, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (size, 8, 8, 1)).astype(np.uint8)
+    return {"image": images, "label": rng.integers(0, 10, size).astype(np.int32)}
+
+
+def test_the_hard_loss_is_the_cross_entropy_with_the_teachers_class():
+    predicted = OF_TEACHER.argmax(-1)
+    expected = -np.log(softmax(LOGITS)[np.arange(4), predicted]).mean()
+    assert float(teacher_loss(LOGITS, OF_TEACHER, None)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_soft_loss_is_the_divergence_from_the_teachers_probabilities(temperature):
+    p, q = softmax(OF_TEACHER / temperature), softmax(LOGITS / temperature)
+    expected = temperature**2 * (p * np.log(p / q)).sum(-1).mean()
+    ours = teacher_loss(LOGITS, OF_TEACHER, temperature)
+    assert float(ours) == pytest.approx(expected, rel=1e-5)
+    assert float(teacher_loss(OF_TEACHER, OF_TEACHER, temperature)) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [Loss("softmax", None, (1, 2, 3, 4, 5)), Loss("binary", 0.2)])
+@pytest.mark.parametrize("logits", [[LOGITS], [LOGITS, OF_TOKEN]])
+def test_the_labels_teach_the_class_token_and_the_teacher_the_last(loss, logits):
+    ours = distilled_loss(logits, LABELS, OF_TEACHER, loss, Distillation(0.3))
+    base, of_teacher = mean_loss(LOGITS, LABELS, loss), teacher_loss(logits[-1], OF_TEACHER, None)
+    assert float(ours) == pytest.approx(0.7 * float(base) + 0.3 * float(of_teacher), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def teach(make_config, workdir):
+    """A function that takes one step with a teacher: the experiment, states and metrics."""
+
+    def run(batch, **overrides):
+        config = make_config(distill__teacher=str(workdir), model__drop_path_rate=0.0, **overrides)
+        teacher = open_config_teacher(config, 10)
+        experiment = make_experiment(config, num_examples=100, num_classes=10, teacher=teacher)
+        before = jax.jit(experiment.init_state)()
+        after, metrics = jax.jit(experiment.train_step)(before, batch, teacher.params)
+        return experiment, before, after, metrics
+
+    return run
+
+
+def expected_loss(experiment, batch, heads):
+    """The loss of the first step by its definition, from the augmented images."""
+    config = experiment.step_config
+    _, *keys = split_step_key(step_key(config.seed, 0))
+    images, labels = augment(with_draws(batch, config, *keys), config)
+    teacher = experiment.teacher
+    of_teacher = teacher.predict(teacher.params, images)
+    model = build(experiment.architecture, experiment.config.seed)
+    logits = model.separate_logits(images)
+    assert len(logits) == heads
+    base = optax.softmax_cross_entropy(logits[0], labels).mean()
+    hard = optax.softmax_cross_entropy(logits[-1], jax.nn.one_hot(of_teacher.argmax(-1), 10)).mean()
+    return float(base + hard) / 2
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_teacher_sees_the_batch_of_the_student(teach, heads):
+    """Mixed and erased."""
+    augmentation = {"mixup": 0.8, "cutmix": 1.0, "erase": 0.5}
+    overrides = {"model__distillation_token": True} if heads == 2 else {}
+    batch = make_batch()
+    experiment, *_, metrics = teach(batch, augment=augmentation, **overrides)
+    assert float(metrics["loss"]) == pytest.approx(expected_loss(experiment, batch, heads), rel=1e-5)
+
+
+def test_parts_and_remat_change_nothing(teach):
+    _, _, expected, metrics = teach(make_batch())
+    for overrides in ({"optimizer__accumulate": 2}, {"model__remat": True}):
+        _, _, after, values = teach(make_batch(), **overrides)
+        assert float(values["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+        moments = (optax.tree.get(state.opt_state, "mu") for state in (after, expected))
+        assert_trees_close(*moments, rtol=1e-3, atol=1e-6)
+
+
+def test_the_state_is_that_of_a_run_without_a_teacher(teach, make_config):
+    experiment, before, after, _ = teach(make_batch())
+    alone = make_experiment(make_config(), num_examples=100, num_classes=10)
+    shapes = jax.tree.map(jnp.shape, (before, after))
+    assert shapes == (jax.tree.map(jnp.shape, alone.abstract_state()),) * 2
+    with pytest.raises(AssertionError):
+        abstract_teacher(dataclasses.replace(experiment, teacher=None))
+
+
+def test_the_evaluation_counts_equal_predictions(teach):
+    experiment, before, _, _ = teach(make_batch())
+    batch = make_batch(24, seed=1) | {"mask": np.r_[np.ones(20), np.zeros(4)].astype(np.float32)}
+    teacher = experiment.teacher
+    sums = jax.jit(experiment.eval_step)(before.params, batch, teacher.params)
+    images = (jnp.float32(batch["image"]) / 255 - 0.3) / 0.4
+    student = build(experiment.architecture, experiment.config.seed)(images).argmax(-1)
+    of_teacher = teacher.predict(teacher.params, images).argmax(-1)
+    assert float(sums["agreement"]) == int((student == of_teacher)[:20].sum())
+    assert 0 < float(sums["agreement"]) < 20
+
+
+def test_classes_that_differ_are_refused(make_config, workdir):
+    config = make_config(distill__teacher=str(workdir))
+    with pytest.raises(InputError, match=r"config.distill.teacher: .* has 10 classes, the data 7"):
+        open_config_teacher(config, 7)
+    names = tuple("abcdefghij")
+    with pytest.raises(InputError, match=r"was trained on 0, 1, .*; now a, b, .*same order"):
+        open_config_teacher(config, 10, names)
+    assert open_config_teacher(config, 10, tuple("0123456789")).class_names is not None
