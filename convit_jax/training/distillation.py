@@ -1,6 +1,7 @@
 """Distillation: a loss that includes the predictions of a teacher (Touvron et al. 2021, DeiT)."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import jax
@@ -15,6 +16,8 @@ from convit_jax.errors import naming
 from convit_jax.kernels import Form
 from convit_jax.training.losses import Loss, mean_loss
 from convit_jax.weights.teachers import Teacher, open_teacher
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,4 +123,6 @@ def open_config_teacher(
             form=attention or config.attention,
         )
         teacher.check_classes(num_classes, class_names)
+    second = "distillation" if a.distillation_token else "class"
+    log.info("%s distillation from %s into the %s token", config.distill.kind, teacher.name, second)
     return teacher

@@ -113,14 +113,15 @@ def open_teacher(
         resized = _resize(renormalise(images), a.image_size)
         return nnx.merge(graph, nnx.State(params))(resized)
 
-    contents = [repr((a, own.mean, own.std)).encode(), *map(np.ascontiguousarray, _leaves(params))]
+    settings = a.num_heads, a.image_size, own.mean, own.std
+    arrays = map(np.ascontiguousarray, jax.tree.leaves(params))
     return Teacher(
         name=name,
         params=params,
         predict=predict,
         num_classes=weights.num_classes(),
         class_names=weights.card.class_names,
-        digest=_sha256(contents),
+        digest=_sha256([repr(settings).encode(), *arrays]),
         forward_flops=lambda: models.forward_flops(a),
     )
 
@@ -175,10 +176,6 @@ def _resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
     if images.shape[1:3] == size:
         return images
     return jax.image.resize(images, (len(images), *size, images.shape[3]), "cubic")
-
-
-def _leaves(tree: Any) -> list[np.ndarray]:
-    return jax.tree.leaves(tree)
 
 
 def _sha256(contents: Sequence[Any]) -> str:
