@@ -26,7 +26,7 @@ def forward_flops(architecture: Architecture) -> float:
     """
     model, image = _abstract_model_and_image(architecture)
     graph, params = nnx.split(model)
-    return count_flops(lambda params, image: nnx.merge(graph, params)(image), params, image)
+    return _count(lambda params, image: nnx.merge(graph, params)(image), params, image)
 
 
 def training_flops(architecture: Architecture, trainable: nnx.filterlib.Filter = True) -> float:
@@ -51,7 +51,7 @@ def training_flops(architecture: Architecture, trainable: nnx.filterlib.Filter =
         def loss(trained: Any, frozen: Any, image: jax.Array) -> jax.Array:
             return nnx.merge(graph, trained, frozen)(image).sum()
 
-        return count_flops(jax.value_and_grad(loss), trained, frozen, image)
+        return _count(jax.value_and_grad(loss), trained, frozen, image)
 
     share = (with_gradient(trainable) - forward) / (with_gradient(True) - forward)
     return (1 + 2 * share) * forward
@@ -68,8 +68,8 @@ def _abstract_model_and_image(
     return nnx.eval_shape(lambda: build(a, attend=attend)), image
 
 
-def count_flops(function: Callable[..., Any], *args: Any) -> float:
-    """Return the floating-point operations of a function of arrays, or of their shapes."""
+def _count(function: Callable[..., Any], *args: Any) -> float:
+    """Return the floating-point operations of a function of arrays with these shapes."""
     # Only JAX's CPU backend counts the operations of a program that is lowered but not compiled.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         costs = jax.jit(function).lower(*args).cost_analysis()
