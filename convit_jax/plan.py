@@ -97,7 +97,10 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         ("optimizer state", f"{plan.optimizer_bytes / gib:.3f} GiB a chip"),
     ]
     if plan.teacher:
-        rows.append(("teacher", f"{plan.teacher_bytes / gib:.3f} GiB a chip: {plan.teacher}"))
+        size = (
+            f"{plan.teacher_bytes / gib:.3f} GiB a chip" if plan.teacher_bytes else "in the program"
+        )
+        rows.append(("teacher", f"{size}: {plan.teacher}"))
     if not plan.fits:
         return [*rows, ("does not fit", plan.problem)]
     gflops = plan.teacher_gflops_per_image

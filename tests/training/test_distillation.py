@@ -1,6 +1,8 @@
 """Distillation: the losses by NumPy, the step, the evaluation, and what is refused."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,16 +13,21 @@ from flax import nnx
 from convit_jax.errors import InputError
 from convit_jax.evaluation.sums import means
 from convit_jax.models import build
-from convit_jax.training import make_experiment
+from convit_jax.training import loop, make_experiment
 from convit_jax.training.distillation import (
     Distillation,
     distilled_loss,
     open_config_teacher,
     teacher_loss,
 )
+from convit_jax.training.integrity import read_checksums
 from convit_jax.training.losses import Loss, mean_loss
 from convit_jax.training.placement import abstract_teacher
 from convit_jax.training.step import augment, split_step_key, step_key, with_draws
+from convit_jax.weights import load_model
+from convit_jax.weights.exporting import export_logits
+from tests.helpers import read_metrics
+from tests.processes import simulated_devices
 
 RNG = np.random.default_rng(0)
 LOGITS, OF_TEACHER, OF_TOKEN = RNG.normal(0, 3, (3, 4, 5))
@@ -141,3 +148,72 @@ def test_classes_that_differ_are_refused(make_config, workdir):
     with pytest.raises(InputError, match=r"was trained on 0, 1, .*; now a, b, .*same order"):
         open_config_teacher(config, 10, names)
     assert open_config_teacher(config, 10, tuple("0123456789")).class_names is not None
+
+
+def test_a_resumed_run_ends_with_the_same_bits(make_config, workdir, tmp_path, package_log):
+    package_log.set_level("INFO")
+    distill = {"teacher": str(workdir), "kind": "soft"}
+    config = make_config(train_for="4 steps", distill=distill, checkpoint__every="2 steps")
+    loop.train(config, str(tmp_path))
+    assert f"soft distillation from {workdir} into the class token" in package_log.text
+    assert any("eval/agreement" in record for record in read_metrics(tmp_path))
+    last = tmp_path / "checkpoints" / "4"
+    expected = read_checksums(last)
+    shutil.rmtree(last)
+    assert loop.train(config, str(tmp_path)).step == 4
+    assert "resuming after step 2" in package_log.text
+    assert read_checksums(last) == expected
+    shutil.rmtree(last)
+    # Weights that a run reads only when it starts may change; a teacher is read at every start.
+    data = tmp_path / "checkpoints" / "2" / "data" / "metadata"
+    record = json.loads(data.read_text())
+    assert len(record["teacher"]) == 64
+    data.write_text(json.dumps(record | {"teacher": "0" * 64}))
+    with pytest.raises(InputError, match=r"started with another teacher: config\.distill"):
+        loop.train(config, str(tmp_path))
+
+
+DEVICES = """
+import json, sys
+import jax, numpy as np
+from convit_jax.config import resolve
+from convit_jax.distributed import mesh as meshes
+from convit_jax.training import make_experiment
+from convit_jax.training.distillation import open_config_teacher
+from convit_jax.training.placement import place, place_teacher
+
+values, weights, program = map(json.loads, sys.argv[1:])
+one, eight, losses = jax.devices()[:1], jax.devices(), []
+for teacher, devices, fsdp in ((weights, one, 1), (weights, eight, 2), (program, eight, 1)):
+    config, mesh = resolve(values | {"distill": teacher}), meshes.create_mesh(fsdp, devices)
+    teacher = open_config_teacher(config, 10, mesh=mesh)
+    experiment = make_experiment(
+        config, num_examples=100, num_classes=10, mesh=mesh, teacher=teacher)
+    placement = place(experiment, mesh)
+    state = jax.jit(experiment.init_state, out_shardings=placement.state)()
+    (params,) = place_teacher(experiment, placement)
+    if params:
+        hidden = params["blocks"][0]["mlp"]["fc1"]["kernel"]
+        assert hidden.addressable_shards[0].data.size * fsdp == hidden.size
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.integers(0, 256, (16, 8, 8, 1)).astype(np.uint8),
+             "label": rng.integers(0, 10, 16).astype(np.int32)}
+    batch = meshes.to_global(batch, placement.rows, 16)
+    step = placement.train_step.lower(state, batch, params).compile()
+    losses.append(float(step(state, batch, params)[1]["loss"]))
+    # A device computes the teacher's logits of its own images.
+    assert fsdp > 1 or "all-gather" not in step.as_text()
+print(json.dumps(losses))
+"""
+
+
+def test_eight_devices_give_the_loss_of_one(make_config, workdir, run_python, tmp_path):
+    """Weights are sharded like the student's parameters; a program's are on every device."""
+    program = tmp_path / "teacher.stablehlo"
+    program.write_bytes(export_logits(load_model(workdir)))
+    teachers = ({"teacher": str(path), "kind": "soft"} for path in (workdir, program))
+    values = (dataclasses.asdict(make_config(seed=3)), *teachers)
+    result = run_python("-c", DEVICES, *map(json.dumps, values), **simulated_devices(8))
+    assert result.returncode == 0, result.stderr
+    one, *eight = json.loads(result.stdout)
+    assert eight == pytest.approx([one, one], rel=1e-5)
