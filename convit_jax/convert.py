@@ -4,6 +4,7 @@
     python -m convit_jax.convert runs/mine mine.pth           # to PyTorch: timm's names and layout
     python -m convit_jax.convert convit_tiny.pth runs/tiny    # to a checkpoint directory
     python -m convit_jax.convert runs/mine mine.stablehlo     # a program from images to classes
+    python -m convit_jax.convert runs/mine mine.stablehlo --logits    # from normalised images
     python -m convit_jax.convert runs/mine mine.onnx          # the same for ONNX Runtime
     python -m convit_jax.convert runs/mine hf://ORG/NAME      # uploads it to the Hugging Face Hub
 
@@ -39,7 +40,7 @@ from convit_jax.weights import (
     uploading,
     write_weights,
 )
-from convit_jax.weights.exporting import export_classifier
+from convit_jax.weights.exporting import export_classifier, export_logits
 from convit_jax.weights.files import TORCH_SUFFIXES
 from convit_jax.weights.writing import fitting_tensors
 
@@ -55,6 +56,11 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--replace", action="store_true", help="for hf://: replace weights that the repository has"
     )
+    text = (
+        "for .stablehlo: a program from normalised images of the model's size to logits, which can "
+    )
+    text += "be config.distill.teacher"
+    parser.add_argument("--logits", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -63,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     arguments = _parser().parse_args(argv)
     overrides = command_line.overrides(arguments.override)
+    if arguments.logits and not arguments.destination.endswith(".stablehlo"):
+        raise InputError(f"--logits: expected a DST.stablehlo, not {arguments.destination}")
     if arguments.destination.startswith(uploading.PREFIX):
         return _to_hub(arguments, overrides)
     if arguments.dry_run is not None or arguments.replace:
@@ -76,9 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         architecture = weights.architecture(**overrides)
         if path.suffix == ".stablehlo":
             find_devices()
-            program = export_classifier(
-                weights.model(**overrides), weights.preprocessing(architecture)
-            )
+            model = weights.model(**overrides)
+            if arguments.logits:
+                program = export_logits(model)
+            else:
+                program = export_classifier(model, weights.preprocessing(architecture))
             write_whole(path, program)
         elif path.suffix == ".onnx":
             write_whole(path, _as_onnx(weights, architecture))

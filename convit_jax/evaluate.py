@@ -30,14 +30,17 @@ from convit_jax.console.screen import Screen, print_table
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.data.reading import EXIF_ROTATIONS
 from convit_jax.data.sources import imagenet
+from convit_jax.distributed import mesh as meshes
 from convit_jax.distributed.processes import join_processes, process_screen
-from convit_jax.errors import InputError, some
+from convit_jax.errors import InputError, naming, some
 from convit_jax.evaluation.accuracy import IMAGES_PER_DEVICE, Accuracy, measure_accuracy
 from convit_jax.evaluation.probing import embed_examples, probe
+from convit_jax.evaluation.step import Predict
 from convit_jax.models import Architecture, VisionTransformer
 from convit_jax.system.cache import keep_compiled_programs
 from convit_jax.system.paths import output_file
 from convit_jax.weights import Weights, named_model, open_weights
+from convit_jax.weights.teachers import open_teacher
 
 # Variants of ImageNet with images of only some of the 1,000 classes in their labels.
 _PARTIAL_IMAGENETS = ("imagenet_a", "imagenet_r")
@@ -100,6 +103,9 @@ def _parser() -> command_line.Parser:
     text = "evaluate the features rather than the head, on the data's own classes: nearest "
     text += "neighbours among these training examples, and a linear probe"
     add("--knn", metavar="D", help=text)
+    text = "also measure how often its prediction is this model's: weights, or a program from "
+    text += "convert --logits"
+    add("--teacher", metavar="W", help=text)
     add("--json", action="store_true", help="one JSON object, for programs")
     return parser
 
@@ -136,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _evaluate_features(arguments, embed, screen)
             return 0
         source, class_subset = _open_examples(arguments, weights)
+        teacher = _open_teacher(arguments, weights, model.architecture, preprocessing)
         measured = measure_accuracy(
             model,
             source,
@@ -144,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options=options,
             class_subset=class_subset,
             confusion=bool(arguments.per_class or arguments.confusion),
+            teacher=teacher,
             progress=screen.counting("evaluating"),
         )
     if jax.process_index() == 0:
@@ -164,7 +172,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     check("exif_rotation", is_known, f"one of {', '.join(EXIF_ROTATIONS)}")
     check("num_workers", a.num_workers >= -1, "0 or more, or -1")
     check("max_broken", 0 <= a.max_broken < 1, "a fraction in [0, 1)")
-    for flag in ("per_class", "confusion", "classes_of") if a.knn is not None else ():
+    for flag in ("per_class", "confusion", "classes_of", "teacher") if a.knn is not None else ():
         if getattr(a, flag):
             raise InputError(f"--{flag.replace('_', '-')} is about the head, and --knn without it")
 
@@ -228,6 +236,23 @@ def _open_examples(
     return source, class_subset
 
 
+def _open_teacher(
+    arguments: argparse.Namespace,
+    weights: Weights,
+    architecture: Architecture,
+    preprocessing: Preprocessing,
+) -> tuple[Predict, Any] | None:
+    """Return the teacher's function and its parameters, or None if there is none."""
+    if arguments.teacher is None:
+        return None
+    with naming("--teacher"):
+        teacher = open_teacher(
+            arguments.teacher, preprocessing, dtype=architecture.dtype, mesh=meshes.create_mesh()
+        )
+        teacher.check_classes(weights.num_classes(), weights.card.class_names)
+    return teacher.predict, teacher.params
+
+
 def _published_model(
     weights: Weights, architecture: Architecture, preprocessing: Preprocessing
 ) -> str | None:
@@ -257,6 +282,8 @@ def _print_text(arguments: argparse.Namespace, evaluation: _Evaluation) -> None:
         f"{arguments.weights} on {arguments.data}: top-1 {100 * measured.top1:.2f} %, top-5 "
         f"{100 * measured.top5:.2f} %, loss {measured.loss:.4f}, {measured.examples:,} examples"
     )
+    if measured.agreement is not None:
+        print(f"the same prediction as {arguments.teacher}: {100 * measured.agreement:.2f} %")
     if evaluation.class_subset:
         num_classes = len(evaluation.source.class_names)
         print(f"restricted to {len(evaluation.class_subset):,} of the {num_classes:,} classes")
@@ -299,6 +326,8 @@ def _print_json(arguments: argparse.Namespace, evaluation: _Evaluation) -> None:
         **{mask: getattr(arguments, mask) for mask in _MASKS if getattr(arguments, mask)},
         **{name: getattr(measured, name) for name in ("examples", "top1", "top5", "loss")},
     }
+    if measured.agreement is not None:
+        record |= {"teacher": arguments.teacher, "agreement": measured.agreement}
     if evaluation.reference:
         model, published = evaluation.reference
         record["published"] = {"model": model, **dataclasses.asdict(published)}

@@ -96,8 +96,15 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         ("parameters", f"{plan.parameter_bytes / gib:.3f} GiB a chip"),
         ("optimizer state", f"{plan.optimizer_bytes / gib:.3f} GiB a chip"),
     ]
+    if plan.teacher:
+        size = (
+            f"{plan.teacher_bytes / gib:.3f} GiB a chip" if plan.teacher_bytes else "in the program"
+        )
+        rows.append(("teacher", f"{size}: {plan.teacher}"))
     if not plan.fits:
         return [*rows, ("does not fit", plan.problem)]
+    gflops = plan.teacher_gflops_per_image
+    of_teacher = f"; {gflops:.2f} of them the teacher's" if plan.teacher else ""
     collectives = ", ".join(
         f"{count} {kind} of {size / 1e6:.1f} MB" for kind, count, size in plan.collectives
     )
@@ -109,7 +116,10 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
             f"{plan.total_bytes / gib:.2f} of {plan.hbm_bytes / gib:.0f} GiB a chip "
             f"({100 * plan.total_bytes / plan.hbm_bytes:.0f} %)",
         ),
-        ("arithmetic", f"{plan.gflops_per_image:.2f} GFLOP an image, forward and backward"),
+        (
+            "arithmetic",
+            f"{plan.gflops_per_image:.2f} GFLOP an image, forward and backward{of_teacher}",
+        ),
         ("memory traffic", f"{plan.bytes_per_step / 1e9:.1f} GB a step and chip"),
         ("collectives", collectives or "none"),
         ("cycles", f"{plan.cycles:,} a step"),

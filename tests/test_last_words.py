@@ -158,6 +158,12 @@ TRAIN = [
         ("--config.init_from=nope.pth", "no weights at nope.pth"),
         ("--config.init_from=@/other.safetensors", "@/other.safetensors", "no ConViT or DeiT"),
         ("--config.init_from=@/rgb.safetensors", "@/rgb.safetensors", "do not fit the model"),
+        # A teacher.
+        ("--config.distill.teacher=nope.pth", "config.distill.teacher: no weights at nope.pth"),
+        ("--config.distill.teacher=@/rgb.safetensors", "images of 3 channels, the model of 1"),
+        ("--config.distill.teacher=%/x.stablehlo", "no program at %/x.stablehlo"),
+        ("--config.distill.kind=sotf", "config.distill.kind='sotf'", "'soft'"),
+        ("--config.distill.alpha=0.2", "alpha=0.2 would not be read", "distill.teacher to a name"),
         # The machine and the launcher.
         ("", "JAX_PROCESS_ID=0", "none of them", {"environment": (("JAX_PROCESS_ID", "0"),)}),
         ("", "OMPI_COMM_WORLD_SIZE=2", {"environment": (("OMPI_COMM_WORLD_SIZE", "2"),)}),
@@ -251,6 +257,7 @@ EVALUATE = [
         ("--batch-size=0", "--batch-size=0: expected at least 1"),
         ("--batch-size=x", "--batch-size", "'x'"),
         ("--crop=nan", "--crop=nan"),
+        ("--teacher=@/file", "--teacher: @/file"),
         ("--num-workers=-2", "--num-workers=-2"),
         ("--max-broken=1", "--max-broken=1"),
         ("--exif-rotation=up", "--exif-rotation=up", "auto"),
@@ -328,6 +335,7 @@ CONVERT = [
     *wrongs(
         "convert", "@/rgb.safetensors",
         ("@/good.png", "cannot write '.png' files"),
+        ("%/x.onnx --logits", "--logits: expected a DST.stablehlo, not %/x.onnx"),
         ("%/x.safetensor", "'.safetensor'", "'.safetensors'"),
         ("@/rgb.safetensors", "@/rgb.safetensors already exists"),
         ("@/empty", "@/empty already exists"),

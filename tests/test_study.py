@@ -276,6 +276,18 @@ def test_killed_study_continues_in_the_middle_of_a_cell(tiny, repository, tmp_pa
     assert 0 < result["timed_steps"] <= 400 - 8
 
 
+def test_a_study_can_distil_from_a_run(finished, tmp_path, run_study):
+    """A row of Table 4: the students of a finished cell."""
+    teacher = finished / "cells" / "convit_fraction1_seed0"
+    flags = {"models": "deit", "fractions": "1", "config.distill.teacher": teacher}
+    code, _ = run_study(tmp_path / "study", **flags)
+    assert code == 0
+    (cell,) = (tmp_path / "study" / "cells").iterdir()
+    evaluations = [line for line in read_metrics(cell) if "eval/accuracy" in line]
+    assert all(0 <= line["eval/agreement"] <= 1 for line in evaluations)
+    assert f"distillation from {teacher}" in (cell / "log.txt").read_text()
+
+
 def test_failed_cell_is_reported_and_the_others_are_trained(tmp_path, run_study, monkeypatch):
     from convit_jax.errors import RunError
     from convit_jax.training import loop

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convit_jax import kernels, models
 from convit_jax.config.data_keys import FROM_0_BELOW_1, AugmentConfig, DataConfig
+from convit_jax.config.distill_keys import DistillConfig
 from convit_jax.config.optimizer_keys import OptimizerConfig
 from convit_jax.config.typed import (
     as_config_dict,
@@ -196,6 +197,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     early_stopping: EarlyStoppingConfig = dataclasses.field(default_factory=EarlyStoppingConfig)

@@ -18,7 +18,7 @@ from convit_jax.data.sources import imagenet
 from convit_jax.distributed import mesh as meshes
 from convit_jax.distributed.broken_images import BrokenImageExchange, check_at_end
 from convit_jax.errors import InputError, boundary, fitting_memory
-from convit_jax.evaluation.step import make_eval_step
+from convit_jax.evaluation.step import Predict, make_eval_step
 from convit_jax.evaluation.sums import means, sum_over_examples
 from convit_jax.kernels import attention_for
 from convit_jax.models import VisionTransformer
@@ -38,6 +38,7 @@ class Accuracy:
         loss: mean cross-entropy, natural logarithm.
         confusion: [classes, classes], number of examples of a class (row) predicted as another
             (column), if requested.
+        agreement: share of the examples whose top class is the teacher's; None without one.
     """
 
     examples: int
@@ -45,6 +46,7 @@ class Accuracy:
     top5: float
     loss: float
     confusion: np.ndarray | None
+    agreement: float | None = None
 
     def per_class(self, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
         """Return a record of each class that has examples, the worst first; needs `confusion`.
@@ -97,6 +99,7 @@ def measure_accuracy(
     options: data.LoaderOptions,
     class_subset: Sequence[int] | None = None,
     confusion: bool = False,
+    teacher: tuple[Predict, Any] | None = None,
     progress: Callable[[int, int], None] = lambda num_batches, total: None,
 ) -> Accuracy:
     """Evaluate a model on every example exactly once, on all devices of all processes.
@@ -109,6 +112,8 @@ def measure_accuracy(
         options: how this machine reads the images.
         class_subset: the classes to choose from, or None for all that the model knows.
         confusion: also count which classes are predicted for which.
+        teacher: a function of (its parameters, the model's images) to logits, and these parameters:
+            also measure the agreement with it.
         progress: called with the numbers of batches done and of all batches.
 
     Raises:
@@ -137,10 +142,12 @@ def measure_accuracy(
     total = data.num_eval_batches(len(source), batch_size)
     height, width = p.image_size
     subset = None if class_subset is None else tuple(class_subset)
-    step = _compiled_step(graph, p.mean, p.std, subset, confusion, mesh)
+    predict, teacher_params = teacher or (None, None)
+    step = _compiled_step(graph, p.mean, p.std, subset, confusion, predict, mesh)
     with fitting_memory(f"--batch-size={batch_size}, images of {height}x{width} pixels"):
+        of_teacher = jax.device_put(teacher_params, everywhere)
         totals = sum_over_examples(
-            step,
+            lambda params, batch: step(params, batch, of_teacher),
             jax.device_put(nnx.to_pure_dict(params), everywhere),
             (
                 meshes.to_global(batch, rows, batch_size)
@@ -157,6 +164,7 @@ def measure_accuracy(
         top5=mean["accuracy_top5"],
         loss=mean["loss"],
         confusion=totals.get("confusion"),
+        agreement=mean.get("agreement"),
     )
 
 
@@ -167,9 +175,12 @@ def _compiled_step(
     std: tuple[float, ...],
     class_subset: tuple[int, ...] | None,
     confusion: bool,
+    teacher: Predict | None,
     mesh: Mesh,
 ) -> Callable[..., Any]:
     """Return the jitted step, compiled once for all models of the same structure."""
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
-    step = make_eval_step(graph, mean, std, class_subset=class_subset, confusion=confusion)
-    return jax.jit(step, in_shardings=(everywhere, rows), out_shardings=everywhere)
+    step = make_eval_step(
+        graph, mean, std, class_subset=class_subset, confusion=confusion, teacher=teacher
+    )
+    return jax.jit(step, in_shardings=(everywhere, rows, everywhere), out_shardings=everywhere)

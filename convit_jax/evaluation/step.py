@@ -10,6 +10,8 @@ from flax import nnx
 from convit_jax.data.mixing import normalise
 
 Metrics = dict[str, jax.Array]
+# (parameters, normalised images [B, H, W, channels]) → logits [B, num_classes].
+Predict = Callable[[Any, jax.Array], jax.Array]
 
 
 def make_eval_step(
@@ -19,8 +21,11 @@ def make_eval_step(
     *,
     class_subset: Sequence[int] | None = None,
     confusion: bool = False,
-) -> Callable[[Any, dict[str, jax.Array]], Metrics]:
+    teacher: Predict | None = None,
+) -> Callable[..., Metrics]:
     """Return the function (params, batch) → sums over the batch's rows of mask 1.
+
+    With a teacher it is (params, batch, teacher's parameters) → sums.
 
     The batch has `image`, `mask` [B], and `label`: [B], or if images may have several labels or
     none, [B, num_classes] of 0 and 1. Rows without a label are ignored. A prediction is correct if
@@ -33,14 +38,18 @@ def make_eval_step(
         class_subset: the classes to choose from, of all that the model knows; None for all.
         confusion: also count how often each label (row) was predicted as each class (column), for
             data with one label per image.
+        teacher: also count in how many images the top class is the teacher's, as `agreement`.
     """
 
-    def eval_step(params: Any, batch: dict[str, jax.Array]) -> Metrics:
+    def in_subset(logits: jax.Array) -> jax.Array:
+        if class_subset is None:
+            return logits
+        is_in = jnp.zeros(logits.shape[-1], bool).at[jnp.array(class_subset)].set(True)
+        return jnp.where(is_in, logits, -jnp.inf)
+
+    def eval_step(params: Any, batch: dict[str, jax.Array], teacher_params: Any = None) -> Metrics:
         images = normalise(batch["image"], mean, std)
-        logits = nnx.merge(model, nnx.State(params))(images)
-        if class_subset is not None:
-            in_subset = jnp.zeros(logits.shape[-1], bool).at[jnp.array(class_subset)].set(True)
-            logits = jnp.where(in_subset, logits, -jnp.inf)
+        logits = in_subset(nnx.merge(model, nnx.State(params))(images))
         label = batch["label"]
         is_label = jax.nn.one_hot(label, logits.shape[-1]) if label.ndim == 1 else label
         is_label = is_label.astype(bool)
@@ -59,6 +68,9 @@ def make_eval_step(
             "accuracy_top5": jnp.sum((rank < 5) * mask),
             "examples": jnp.sum(mask),
         }
+        if teacher is not None:
+            of_teacher = in_subset(teacher(teacher_params, images)).argmax(axis=-1)
+            sums["agreement"] = jnp.sum((logits.argmax(axis=-1) == of_teacher) * mask)
         if confusion:
             table = jnp.zeros((logits.shape[-1],) * 2)
             sums["confusion"] = table.at[label, logits.argmax(axis=-1)].add(mask)

@@ -45,8 +45,8 @@ def means(totals: dict[str, np.ndarray]) -> dict[str, float]:
 
     Returns:
         `loss` (cross-entropy, natural logarithm), `accuracy` and `accuracy_top5` in [0, 1], and
-        the number of `examples`.
+        the number of `examples`; with a teacher also the `agreement` with it.
     """
     num_examples = float(totals["examples"])
-    names = ("loss", "accuracy", "accuracy_top5")
+    names = filter(totals.__contains__, ("loss", "accuracy", "accuracy_top5", "agreement"))
     return {name: float(totals[name]) / num_examples for name in names} | {"examples": num_examples}

@@ -18,6 +18,7 @@ from convit_jax.errors import InputError
 from convit_jax.kernels.attention import one_product, two_products
 from convit_jax.kernels.cudnn import HOPPER, cudnn_attention, unsupported_reason
 from convit_jax.kernels.fused import Target, fused_attention
+from convit_jax.system.devices import platform_of
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +55,9 @@ class _Hardware:
 
     @classmethod
     def of(cls, device: jax.Device) -> "_Hardware":
-        if device.platform != "gpu":
-            return cls(device.platform)
-        if "cuda" not in device.client.platform_version:
-            return cls("rocm")
+        platform = platform_of(device)
+        if platform != "cuda":
+            return cls(platform)
         major, _, minor = device.compute_capability.partition(".")
         return cls("cuda", (int(major), int(minor)))
 

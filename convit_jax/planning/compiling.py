@@ -11,12 +11,13 @@ from convit_jax.config import Config
 from convit_jax.distributed import mesh as meshes
 from convit_jax.distributed.sharding import measure_sharded_size
 from convit_jax.kernels import Form
-from convit_jax.models import training_flops
 from convit_jax.planning import schedules
 from convit_jax.planning.program import read_cost
 from convit_jax.planning.topologies import Topology
 from convit_jax.training import Experiment, make_experiment
-from convit_jax.training.placement import memory_advice, place
+from convit_jax.training.distillation import open_config_teacher
+from convit_jax.training.placement import abstract_teacher, memory_advice, place
+from convit_jax.training.utilisation import step_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,10 @@ class Plan:
             or 0.
         gflops_per_image: 10⁹ operations of a forward pass, plus twice that for the backward pass,
             less what frozen parameters save; includes the work of the kernels, excludes
-            recomputation by `remat`.
+            recomputation by `remat`. A teacher's forward pass is in it.
+        teacher: name of the teacher of a distillation; "" without one.
+        teacher_bytes: its parameters on each chip; those in a `.stablehlo` are in `other_bytes`.
+        teacher_gflops_per_image: the part of `gflops_per_image` that is the teacher's.
         bytes_per_step: bytes that a chip reads and writes per step.
         collectives: (kind, number, bytes) per step.
         custom_kernels: number of calls of custom kernels per step.
@@ -68,7 +72,10 @@ class Plan:
     temporary_bytes: int = 0
     other_bytes: int = 0
     total_bytes: int = 0
+    teacher: str = ""
+    teacher_bytes: int = 0
     gflops_per_image: float = 0.0
+    teacher_gflops_per_image: float = 0.0
     bytes_per_step: float = 0.0
     collectives: tuple[tuple[str, int, int], ...] = ()
     custom_kernels: int = 0
@@ -103,11 +110,16 @@ def make_plan(
     devices = topology.devices()
     mesh = meshes.create_mesh(config.mesh.fsdp, devices)
     experiment = make_experiment(
-        config, num_examples=num_examples, num_classes=num_classes, mesh=mesh, attention=attention
+        config,
+        num_examples=num_examples,
+        num_classes=num_classes,
+        mesh=mesh,
+        attention=attention,
+        teacher=open_config_teacher(config, num_classes, mesh=mesh, attention=attention),
     )
     placement = place(experiment, mesh)
     state, sharding = experiment.abstract_state(), placement.state
-    data, fsdp = mesh.devices.shape
+    teacher, (data, fsdp) = abstract_teacher(experiment), mesh.devices.shape
     plan = Plan(
         model=config.model.name,
         topology=topology.name,
@@ -123,11 +135,13 @@ def make_plan(
         parameter_bytes=measure_sharded_size(state.params, sharding.params).on_device,
         optimizer_bytes=measure_sharded_size(state.opt_state, sharding.opt_state).on_device
         + measure_sharded_size(state.ema_params, sharding.ema_params).on_device,
+        teacher=config.distill.teacher,
+        teacher_bytes=measure_sharded_size(teacher, placement.teacher).on_device,
     )
     schedules.clear()
     batch = _abstract_batch(experiment, placement.rows)
     try:
-        compiled = placement.train_step.lower(state, batch).compile()
+        compiled = placement.train_step.lower(state, batch, *teacher).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -145,7 +159,8 @@ def make_plan(
     program = read_cost(hlo, schedules.read_cycles())
     seconds = program.cycles / topology.chip.clock
     images_per_second = config.batch_size / seconds
-    flops = training_flops(experiment.architecture, experiment.trainable)
+    flops = step_flops(experiment)
+    teacher_flops = experiment.teacher.forward_flops() if experiment.teacher else 0.0
     total_bytes = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -153,7 +168,8 @@ def make_plan(
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    itemised_bytes = plan.parameter_bytes + plan.optimizer_bytes + memory.temp_size_in_bytes
+    itemised_bytes = plan.parameter_bytes + plan.optimizer_bytes + plan.teacher_bytes
+    itemised_bytes += memory.temp_size_in_bytes
     return dataclasses.replace(
         plan,
         fits=True,
@@ -161,6 +177,7 @@ def make_plan(
         other_bytes=total_bytes - itemised_bytes,
         total_bytes=total_bytes,
         gflops_per_image=flops / 1e9,
+        teacher_gflops_per_image=teacher_flops / 1e9,
         # The compiler counts a loop's body once, and an accumulated batch is a loop over its parts.
         bytes_per_step=costs["bytes accessed"] * plan.parts,
         collectives=program.collectives,

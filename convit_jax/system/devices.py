@@ -1,11 +1,22 @@
 """The devices that JAX computes on."""
 
 import os
+from typing import TYPE_CHECKING
 
 from convit_jax.errors import InputError, MachineError, first_line
 
+if TYPE_CHECKING:
+    import jax
+
 # Environment variables that select them.
 _VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS")
+
+
+def platform_of(device: "jax.Device") -> str:
+    """Return a device's platform as `jax.export` names it: "cpu", "tpu", "cuda" or "rocm"."""
+    if device.platform != "gpu":
+        return device.platform
+    return "cuda" if "cuda" in device.client.platform_version else "rocm"
 
 
 def find_devices() -> None:

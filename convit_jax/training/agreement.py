@@ -1,4 +1,4 @@
-"""Checks that all processes of a run use the same workdir and the same data."""
+"""Checks that all processes of a run use the same workdir, data and teacher."""
 
 import hashlib
 import secrets
@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from convit_jax import data
 from convit_jax.distributed.processes import all_gather_flag
 from convit_jax.errors import InputError, boundary
+from convit_jax.weights.teachers import Teacher
 
 _TOKEN = ".token"
 
@@ -73,6 +74,24 @@ def check_same_data(source: data.Source, key: str) -> None:
         raise InputError(
             f"config.{key}={source.name} is not the same for all processes: {sizes}"
             f"{': ' if differences else ''}{differences}; expected the same copy on every host"
+        )
+
+
+def check_same_teacher(teacher: Teacher | None) -> None:
+    """Check that all processes have opened the same teacher.
+
+    Raises:
+        InputError: in every process, if any process has another one.
+    """
+    if teacher is None or jax.process_count() == 1:
+        return
+    digests = multihost_utils.process_allgather(_sha256(teacher.digest))
+    others = np.flatnonzero((digests != digests[0]).any(axis=1))
+    if len(others):
+        raise InputError(
+            f"config.distill.teacher={teacher.name} is not the same for all processes: process "
+            f"{', '.join(map(str, others))} has another one than process 0; expected the same copy "
+            "on every host"
         )
 
 

@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
@@ -22,10 +21,12 @@ from convit_jax.data.mixing import Erasing, Mixing
 from convit_jax.errors import InputError
 from convit_jax.evaluation.step import make_eval_step
 from convit_jax.kernels import Form, attention_for
+from convit_jax.training.distillation import Distillation
 from convit_jax.training.losses import Loss
 from convit_jax.training.optimizer import learning_rate, make_optimizer, trainable_filter
 from convit_jax.training.parts import num_parts
 from convit_jax.training.step import Metrics, StepConfig, TrainState, make_train_step, new_state
+from convit_jax.weights.teachers import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Experiment:
         init_state: () → state before the first step; a function of the seed, for `jax.jit`.
         train_step: (state, batch) → (state, metrics).
         eval_step: (params, batch) → sums of metrics.
+        teacher: the teacher of a distillation, whose parameters are then the third argument of
+            both steps; None without one.
     """
 
     config: Config
@@ -66,8 +69,9 @@ class Experiment:
     graph: nnx.GraphDef
     trainable: nnx.filterlib.Filter
     init_state: Callable[[], TrainState]
-    train_step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]
-    eval_step: Callable[[Any, dict[str, jax.Array]], Metrics]
+    train_step: Callable[..., tuple[TrainState, Metrics]]
+    eval_step: Callable[..., Metrics]
+    teacher: Teacher | None = None
 
     def abstract_state(self) -> TrainState:
         """Return the shapes and types of the state."""
@@ -82,6 +86,7 @@ def make_experiment(
     class_weights: tuple[float, ...] = (),
     mesh: Mesh | None = None,
     attention: Form | None = None,
+    teacher: Teacher | None = None,
 ) -> Experiment:
     """Build the experiment of a config for a dataset of the given size.
 
@@ -91,6 +96,8 @@ def make_experiment(
         class_weights: weights of the classes in the loss, if `class_weights_of` counted any.
         mesh: the devices that the steps will be compiled for; None for the default one.
         attention: the form of attention, to override the config's.
+        teacher: the config's teacher, from `open_config_teacher`. Without it, an experiment with a
+            teacher cannot be placed on devices.
 
     Raises:
         InputError: values of the config contradict each other, or the devices do not support the
@@ -136,7 +143,9 @@ def make_experiment(
         ema_decay=config.ema_decay,
         erasing=Erasing(augment.erase, augment.erase_area, augment.erase_ratio),
         mixing=mixing,
+        distillation=Distillation.of(config.distill),
     )
+    predict = None if teacher is None else teacher.predict
     return Experiment(
         config=config,
         architecture=a,
@@ -153,8 +162,9 @@ def make_experiment(
         init_state=lambda: new_state(
             make_model(), optimizer, trainable=trainable, ema=bool(config.ema_decay)
         ),
-        train_step=make_train_step(graph, optimizer, schedule, step_config, trainable),
-        eval_step=make_eval_step(graph, config.data.mean, config.data.std),
+        train_step=make_train_step(graph, optimizer, schedule, step_config, trainable, predict),
+        eval_step=make_eval_step(graph, config.data.mean, config.data.std, teacher=predict),
+        teacher=teacher,
     )
 
 

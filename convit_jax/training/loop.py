@@ -24,14 +24,15 @@ from convit_jax.errors import RunError
 from convit_jax.evaluation.sums import means, sum_over_examples
 from convit_jax.training import checkpoints as saving
 from convit_jax.training import workdir as workdirs
-from convit_jax.training.agreement import check_same_data, check_same_workdir
+from convit_jax.training.agreement import check_same_data, check_same_teacher, check_same_workdir
 from convit_jax.training.attention_log import make_attention_log
 from convit_jax.training.beginning import write_beginning
 from convit_jax.training.clock import Clock
+from convit_jax.training.distillation import open_config_teacher
 from convit_jax.training.early_stopping import EarlyStopping, resume_early_stopping
 from convit_jax.training.examples import class_weights_of, open_training_data
 from convit_jax.training.experiment import NUM_PROFILED_STEPS, Experiment, make_experiment
-from convit_jax.training.placement import Placement, memory_advice, place
+from convit_jax.training.placement import Placement, memory_advice, place, place_teacher
 from convit_jax.training.reporting import ResumePoint, make_writer
 from convit_jax.training.restoration import restore_newest
 from convit_jax.training.resumption import DataRecord, check_same_run
@@ -94,12 +95,16 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         check_same_data(examples, "data.train")
         check_same_data(eval_examples, "data.eval")
         mesh = meshes.create_mesh(config.mesh.fsdp)
+        class_names = examples.class_names
+        teacher = open_config_teacher(config, len(class_names), class_names, mesh=mesh)
+        check_same_teacher(teacher)
         experiment = make_experiment(
             config,
             num_examples=len(examples),
-            num_classes=len(examples.class_names),
+            num_classes=len(class_names),
             class_weights=class_weights_of(config, examples),
             mesh=mesh,
+            teacher=teacher,
         )
         d = config.data
         options = data.LoaderOptions(
@@ -110,12 +115,19 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         run = _Run(experiment, place(experiment, mesh), examples, eval_examples, options, pool)
         checkpoint_directory = directory / "checkpoints"
         run.broken_images.resume(
-            check_same_run(checkpoint_directory, config, examples.class_names, len(examples))
+            check_same_run(
+                checkpoint_directory,
+                config,
+                class_names,
+                len(examples),
+                "" if teacher is None else teacher.digest,
+            )
         )
         checkpoints = saving.open_checkpoints(checkpoint_directory, config.checkpoint)
         stack.enter_context(saving.closing_checkpoints(checkpoints))
         with _explaining_out_of_memory(config):
             state, start = _initial_state(run, checkpoints)
+            teacher_params = place_teacher(experiment, run.placement)
         if jax.process_index() == 0:
             workdirs.write_config(directory, experiment)
         workdirs.log_beginning(experiment, state, start, run.placement)
@@ -133,7 +145,16 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
             batches = stack.enter_context(contextlib.closing(run.train_batches(start)))
             with _explaining_out_of_memory(config):
                 outcome = _take_steps(
-                    run, state, start, batches, checkpoints, writer, screen, stop, progress
+                    run,
+                    state,
+                    start,
+                    teacher_params,
+                    batches,
+                    checkpoints,
+                    writer,
+                    screen,
+                    stop,
+                    progress,
                 )
         saving.finish_saving(checkpoints)
         if tracking is not None:
@@ -227,6 +248,7 @@ def _take_steps(
     run: _Run,
     state: TrainState,
     start: int,
+    teacher_params: tuple[Any, ...],
     batches: Iterator[data.Batch],
     checkpoints: ocp.CheckpointManager,
     writer: metric_writers.MetricWriter,
@@ -258,7 +280,11 @@ def _take_steps(
     def evaluate(step: int) -> dict[str, float]:
         nonlocal progress
         screen.show("evaluating", step, total)
-        sums = sum_over_examples(placement.eval_step, state.eval_params, run.eval_batches())
+        sums = sum_over_examples(
+            lambda params, batch: placement.eval_step(params, batch, *teacher_params),
+            state.eval_params,
+            run.eval_batches(),
+        )
         scalars = means(sums)
         progress = progress.after(step, scalars["accuracy"])
         written = scalars | progress.scalars()
@@ -280,7 +306,7 @@ def _take_steps(
             write_beginning(
                 writer, experiment, local_batch, run.local_rows, run.examples.class_names
             )
-        state, metrics = placement.train_step(state, batch)
+        state, metrics = placement.train_step(state, batch, *teacher_params)
         step += 1
         if step == start + 1:
             clock.restart(step)  # exclude the compilation
@@ -311,7 +337,11 @@ def _take_steps(
             saving_now = saving_now or progress.stops
             if saving_now or saving.is_best(checkpoints, config.checkpoint, accuracy):
                 start_time = time.monotonic()
-                record = DataRecord(experiment.order.num_examples, run.broken_images.indices)
+                record = DataRecord(
+                    experiment.order.num_examples,
+                    run.broken_images.indices,
+                    "" if experiment.teacher is None else experiment.teacher.digest,
+                )
                 saving.save(checkpoints, state, step, config, run.card, accuracy, record)
                 stall = time.monotonic() - start_time
                 writer.write_scalars(step, {"checkpoint/stall_seconds": stall})

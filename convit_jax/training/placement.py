@@ -1,6 +1,7 @@
 """Placing an experiment on a mesh: the sharding of its arrays, and its jitted steps."""
 
 import dataclasses
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -20,13 +21,15 @@ class Placement:
         mesh: the devices.
         state: the sharding of each array of the state.
         rows: the sharding of a batch.
-        train_step: jitted (state, batch) → (state, metrics), which donates the old state.
-        eval_step: jitted (params, batch) → sums of metrics.
+        teacher: the sharding of the teacher's parameters, as the only element; () without one.
+        train_step: jitted (state, batch, *teacher) → (state, metrics), which donates the old state.
+        eval_step: jitted (params, batch, *teacher) → sums of metrics.
     """
 
     mesh: Mesh
     state: TrainState
     rows: NamedSharding
+    teacher: tuple[Any, ...]
     train_step: jax.stages.Wrapped
     eval_step: jax.stages.Wrapped
 
@@ -38,6 +41,22 @@ def memory_advice(config: Config, num_devices: int) -> str:
     if config.mesh.fsdp < num_devices:
         advice.append("a larger config.mesh.fsdp")
     return f"try {', '.join(advice[:-1])} or {advice[-1]}"
+
+
+def abstract_teacher(experiment: Experiment) -> tuple[Any, ...]:
+    """Return the shapes of the teacher's parameters, as the only element; () without a teacher."""
+    teacher = experiment.teacher
+    assert (teacher is not None) == bool(experiment.config.distill.teacher), "see make_experiment"
+    return () if teacher is None else (teacher.abstract_params(),)
+
+
+def place_teacher(experiment: Experiment, placement: Placement) -> tuple[Any, ...]:
+    """Return the teacher's parameters on the devices, as the only element; () without a teacher."""
+    if experiment.teacher is None:
+        return ()
+    # A program has no parameters beside it; `jax.jit` accepts the empty tree.
+    (sharding,) = placement.teacher
+    return (jax.jit(lambda params: params, out_shardings=sharding)(experiment.teacher.params),)
 
 
 def place(experiment: Experiment, mesh: Mesh) -> Placement:
@@ -57,18 +76,22 @@ def place(experiment: Experiment, mesh: Mesh) -> Placement:
     meshes.check_divides(mesh, config.eval_batch_size, "config.eval_batch_size")
     everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     state = state_sharding(experiment.abstract_state(), mesh)
+    teacher = tuple(state_sharding(params, mesh) for params in abstract_teacher(experiment))
 
     return Placement(
         mesh=mesh,
         state=state,
         rows=rows,
+        teacher=teacher,
         train_step=jax.jit(
             experiment.train_step,
-            in_shardings=(state, rows),
+            in_shardings=(state, rows, *teacher),
             out_shardings=(state, everywhere),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            experiment.eval_step, in_shardings=(state.eval_params, rows), out_shardings=everywhere
+            experiment.eval_step,
+            in_shardings=(state.eval_params, rows, *teacher),
+            out_shardings=everywhere,
         ),
     )

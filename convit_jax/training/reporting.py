@@ -68,7 +68,7 @@ def _format_scalar(name: str, value: float) -> str:
         metric = f"eval {metric}"
     if metric == "mfu":
         return f"MFU {100 * value:.1f}%"
-    if "accuracy" in metric or metric == "data_wait":
+    if "accuracy" in metric or "agreement" in metric or metric == "data_wait":
         text = f"{100 * value:.2f}%"
     elif metric == "seconds_left":
         return f"{duration_in_words(value)} left"

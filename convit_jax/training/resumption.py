@@ -23,19 +23,25 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class DataRecord:
-    """What a checkpoint says about the training data.
+    """What a checkpoint says about the training data, and about the teacher.
 
     Attributes:
         train_examples: their number; None in a checkpoint of an earlier version.
         broken_images: indices of those that were found to be broken.
+        teacher: digest of the teacher; "" without one.
     """
 
     train_examples: int | None = None
     broken_images: Sequence[int] = ()
+    teacher: str = ""
 
 
 def check_same_run(
-    directory: epath.Path, config: Config, class_names: Sequence[str], num_examples: int
+    directory: epath.Path,
+    config: Config,
+    class_names: Sequence[str],
+    num_examples: int,
+    teacher: str = "",
 ) -> Sequence[int]:
     """Check a config and classes against those of the newest readable checkpoint.
 
@@ -47,12 +53,13 @@ def check_same_run(
         config: the config of the resumed run.
         class_names: the classes of its training data, in the order of the labels.
         num_examples: the number of its training examples.
+        teacher: the digest of its teacher; "" without one.
 
     Returns:
         The indices of training examples that the run found to be broken.
 
     Raises:
-        InputError: the classes differ, or a config key that is fixed for a run.
+        InputError: the classes differ, or the teacher, or a config key that is fixed for a run.
         MachineError: a fault of the machine prevents reading the checkpoints.
     """
     record = _newest_record(directory)
@@ -74,6 +81,12 @@ def check_same_run(
         raise InputError(
             f"{run} was started with another configuration: {'; '.join(contradictions)}. Use "
             "another --workdir, or the original configuration"
+        )
+    if record.data.teacher and record.data.teacher != teacher:
+        raise InputError(
+            f"{run} was started with another teacher: config.distill.teacher="
+            f"{config.distill.teacher} has changed since. Use another --workdir, or the original "
+            "teacher"
         )
     if record.unknown_keys:
         log.warning(
@@ -142,7 +155,7 @@ def _parse_data_record(record: dict[str, Any]) -> DataRecord:
     broken = [int(index) for index in record.get("broken_images", ())]
     if not all(0 <= index < count for index in broken):
         raise ValueError(f"broken images {broken[:3]} of {count}")
-    return DataRecord(count, broken)
+    return DataRecord(count, broken, str(record.get("teacher", "")))
 
 
 def _read_item(checkpoint: epath.Path, item: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from convit_jax.data.mixing import (
     row_keys,
     soft_labels,
 )
-from convit_jax.evaluation.step import Metrics
+from convit_jax.evaluation.step import Metrics, Predict
+from convit_jax.training.distillation import Distillation, distilled_loss
 from convit_jax.training.losses import Loss, mean_loss
 from convit_jax.training.optimizer import merge_parameters, split_parameters
 
@@ -62,6 +63,7 @@ class StepConfig:
         erasing: random erasing.
         mixing: mixup and CutMix.
         loss: the function of logits and labels that is minimised.
+        distillation: how a teacher's logits enter it, if there is a teacher.
     """
 
     seed: int
@@ -74,6 +76,7 @@ class StepConfig:
     erasing: Erasing
     mixing: Mixing
     loss: Loss = dataclasses.field(default_factory=Loss)
+    distillation: Distillation = dataclasses.field(default_factory=Distillation)
 
 
 def step_key(seed: int, step: jax.Array | int) -> jax.Array:
@@ -132,8 +135,11 @@ def make_train_step(
     schedule: optax.Schedule,
     config: StepConfig,
     trainable: nnx.filterlib.Filter = True,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+    teacher: Predict | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Return the function (state, batch) → (next state, metrics).
+
+    With a teacher it is (state, batch, teacher's parameters) → (next state, metrics).
 
     The batch has `image`, uint8 [B, H, W, channels], and `label`, int [B]. The metrics are float32
     scalars on the device: loss, accuracy, norm of the trained parameters' gradient and learning
@@ -146,27 +152,37 @@ def make_train_step(
         config: settings of the step.
         trainable: an NNX filter that selects the trained parameters, by default all. Gradients of
             the others are not computed, and the step returns them unchanged.
+        teacher: the teacher's (parameters, images) → logits, from which the model learns too.
     """
 
     def loss_fn(
-        trained: Any, frozen: Any, batch: dict[str, Any], model_key: jax.Array
+        trained: Any, frozen: Any, batch: dict[str, Any], model_key: jax.Array, teacher_params: Any
     ) -> tuple[jax.Array, jax.Array]:
         images, labels = augment(batch, config)
-        logits = nnx.merge(model, nnx.State(trained), nnx.State(frozen))(images, key=model_key)
+        student = nnx.merge(model, nnx.State(trained), nnx.State(frozen))
+        if teacher is None:
+            logits = student(images, key=model_key)
+        else:
+            of_heads = student.separate_logits(images, key=model_key)
+            logits = sum(of_heads[1:], of_heads[0]) / len(of_heads)
         accuracy = (logits.argmax(-1) == labels.argmax(-1)).mean(dtype=jnp.float32)
-        return mean_loss(logits, labels, config.loss), accuracy
+        if teacher is None:
+            return mean_loss(logits, labels, config.loss), accuracy
+        of_teacher = teacher(teacher_params, images)
+        loss = distilled_loss(of_heads, labels, of_teacher, config.loss, config.distillation)
+        return loss, accuracy
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def accumulated_grad_fn(
-        trained: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array
+        trained: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array, teacher_params: Any
     ) -> Any:
         """Return ((loss, accuracy), gradients of `trained`), means over the batch."""
         model_key, *augment_keys = split_step_key(key)
         # Drawn for the whole batch, so that the parts get the same draws.
         batch = with_draws(batch, config, *augment_keys)
         if config.accumulate == 1:
-            return grad_fn(trained, frozen, batch, model_key)
+            return grad_fn(trained, frozen, batch, model_key, teacher_params)
 
         # Rows, or pairs of rows to be mixed, go to the parts in turn, so that each device's rows
         # stay on it.
@@ -178,7 +194,8 @@ def make_train_step(
 
         def add_part(total: Any, part_and_index: Any) -> tuple[Any, None]:
             part, index = part_and_index
-            result = grad_fn(trained, frozen, part, jax.random.fold_in(model_key, index))
+            part_key = jax.random.fold_in(model_key, index)
+            result = grad_fn(trained, frozen, part, part_key, teacher_params)
             return jax.tree.map(jnp.add, total, result), None
 
         parts = jax.tree.map(split, batch)
@@ -186,10 +203,14 @@ def make_train_step(
         total, _ = jax.lax.scan(add_part, zeros, (parts, jnp.arange(config.accumulate)))
         return jax.tree.map(lambda x: x / config.accumulate, total)
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: dict[str, jax.Array], teacher_params: Any = None
+    ) -> tuple[TrainState, Metrics]:
         key = step_key(config.seed, state.step)
         trained, frozen = split_parameters(state.params, trainable)
-        (loss, accuracy), gradients = accumulated_grad_fn(trained, frozen, batch, key)
+        (loss, accuracy), gradients = accumulated_grad_fn(
+            trained, frozen, batch, key, teacher_params
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         ema_params = state.ema_params

@@ -15,6 +15,7 @@ class Range:
     Attributes:
         above, at_least, below, at_most: bounds of a number, or of the number in a duration.
         one_of: the allowed texts.
+        named: the text must not be empty: '' stands for "none".
         also: allowed values outside the bounds (-1 for "one for each core").
         duration: the text is a duration, "300 epochs" or "1500 steps".
         lengths: allowed numbers of elements of a tuple; () for any.
@@ -26,6 +27,7 @@ class Range:
     below: float | None = None
     at_most: float | None = None
     one_of: tuple[str, ...] = ()
+    named: bool = False
     also: tuple[Any, ...] = ()
     duration: bool = False
     lengths: tuple[int, ...] = ()
@@ -43,7 +45,7 @@ class Range:
             parsed = parse_duration(value)
             return parsed is not None and self._within(parsed[0])
         if isinstance(value, str):
-            return not self.one_of or value in self.one_of
+            return (not self.one_of or value in self.one_of) and (value != "" or not self.named)
         if isinstance(value, bool):
             return True
         return value in self.also or self._within(value)
@@ -62,6 +64,8 @@ class Range:
         """Describe the range: `above 0, up to 1`, `'step' or 'epoch'`."""
         if self.one_of:
             return " or ".join(map(repr, self.one_of))
+        if self.named:
+            return "a name"
         text = _bounds(self)
         if self.duration:
             form = "'<number> steps' (a whole one) or '<number> epochs'"
