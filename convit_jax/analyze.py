@@ -228,7 +228,7 @@ def _with_accuracy(
     masks = [("none", 0)]
     if model.pos_embed is not None:
         masks.append(("pos_embed", 0))
-    if gpsa_layers:
+    if len(findings.gates):
         masks += [(kind, n) for kind in ("content", "position") for n in depths]
     top1 = {}
     for kind, count in masks:

@@ -23,7 +23,7 @@ class Findings:
     Attributes:
         name: name of the model in figures.
         architecture: architecture of the model.
-        gates: σ(λ), [G, H].
+        gates: σ(λ), [G, H]; [0, H] if the positional attention is vanilla.
         geometry: centre, strength and span of the heads of the GPSA layers.
         positional_nonlocality: [G, H], non-locality of the positional attention.
         locality: non-locality, entropy and attention to the class token, [L, H] each.
@@ -113,8 +113,7 @@ def head_records(findings: Findings) -> list[dict[str, Any]]:
     depth, num_heads = f.architecture.depth, f.architecture.num_heads
     columns = {
         "gate": f.gates,
-        # The layers without gates attend by content only.
-        "positional_share": np.pad(f.gates, ((0, depth - len(f.gates)), (0, 0))),
+        "positional_share": _positional_share(f),
         "nonlocality": f.locality.nonlocality,
         "positional_nonlocality": f.positional_nonlocality,
         "entropy": f.locality.entropy,
@@ -143,10 +142,27 @@ def layer_records(findings: Findings) -> list[dict[str, Any]]:
         "to_class_token": f.locality.to_class_token.mean(axis=1),
     }
     return [
-        {"layer": layer + 1, "kind": "GPSA" if layer < len(f.gates) else "plain"}
+        {"layer": layer + 1, "kind": _kind(f.architecture, layer)}
         | {name: _value_at(values, layer) for name, values in columns.items()}
         for layer in range(f.architecture.depth)
     ]
+
+
+def _positional_share(f: Findings) -> np.ndarray:
+    """Return the share of positional attention: [L, H].
+
+    Plain layers attend by content only; of vanilla positional attention it is not defined (NaN).
+    """
+    a = f.architecture
+    share = np.zeros((a.depth, a.num_heads))
+    share[: a.gpsa_layers] = f.gates if len(f.gates) else np.nan
+    return share
+
+
+def _kind(architecture: Architecture, layer: int) -> str:
+    if layer >= architecture.gpsa_layers:
+        return "plain"
+    return "GPSA" if architecture.positional_attention == "gated" else "PSA"
 
 
 def mask_records(findings: Findings) -> list[dict[str, Any]]:

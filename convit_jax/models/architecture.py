@@ -19,7 +19,7 @@ MAX_LAYERS, MAX_PATCHES = 256, 2**16
 _NO_IMAGE_SIZE = "image_size={}: expected a side or (height, width) in pixels"
 
 # Fields that only GPSA layers use; setting one for a model without such layers is a mistake.
-GPSA_FIELDS = ("locality_strength", "conv_init", "use_gating")
+GPSA_FIELDS = ("locality_strength", "conv_init", "use_gating", "positional_attention")
 
 
 def _field(default: Any, meaning: str, **bounds: Any) -> Any:
@@ -69,6 +69,13 @@ class Architecture:
         one_of=INITS,
     )
     use_gating: bool = _field(True, "learn the gates; otherwise they stay at one half")
+    positional_attention: str = _field(
+        "gated",
+        "how GPSA layers add position to content. gated: two softmaxes, mixed by a gate (GPSA, "
+        "paper Eq. 7); vanilla: one softmax of the sum of both scores (PSA, paper Eq. 4 and Fig. "
+        "9), without gates",
+        one_of=("gated", "vanilla"),
+    )
     use_pos_embed: bool = _field(True, "add absolute positions to the patches")
     class_token_position: bool = _field(
         False,
@@ -109,6 +116,9 @@ class Architecture:
         expected = "False if all layers are GPSA, since there is no class token either"
         fits = not self.distillation_token or self.gpsa_layers < self.depth
         self._require(fits, "distillation_token", expected)
+        fits = self.use_gating or self.positional_attention == "gated"
+        expected = "True, or positional_attention='gated': vanilla attention has no gates"
+        self._require(fits, "use_gating", expected)
         _check_image_size(self.image_size, self.patch_size)
         self._check_init()
 

@@ -13,7 +13,7 @@ from convit_jax import kernels
 from convit_jax.errors import InputError
 from convit_jax.models.architecture import RIVALS, Architecture
 from convit_jax.models.eager import compiled_if_eager
-from convit_jax.models.gpsa import GPSA, LINEAR_STD
+from convit_jax.models.gpsa import GPSA, LINEAR_STD, PSA
 from convit_jax.models.initialization import (
     impulse_queries_keys,
     mimetic_queries_keys,
@@ -79,16 +79,16 @@ class SelfAttention(nnx.Module):
 
 def attention_layer(
     architecture: Architecture, attend: kernels.Attention, *, gpsa: bool, rngs: nnx.Rngs
-) -> GPSA | SelfAttention:
+) -> PSA | SelfAttention:
     """Return the attention of one layer, with newly initialised parameters."""
     a = architecture
-    make_layer: Callable[..., GPSA | SelfAttention] = SelfAttention
+    make_layer: Callable[..., PSA | SelfAttention] = SelfAttention
     if gpsa:
+        gated = a.positional_attention == "gated"
         make_layer = functools.partial(
-            GPSA,
+            functools.partial(GPSA, use_gating=a.use_gating) if gated else PSA,
             locality_strength=a.locality_strength,
             conv_init=a.conv_init,
-            use_gating=a.use_gating,
         )
     layer = make_layer(
         a.num_heads,

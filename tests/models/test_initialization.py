@@ -36,11 +36,11 @@ def test_mimetic_products_are_the_identity_and_noise():
     width = 64
     (product,) = products(mimetic_queries_keys(jax.random.key(0), 1, width), 1)
     noise = product / 0.7 - np.eye(width)
-    assert noise.mean() == pytest.approx(0, abs=0.002)
+    assert noise.mean() == pytest.approx(0, abs=0.01)
     assert noise.std() == pytest.approx(width**-0.5, rel=0.05)
     values, output = mimetic_values_output(jax.random.key(0), width)
     noise = np.asarray(values @ output) / 0.4 + np.eye(width)
-    assert noise.mean() == pytest.approx(0, abs=0.002)
+    assert noise.mean() == pytest.approx(0, abs=0.01)
     assert noise.std() == pytest.approx(width**-0.5, rel=0.05)
 
 

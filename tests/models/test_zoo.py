@@ -109,6 +109,7 @@ CHANGES = {
     "locality_strength": 2.0,
     "conv_init": False,
     "use_gating": False,
+    "positional_attention": "vanilla",
     "use_pos_embed": False,
     "drop_rate": 0.5,
     "drop_path_rate": 0.5,
