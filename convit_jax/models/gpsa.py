@@ -90,6 +90,14 @@ def convolutional_positions(num_heads: int, locality_strength: float) -> np.ndar
     return np.float32(locality_strength) * v_pos
 
 
+def _positional_scores(
+    v1: jax.Array, v2: jax.Array, v3: jax.Array, grid: tuple[int, int]
+) -> jax.Array:
+    """v_pos · r_ij: float32 [H, N, N] of the components of v_pos, [H, 1, 1] each."""
+    d1, d2, squared = jnp.moveaxis(relative_positions(grid), -1, 0)
+    return v1 * d1 + v2 * d2 + v3 * squared
+
+
 def _identity(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
     """W_val = I, so that the layer is initially a pure convolution (paper Eq. 5)."""
     del key
@@ -152,9 +160,7 @@ class PSA(nnx.Module):
 
     def positional_scores(self, grid: tuple[int, int]) -> jax.Array:
         """v_pos · r_ij: float32 [H, N, N], the same for every image (paper Eq. 4)."""
-        v1, v2, v3 = self.pos_proj.kernel[...][:, :, None, None]
-        d1, d2, squared = jnp.moveaxis(relative_positions(grid), -1, 0)
-        return v1 * d1 + v2 * d2 + v3 * squared
+        return _positional_scores(*self.pos_proj.kernel[...][:, :, None, None], grid)
 
     def positional_attention(self, grid: tuple[int, int]) -> jax.Array:
         """softmax(v_pos · r_ij): float32 [H, N, N], the same for every image (paper Eq. 7).
@@ -167,7 +173,8 @@ class PSA(nnx.Module):
         row_sums = jax.nn.logsumexp(v2 * rows + v3 * rows**2, axis=-1)
         column_sums = jax.nn.logsumexp(v1 * columns + v3 * columns**2, axis=-1)
         sums = row_sums[:, :, None] + column_sums[:, None, :]
-        return jnp.exp(self.positional_scores(grid) - sums.reshape(self.num_heads, -1, 1))
+        scores = _positional_scores(v1, v2, v3, grid)
+        return jnp.exp(scores - sums.reshape(self.num_heads, -1, 1))
 
     def _queries_keys(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         qk = self.qk(x).reshape(*x.shape[:2], 2, self.num_heads, -1)
