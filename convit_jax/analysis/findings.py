@@ -15,6 +15,9 @@ from convit_jax.analysis.image_attention import ImageAttention
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.models import Architecture, VisionTransformer
 
+# Number of images over which attention maps are averaged, as in the paper's Fig. 15.
+_IMAGES_OF_MEAN = 100
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Findings:
@@ -30,6 +33,7 @@ class Findings:
         query: (row, column) of the patch whose attention the maps below show.
         images: uint8 [P, height, width, channels], images whose attention is shown.
         maps: float32 [L, P, H, rows, columns], attention of `query` in each image.
+        mean_maps: [L, H, rows, columns], the same, averaged over a hundred of the measured images.
         positional_maps: [G, H, rows, columns], positional attention of `query`.
         initial_maps: [H, rows, columns], the same at the convolutional initialisation, or None.
         v_pos: [G, 3, H], from which positional attention is computed (paper Eq. 5).
@@ -48,6 +52,7 @@ class Findings:
     query: tuple[int, int]
     images: np.ndarray
     maps: np.ndarray
+    mean_maps: np.ndarray
     positional_maps: np.ndarray
     initial_maps: np.ndarray | None
     v_pos: np.ndarray
@@ -100,6 +105,12 @@ def collect_findings(
         query=query,
         images=images,
         maps=attention.attention_from(model, preprocessing.normalise(images), query),
+        mean_maps=attention.mean_attention_from(
+            model,
+            pixels[data.evenly_spaced(len(pixels), _IMAGES_OF_MEAN)],
+            query,
+            transform=preprocessing.normalise,
+        ),
         positional_maps=attention.positional_attention_from(model, query),
         initial_maps=attention.initial_attention_from(a, query),
         v_pos=locality.positional_vectors(model),
