@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
 
 from convit_jax import analysis
 from convit_jax.errors import InputError
-from convit_jax.kernels import attention_for
+from convit_jax.kernels import attention_for, choice
 from convit_jax.kernels.attention import one_product, two_products
 from convit_jax.models import GPSA, PSA, architecture, create_model, forward_flops
 from convit_jax.weights import Card, Weights, new_path, open_weights, to_torch, write_weights
@@ -52,16 +53,32 @@ def test_one_softmax_of_the_sum_of_both_scores(layer, tokens):
     np.testing.assert_allclose(layer.attention_map(tokens, GRID), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["auto", "xla", "pallas", one_product, two_products])
+@pytest.mark.parametrize("form", ["auto", one_product, two_products])
 @pytest.mark.parametrize("num_outputs", [None, 2])
 def test_every_form_computes_the_same(form, num_outputs, layer, tokens):
-    """The fused kernel has no such attention, and leaves it to XLA."""
     layer.attend = attention_for(form=form)
     values = (tokens @ layer.v.kernel[...]).reshape(2, 12, 4, 3)
     heads = np.einsum("bhnm,bmhd->bnhd", defined_map(layer, tokens), values)
     expected = heads.reshape(2, 12, 12) @ layer.proj.kernel[...]
     out = layer(tokens, GRID, num_outputs=num_outputs)
     np.testing.assert_allclose(out, expected[:, :num_outputs], atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", ["pallas", "cudnn"])
+def test_fused_kernels_leave_it_to_xla(fused, monkeypatch, tokens):
+    """Where both would be used for gated attention."""
+    used = []
+    monkeypatch.setattr(choice, "fused_attention", lambda *_: used.append("pallas"))
+    monkeypatch.setattr(choice, "cudnn_attention", lambda *_: used.append("cudnn"))
+    monkeypatch.setattr(choice.Attention, "_uses_cudnn", lambda *_: fused == "cudnn")
+    attend = attention_for(Mesh(np.array(jax.devices()[:1]), ("data",)), form=fused)
+    gated, vanilla = (kind(4, 16, attend=attend, rngs=nnx.Rngs(0)) for kind in (GPSA, PSA))
+    wide = jnp.tile(tokens, (4, 2, 6))[:, :16, :64]
+    with pytest.raises((TypeError, AttributeError)):  # the stand-ins return nothing
+        gated(wide, (4, 4))
+    assert used == [fused]
+    assert vanilla(wide, (4, 4)).shape == (8, 16, 64)
+    assert used == [fused]
 
 
 def test_position_and_content_are_both_trained(layer, tokens):
