@@ -6,7 +6,8 @@
 writes figures (PNG and SVG), tables (CSV) and `report.html`, a single page with all of them. IMAGES
 are files, folders or patterns such as "*.jpg", or labelled examples: tfds:NAME:SPLIT[:DIR],
 folder:PATH, wds:x-{00..63}.tar, digits:test. With labels, accuracy is also measured without content
-and without position (paper Tables 5 and 6). For a workdir, the course of the training is shown too.
+and without position (paper Tables 5 and 6). For a workdir, the course of the training is shown too,
+and with --initial the model before its training beside it.
 
     python -m convit_jax.analyze --weights convit_small --images cat.jpg --out figures --overlay
 
@@ -49,7 +50,7 @@ from convit_jax.evaluation.accuracy import IMAGES_PER_DEVICE, measure_accuracy
 from convit_jax.models import VisionTransformer
 from convit_jax.system.cache import keep_compiled_programs
 from convit_jax.system.paths import output_directory
-from convit_jax.weights import Weights, open_weights
+from convit_jax.weights import Weights, initial_model, open_weights
 
 
 def _parser() -> command_line.Parser:
@@ -58,6 +59,8 @@ def _parser() -> command_line.Parser:
     add = parser.add_argument
     text = "another model to compare; may be repeated"
     add("--compare", action="append", default=[], metavar="W", help=text)
+    text = "also show the model as it was before training; W is a workdir"
+    add("--initial", action="store_true", help=text)
     add("--name", action="append", default=[], help="name of each model, in the same order")
     add("--images", nargs="+", required=True, metavar="D", help="see above")
     add("--out", required=True, metavar="DIR", help="output directory")
@@ -91,13 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     row_column = _parse_numbers(arguments, "query", "ROW,COLUMN", count=2)
     query = None if row_column is None else (row_column[0], row_column[1])
     overrides = command_line.overrides(arguments.override)
+    alone = not (arguments.initial and overrides)
+    command_line.expect(arguments, "initial", alone, "no --override with it")
     out = output_directory(arguments.out, "--out")
     examples = _open_examples(arguments.images, arguments.count)
     keep_compiled_programs()
     with Screen() as screen:
         findings = []
-        for weights, name in _named_weights(arguments):
-            model = weights.model(**overrides)
+        for weights, name, initial in _models(arguments):
+            model = initial_model(weights) if initial else weights.model(**overrides)
             if layers is not None:
                 check_layers(layers, model.architecture.depth)
             screen.show(f"measuring {name}", 0, 1)
@@ -110,9 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pictures=arguments.pictures,
                 query=query,
                 variant=arguments.variant,
-                history=read_history(weights.directory) if weights.directory else None,
+                history=read_history(weights.directory)
+                if weights.directory and not initial
+                else None,
             )
-            if isinstance(examples, data.Source):
+            if isinstance(examples, data.Source) and not initial:
                 measured = _with_accuracy(measured, weights, model, examples, preprocessing)
             if arguments.overlay:
                 screen.show(f"attention of {name} in each picture", 0, 1)
@@ -169,6 +176,15 @@ def _named_weights(arguments: argparse.Namespace) -> list[tuple[Weights, str]]:
             f"the models are named {', '.join(names)}: expected different names, by --name for each"
         )
     return list(zip(opened, names, strict=True))
+
+
+def _models(arguments: argparse.Namespace) -> list[tuple[Weights, str, bool]]:
+    """Return (weights, name, whether before training) of each model that is shown."""
+    shown = [(weights, name, False) for weights, name in _named_weights(arguments)]
+    if arguments.initial:
+        weights, name, _ = shown[0]
+        shown.insert(0, (weights, f"{name} before training", True))
+    return shown
 
 
 def _open_examples(names: Sequence[str], count: int) -> list[str] | data.Source:
@@ -228,7 +244,7 @@ def _with_accuracy(
     masks = [("none", 0)]
     if model.pos_embed is not None:
         masks.append(("pos_embed", 0))
-    if gpsa_layers:
+    if len(findings.gates):
         masks += [(kind, n) for kind in ("content", "position") for n in depths]
     top1 = {}
     for kind, count in masks:
@@ -287,7 +303,9 @@ def _page_header(arguments: argparse.Namespace, findings: Sequence[Findings]) ->
     """Return the entries at the top of the page by name."""
     inputs = {"propagated": "each layer's own input", "released": "the patch embeddings"}
     header = {"title": f"What {' and '.join(f.name for f in findings)} learned"}
-    for f, name in zip(findings, (arguments.weights, *arguments.compare), strict=True):
+    sources = [arguments.weights, *arguments.compare]
+    sources = [arguments.weights, *sources] if arguments.initial else sources
+    for f, name in zip(findings, sources, strict=True):
         a = f.architecture
         header[f.name] = (
             f"{name}: {a.depth} layers ({a.gpsa_layers} GPSA), {a.num_heads} heads of "

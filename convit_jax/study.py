@@ -6,8 +6,9 @@ r"""Train models on fractions of the data and compare their accuracy (paper Tabl
 Every cell (a model, a fraction, a seed) is an ordinary run in OUT/cells/NAME, which sees as many
 images as a run on all the data. Finished cells are not trained again: the same command continues
 where it was stopped, and more fractions, seeds, models or variants add cells. OUT gets results.csv,
-table.md and figures. With --variants the cells are rows of the paper's Table 3, with
---locality-strengths and --gpsa-layers points of its Fig. 8a.
+table.md and figures. With --variants the cells are rows of the paper's Table 3 (a is the
+unchanged ConViT), vanilla (positional attention without a gate, Fig. 9), or its DeiT initialised
+otherwise (mimetic, impulse); with --locality-strengths and --gpsa-layers points of Fig. 8.
 
 MODELS are names from convit_jax.list_models(), which replace config.model.name, or arguments of the
 config file: above, configs/digits.py:convit and configs/digits.py:deit. --config.key=value changes
@@ -42,7 +43,7 @@ from convit_jax.studies.listing import list_jobs
 from convit_jax.studies.progress import Pace
 from convit_jax.studies.results import Result, read_result, read_results
 from convit_jax.studies.running import run_jobs
-from convit_jax.studies.variants import TABLE_3
+from convit_jax.studies.variants import ROWS
 from convit_jax.system.paths import expand_home
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ def _parser() -> command_line.Parser:
     add("--models", required=True, metavar="M,M…", help="see above; gaps are of the first")
     parser.add_option("--seeds", 1, "number of seeds", metavar="N")
     add("--out", required=True, metavar="DIR", help="directory of the study")
-    add("--variants", metavar="R,R…", help="rows of Table 3, a to g (a: the unchanged ConViT)")
+    add("--variants", metavar="R,R…", help="rows of Table 3, see above")
     add("--locality-strengths", metavar="A,A…", help="α, 0.01,0.1,1 in Fig. 8a")
     add("--gpsa-layers", metavar="N,N…", help="numbers of GPSA layers, 0,3,6,9 in Fig. 8a")
     add("--worker", default="1/1", metavar="I/N", help="train the I-th of N parts of the cells")
@@ -79,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         a, "locality_strengths", float, lambda s: 0 < s < math.inf, "numbers above 0"
     )
     layers = _parse_list(a, "gpsa_layers", int, lambda n: n >= 0, "whole numbers such as 0,3,6")
-    rows = _parse_list(a, "variants", str, TABLE_3.__contains__, "rows of Table 3, a to g")
+    expected = "rows of Table 3, a to g, vanilla, mimetic or impulse"
+    rows = _parse_list(a, "variants", str, ROWS.__contains__, expected)
     names = _parse_list(a, "models", str, bool, "names such as convit_small,deit_small")
     worker, workers = _parse_worker(arguments)
     configs = {name: _model_config(name, arguments.config, overrides) for name in names}

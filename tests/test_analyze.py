@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import html.parser
 import json
 import re
@@ -15,7 +16,18 @@ import convit_jax
 from convit_jax import analyze
 from convit_jax.analysis import locality
 from convit_jax.data.images.preprocessing import Preprocessing
-from convit_jax.weights import Card, Weights, to_torch, write_weights
+from convit_jax.errors import InputError
+from convit_jax.models import build
+from convit_jax.weights import (
+    Card,
+    Weights,
+    creating,
+    initial_model,
+    open_weights,
+    to_torch,
+    write_weights,
+)
+from convit_jax.weights.model_checkpoints import find_checkpoint, read_run
 from tests.helpers import parameters_by_name
 
 
@@ -68,7 +80,8 @@ def test_report_of_a_workdir_with_history_and_masks(history_workdir, tmp_path, r
     )  # fmt: skip
     assert code == 0, output.err
     names = {"nonlocality_over_training", "nonlocality_by_layer", "gates_over_training",
-             "gates_by_layer", "positions", "attention_1", "attention_2", "masks"}  # fmt: skip
+             "gates_by_layer", "positions", "attention_1", "attention_2",
+             "mean_attention", "masks"}  # fmt: skip
     expected = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     expected |= {"heads.csv", "history.csv", "masks.csv", "report.html"}
     assert {path.name for path in out.iterdir()} == expected
@@ -142,7 +155,7 @@ def test_downloaded_weights_of_a_model_without_gates(plain, tmp_path, run_comman
     )  # fmt: skip
     assert code == 0, output.err
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
-    assert names == {"nonlocality_by_layer", "attention_1"}
+    assert names == {"nonlocality_by_layer", "attention_1", "mean_attention"}
 
 
 @pytest.mark.parametrize(
@@ -194,3 +207,76 @@ def test_documented_python_code_runs(history_workdir, repository, tmp_path, monk
     exec(code, variables)
     assert variables["maps"].shape == (2, 2, 4, 2, 2)
     assert (tmp_path / "nonlocality.pdf").stat().st_size > 1000
+
+
+def test_the_model_before_training_beside_it(history_workdir, tmp_path, run_command):
+    out = tmp_path / "out"
+    code, output = run_command(
+        analyze, "--weights", history_workdir, "--initial", "--images", "digits:test", "--count",
+        "9", "--pictures", "0", "--layers", "1", "--name", "ours", "--out", out, "--json",
+    )  # fmt: skip
+    assert code == 0, output.err
+    gates = {}
+    for line in output.out.splitlines():
+        record = json.loads(line)
+        gates.setdefault(record["model"], []).append(record["gate"])
+    assert list(gates) == ["ours before training", "ours"]
+    before = [gate for gate in gates["ours before training"] if gate is not None]
+    assert before == pytest.approx([1 / (1 + np.exp(-1))] * len(before))
+    assert before
+    assert {path.stem for path in out.glob("*.png")} >= {"mean_attention", "positions_2"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "more", "message"),
+    [
+        ("PLAIN", [], "plain.safetensors is not a run of train.py"),
+        ("RUN", ["--override", "image_size=16"], "--initial=True: expected no --override with it"),
+    ],
+)
+def test_what_has_no_initial_model(
+    weights, more, message, plain, history_workdir, tmp_path, run_command
+):
+    path = {"PLAIN": plain, "RUN": history_workdir}[weights]
+    code, output = run_command(
+        analyze, "--weights", path, "--initial", "--images", "digits:test", "--out",
+        tmp_path / "out", *more,
+    )  # fmt: skip
+    assert code == 2
+    assert message in output.err.splitlines()[-1]
+
+
+def test_the_initial_model_is_that_of_the_run(history_workdir, monkeypatch):
+    weights = open_weights(str(history_workdir))
+    seed = json.loads((history_workdir / "config.json").read_text())["seed"]
+    expected = parameters_by_name(build(weights.card.architecture, seed))
+    for name, value in parameters_by_name(initial_model(weights)).items():
+        assert np.array_equal(value, expected[name])
+    run = read_run(find_checkpoint(weights.directory))
+    started = dataclasses.replace(run, config=dict(run.config) | {"init_from": "x.pth"})
+    monkeypatch.setattr(creating, "read_run", lambda _: started)
+    with pytest.raises(InputError, match=r"did not start from new parameters but from x\.pth"):
+        initial_model(weights)
+
+
+def test_vanilla_attention_has_maps_and_no_gates(tmp_path, run_command):
+    fields = {"num_classes": 10, "image_size": 8, "patch_size": 2, "in_channels": 1, "head_dim": 4,
+              "depth": 2, "gpsa_layers": 1, "positional_attention": "vanilla"}  # fmt: skip
+    model = convit_jax.create_model("convit_tiny", **fields)
+    tensors = to_torch(parameters_by_name(model), model.architecture)
+    path = epath.Path(tmp_path / "vanilla.safetensors")
+    card = Card(model.architecture, tuple("0123456789"), mean=(0.5,), std=(0.5,))
+    write_weights(Weights("vanilla", tensors, card), path, model.architecture)
+    out = tmp_path / "out"
+    code, output = run_command(analyze, "--weights", path, "--images", "digits:test", "--count",
+                               "4", "--pictures", "1", "--overlay", "--out", out)  # fmt: skip
+    assert code == 0, output.err
+    rows = list(csv.DictReader((out / "heads.csv").open()))
+    assert {row["positional_share"] for row in rows if row["layer"] == "1"} == {""}
+    assert {row["gate"] for row in rows} == {""}
+    first = [float(row["nonlocality"]) for row in rows if row["layer"] == "1"]
+    assert max(first) < 1.3  # a convolution on a grid of 4 x 4: uniform attention has 1.7
+    assert "PSA" in Page((out / "report.html").read_text()).text
+    names = {path.stem for path in out.glob("*.png")}
+    assert names == {"nonlocality_by_layer", "positions", "attention_1", "mean_attention",
+                     "overlay_1"}  # fmt: skip

@@ -1,14 +1,14 @@
 """Attention of one patch to all others, in every layer and head."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convit_jax.analysis.locality import gpsa_attention
+from convit_jax.analysis.locality import gpsa_attention, images_at_once
 from convit_jax.errors import InputError
 from convit_jax.models import VisionTransformer
 from convit_jax.models.architecture import Architecture
@@ -85,6 +85,33 @@ def _attention_from(
         a[:, :, -num_patches:, -num_patches:][:, :, index] for a in model.attention_maps(images)
     ]
     return jnp.stack(rows).reshape(len(rows), len(images), -1, *grid)
+
+
+def mean_attention_from(
+    model: VisionTransformer,
+    images: np.ndarray,
+    query: tuple[int, int],
+    *,
+    transform: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Return the attention of the patch `query` averaged over images (paper Fig. 15).
+
+    Args:
+        model: any vision transformer.
+        images: [B, height, width, channels], at least one.
+        query: (row, column) of a patch, from 0.
+        transform: makes images floating and normalised.
+
+    Returns:
+        float32 [L, H, rows, columns].
+
+    Raises:
+        InputError: a query outside the grid, or images of a shape that the model does not take.
+    """
+    size = images_at_once(model.architecture)
+    batches = [images[start : start + size] for start in range(0, len(images), size)]
+    sums = [attention_from(model, transform(batch), query).sum(axis=1) for batch in batches]
+    return np.sum(sums, axis=0) / np.float32(len(images))
 
 
 def positional_attention_from(model: VisionTransformer, query: tuple[int, int]) -> np.ndarray:

@@ -15,6 +15,9 @@ from convit_jax.analysis.image_attention import ImageAttention
 from convit_jax.data.images.preprocessing import Preprocessing
 from convit_jax.models import Architecture, VisionTransformer
 
+# Number of images over which attention maps are averaged, as in the paper's Fig. 15.
+_IMAGES_OF_MEAN = 100
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Findings:
@@ -23,13 +26,14 @@ class Findings:
     Attributes:
         name: name of the model in figures.
         architecture: architecture of the model.
-        gates: σ(λ), [G, H].
+        gates: σ(λ), [G, H]; [0, H] if the positional attention is vanilla.
         geometry: centre, strength and span of the heads of the GPSA layers.
         positional_nonlocality: [G, H], non-locality of the positional attention.
         locality: non-locality, entropy and attention to the class token, [L, H] each.
         query: (row, column) of the patch whose attention the maps below show.
         images: uint8 [P, height, width, channels], images whose attention is shown.
         maps: float32 [L, P, H, rows, columns], attention of `query` in each image.
+        mean_maps: [L, H, rows, columns], the same, averaged over a hundred of the measured images.
         positional_maps: [G, H, rows, columns], positional attention of `query`.
         initial_maps: [H, rows, columns], the same at the convolutional initialisation, or None.
         v_pos: [G, 3, H], from which positional attention is computed (paper Eq. 5).
@@ -48,6 +52,7 @@ class Findings:
     query: tuple[int, int]
     images: np.ndarray
     maps: np.ndarray
+    mean_maps: np.ndarray
     positional_maps: np.ndarray
     initial_maps: np.ndarray | None
     v_pos: np.ndarray
@@ -100,6 +105,12 @@ def collect_findings(
         query=query,
         images=images,
         maps=attention.attention_from(model, preprocessing.normalise(images), query),
+        mean_maps=attention.mean_attention_from(
+            model,
+            pixels[data.evenly_spaced(len(pixels), _IMAGES_OF_MEAN)],
+            query,
+            transform=preprocessing.normalise,
+        ),
         positional_maps=attention.positional_attention_from(model, query),
         initial_maps=attention.initial_attention_from(a, query),
         v_pos=locality.positional_vectors(model),
@@ -113,8 +124,7 @@ def head_records(findings: Findings) -> list[dict[str, Any]]:
     depth, num_heads = f.architecture.depth, f.architecture.num_heads
     columns = {
         "gate": f.gates,
-        # The layers without gates attend by content only.
-        "positional_share": np.pad(f.gates, ((0, depth - len(f.gates)), (0, 0))),
+        "positional_share": _positional_share(f),
         "nonlocality": f.locality.nonlocality,
         "positional_nonlocality": f.positional_nonlocality,
         "entropy": f.locality.entropy,
@@ -143,10 +153,27 @@ def layer_records(findings: Findings) -> list[dict[str, Any]]:
         "to_class_token": f.locality.to_class_token.mean(axis=1),
     }
     return [
-        {"layer": layer + 1, "kind": "GPSA" if layer < len(f.gates) else "plain"}
+        {"layer": layer + 1, "kind": _kind(f.architecture, layer)}
         | {name: _value_at(values, layer) for name, values in columns.items()}
         for layer in range(f.architecture.depth)
     ]
+
+
+def _positional_share(f: Findings) -> np.ndarray:
+    """Return the share of positional attention: [L, H].
+
+    Plain layers attend by content only; of vanilla positional attention it is not defined (NaN).
+    """
+    a = f.architecture
+    share = np.zeros((a.depth, a.num_heads))
+    share[: a.gpsa_layers] = f.gates if len(f.gates) else np.nan
+    return share
+
+
+def _kind(architecture: Architecture, layer: int) -> str:
+    if layer >= architecture.gpsa_layers:
+        return "plain"
+    return "GPSA" if architecture.positional_attention == "gated" else "PSA"
 
 
 def mask_records(findings: Findings) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ class ImageAttention:
         photograph: uint8 [height, width, channels], the crop that the model saw, with at least as
             many pixels.
         content: softmax(Q Kᵀ / √D) of each layer, float32 [H, T, T] with T = N, or N + 1 tokens
-            where there is a class token, the first; without the gate, in every layer.
+            where there is a class token, the first; without the gate, in every layer. Vanilla
+            positional attention has one softmax of both: all of it.
         rollout: float32 [rows, columns], how much of what is classified comes from each patch.
         classes: (name, probability) of the most likely ones; empty for a model without a head.
     """

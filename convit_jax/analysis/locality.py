@@ -17,7 +17,7 @@ from flax import nnx
 from convit_jax.errors import InputError
 from convit_jax.models import VisionTransformer
 from convit_jax.models.architecture import Architecture
-from convit_jax.models.gpsa import GPSA, relative_positions
+from convit_jax.models.gpsa import GPSA, PSA, relative_positions
 
 # The input that each layer is measured on: its own, or, as in the released code, the patch
 # embeddings alone (no positions, norm or earlier layers), which are the same for every layer.
@@ -28,9 +28,9 @@ _MAX_MAP_SIZE = 2**26
 _MAX_IMAGES = 32
 
 
-def gpsa_attention(model: VisionTransformer) -> list[GPSA]:
-    """Return the attention modules of the model's GPSA layers, in order."""
-    return [b.attention for b in model.blocks if isinstance(b.attention, GPSA)]
+def gpsa_attention(model: VisionTransformer) -> list[PSA]:
+    """Return the attention modules of the model's GPSA layers (or vanilla PSA), in order."""
+    return [b.attention for b in model.blocks if isinstance(b.attention, PSA)]
 
 
 def patch_distances(grid: tuple[int, int]) -> jax.Array:
@@ -39,8 +39,11 @@ def patch_distances(grid: tuple[int, int]) -> jax.Array:
 
 
 def gates(model: VisionTransformer) -> jax.Array:
-    """Return σ(λ), each head's weight of positional attention: float32 [G, H]."""
-    gates = [layer.gate() for layer in gpsa_attention(model)]
+    """Return σ(λ), each head's weight of positional attention: float32 [G, H].
+
+    Vanilla positional attention has no gates: [0, H].
+    """
+    gates = [layer.gate() for layer in gpsa_attention(model) if isinstance(layer, GPSA)]
     return jnp.array(gates).reshape(-1, model.architecture.num_heads)
 
 

@@ -5,7 +5,7 @@ from flax import nnx
 
 from convit_jax.analysis.locality import gpsa_attention
 from convit_jax.errors import InputError
-from convit_jax.models import VisionTransformer
+from convit_jax.models import GPSA, VisionTransformer
 
 
 def mask_pos_embed(model: VisionTransformer) -> None:
@@ -36,5 +36,10 @@ def _set_gates(model: VisionTransformer, num_layers: int, gating: float) -> None
         reason = f"its GPSA layers are the first {len(layers)}" if layers else "it has none"
         raise InputError(f"cannot mask {num_layers} GPSA layers of the model: {reason}")
     for layer in layers[:num_layers]:
+        if not isinstance(layer, GPSA):
+            raise InputError(
+                "the model's positional attention is vanilla: content and position share one "
+                "softmax, so that neither can be masked by a gate"
+            )
         # nnx.data: the attribute of an ungated layer is None, a static attribute to nnx.
         layer.gating = nnx.data(nnx.Param(jnp.full(layer.num_heads, gating)))

@@ -119,6 +119,8 @@ def make_pictures(findings: Sequence[Findings], layers: Sequence[int] | None) ->
             yield _position_picture(f, f.initial_maps, layers, suffix)
     for index in range(min(len(f.images) for f in findings)):
         yield _attention_picture(findings, layers, index)
+    if all(f.locality.examples > 1 for f in findings):
+        yield _mean_picture(findings, layers)
     for index in range(min(len(f.in_images) for f in findings)):
         yield _overlay_picture(findings, layers, index)
     for f, suffix in zip(findings, suffixes, strict=True):
@@ -178,12 +180,14 @@ def _position_picture(
 
 
 def _attention_rows(
-    f: Findings, layers: Sequence[int] | None, index: int, prefix: str = ""
+    f: Findings, layers: Sequence[int] | None, index: int | None, prefix: str = ""
 ) -> list[figures.AttentionRow]:
+    """Return the attention in an image, or for None averaged over images."""
+    maps = f.mean_maps if index is None else f.maps[:, index]
     return [
         figures.AttentionRow(
             f"{prefix}layer {layer}",
-            f.maps[layer - 1, index],
+            maps[layer - 1],
             f.gates[layer - 1] if layer <= len(f.gates) else None,
             f.query,
         )
@@ -202,6 +206,18 @@ def _attention_picture(
         "Maps with σ near 1 are positional, the same for every image; maps with σ near 0 depend on "
         "the image.",
         figures.attention_maps(findings[0].images[index], rows),
+        raster=True,
+    )
+
+
+def _mean_picture(findings: Sequence[Findings], layers: Sequence[int] | None) -> Picture:
+    rows = [row for f in findings for row in _attention_rows(f, layers, None, f"{f.name} ")]
+    return Picture(
+        "mean_attention",
+        "Mean attention",
+        "Attention of the framed patch in each head, on a log scale, averaged over up to a hundred "
+        "of the images (paper Fig. 15). What remains depends on position only.",
+        figures.attention_maps(None, rows),
         raster=True,
     )
 

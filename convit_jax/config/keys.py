@@ -48,7 +48,8 @@ def _model_section() -> type:
     """
     decided_by_data = ("image_size", "num_classes")
     # Pretrained weights replace the parameters that these keys initialise.
-    fresh = dict.fromkeys(("conv_init", "locality_strength"), (when("init_from", one_of=("",)),))
+    initial = ("conv_init", "init", "locality_strength")
+    fresh = dict.fromkeys(initial, (when("init_from", one_of=("",)),))
     overrides = [
         (
             f.name,

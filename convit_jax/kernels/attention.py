@@ -14,6 +14,7 @@ def two_products(
     v: jax.Array,
     positional: jax.Array | None = None,
     gate: jax.Array | None = None,
+    positional_scores: jax.Array | None = None,
 ) -> jax.Array:
     """((1 - gate) softmax(q kᵀ / √D)) v + (gate · positional) v (paper Eq. 6 and 7), for CPUs.
 
@@ -27,11 +28,13 @@ def two_products(
         positional: [H, N, N], positional attention, whose rows sum to one. None for plain
             attention (Eq. 1).
         gate: [H], σ(λ) in [0, 1]; 1 is purely positional attention. None for plain attention.
+        positional_scores: [H, N, N], added to the scores before the softmax (vanilla positional
+            self-attention, Eq. 4); without a gate. None for no such term.
 
     Returns:
         [B, N, H, D], of v's type.
     """
-    scores = _scores(q, k)
+    scores = _scores(q, k, positional_scores)
     # The largest score cancels in the quotient. It is subtracted only to avoid overflow, so it
     # needs no gradient.
     largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
@@ -51,13 +54,14 @@ def one_product(
     v: jax.Array,
     positional: jax.Array | None = None,
     gate: jax.Array | None = None,
+    positional_scores: jax.Array | None = None,
 ) -> jax.Array:
     """((1 - gate) softmax(q kᵀ / √D) + gate · positional) v (paper Eq. 6 and 7), for TPUs.
 
     On a TPU every matrix product reads and writes HBM, and the mixture fuses with the softmax
     before it. Arguments and result are those of `two_products`.
     """
-    mixed = attention_map(q, k)
+    mixed = attention_map(q, k, positional_scores)
     if gate is not None:
         assert positional is not None  # given together with the gate
         gate = gate.astype(jnp.float32)[:, None, None]
@@ -65,15 +69,21 @@ def one_product(
     return _to_token_major(_weighted_sum(mixed, v), v.dtype)
 
 
-def attention_map(q: jax.Array, k: jax.Array) -> jax.Array:
-    """softmax(q kᵀ / √D), for inspection: q and k [B, N, H, D] → float32 [B, H, N, N]."""
-    return jax.nn.softmax(_scores(q, k), axis=-1)
+def attention_map(
+    q: jax.Array, k: jax.Array, positional_scores: jax.Array | None = None
+) -> jax.Array:
+    """softmax(q kᵀ / √D), for inspection: q and k [B, N, H, D] → float32 [B, H, N, N].
+
+    `positional_scores` as in `two_products`.
+    """
+    return jax.nn.softmax(_scores(q, k, positional_scores), axis=-1)
 
 
-def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """q kᵀ / √D, float32 [B, H, N, N]."""
+def _scores(q: jax.Array, k: jax.Array, positional_scores: jax.Array | None) -> jax.Array:
+    """q kᵀ / √D, plus the positional scores if there are any: float32 [B, H, N, N]."""
     scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    return jnp.einsum("bnhd,bmhd->bhnm", q * scale, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q * scale, k, preferred_element_type=jnp.float32)
+    return scores if positional_scores is None else scores + positional_scores
 
 
 def _weighted_sum(maps: jax.Array, v: jax.Array) -> jax.Array:

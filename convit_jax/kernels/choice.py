@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 FORMS = ("auto", "xla", "pallas", "cudnn")
 
 # One of `FORMS`, or, for comparisons, a function (q, k, v, positional, gate) → [B, N, H, D] that
-# replaces XLA's form; positional and gate are None for plain attention.
+# replaces XLA's form; positional and gate are None for plain attention. Vanilla positional
+# self-attention passes it positional_scores=… too.
 Form = str | Callable[..., jax.Array]
 
 # VMEM of a TPU core by `device_kind`, as in JAX's pallas/mosaic/tpu_info.py.
@@ -83,9 +84,12 @@ class Attention:
         positional: jax.Array | None = None,
         gate: jax.Array | None = None,
         *,
+        positional_scores: jax.Array | None = None,
         num_outputs: int | None = None,
     ) -> jax.Array:
-        """Gated positional self-attention (paper Eq. 7), or plain self-attention (Eq. 1).
+        """Gated positional self-attention (paper Eq. 7), vanilla (Eq. 4) or plain (Eq. 1).
+
+        Vanilla positional self-attention has XLA's form on all platforms.
 
         Args:
             parts: queries, keys and values as returned by their projections: arrays [B, N, ...] of
@@ -94,6 +98,8 @@ class Attention:
             positional: [H, N, N], positional attention, whose rows sum to one; None for plain
                 attention.
             gate: [H], σ(λ) in [0, 1]; None for plain attention.
+            positional_scores: [H, N, N], added to the scores before the softmax, without a gate
+                (vanilla); or None.
             num_outputs: compute the outputs of the first `num_outputs` tokens only; None for all.
 
         Returns:
@@ -104,9 +110,11 @@ class Attention:
         """
         batch, tokens, _ = parts[0].shape
         head_dim = sum(part.shape[-1] for part in parts) // (3 * num_heads)
-        target = self._kernel_target()
+        only_xla = positional_scores is not None
+        target = None if only_xla else self._kernel_target()
         blocks = target and target.blocks(batch, tokens, num_heads, head_dim, parts[0].dtype)
-        use_cudnn = self._uses_cudnn(parts[0].dtype, head_dim, tokens, num_outputs or tokens)
+        queries = num_outputs or tokens
+        use_cudnn = not only_xla and self._uses_cudnn(parts[0].dtype, head_dim, tokens, queries)
         name = "the fused kernel" if blocks else "cuDNN's form" if use_cudnn else "XLA's form"
         if num_outputs is None:  # a single query may have another form, in the last layer alone
             _log_choice(name)
@@ -122,6 +130,9 @@ class Attention:
         if positional is not None:
             positional = positional[:, :num_outputs]
         compute = cudnn_attention if use_cudnn else self._xla_form()
+        if positional_scores is not None:
+            scores = positional_scores[:, :num_outputs]
+            compute = functools.partial(compute, positional_scores=scores)
         out = compute(q[:, :num_outputs], k, v, positional, gate)
         return out.reshape(*out.shape[:2], -1)
 

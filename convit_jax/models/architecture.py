@@ -9,6 +9,9 @@ from convit_jax.errors import InputError
 from convit_jax.values.ranges import Range
 
 DTYPES = ("float32", "bfloat16")
+# `RIVALS` give a plain transformer the bias of a convolution by initialisation alone.
+RIVALS = ("mimetic", "impulse")
+INITS = ("default", "convolutional", *RIVALS)
 # Larger values are a typing mistake or a damaged file: building the model's structure alone would
 # take minutes, and the positional attention of one head would not fit any machine's memory.
 MAX_LAYERS, MAX_PATCHES = 256, 2**16
@@ -16,7 +19,7 @@ MAX_LAYERS, MAX_PATCHES = 256, 2**16
 _NO_IMAGE_SIZE = "image_size={}: expected a side or (height, width) in pixels"
 
 # Fields that only GPSA layers use; setting one for a model without such layers is a mistake.
-GPSA_FIELDS = ("locality_strength", "conv_init", "use_gating")
+GPSA_FIELDS = ("locality_strength", "conv_init", "use_gating", "positional_attention")
 
 
 def _field(default: Any, meaning: str, **bounds: Any) -> Any:
@@ -56,7 +59,23 @@ class Architecture:
         1.0, "α of the convolutional initialisation (paper Eq. 5), in 1/patches²", at_least=0
     )
     conv_init: bool = _field(True, "start GPSA layers as convolutions (paper Eq. 5)")
+    init: str = _field(
+        "default",
+        "how attention starts. default: GPSA layers by conv_init, plain layers from small random "
+        "values; convolutional: the same, but refused unless GPSA layers start as convolutions. "
+        "Without GPSA layers also mimetic (products of weights near ± the identity: Trockman & "
+        "Kolter 2023) or impulse (each head attends to one random neighbour: Zheng et al. 2024), "
+        "both with sinusoidal positions",
+        one_of=INITS,
+    )
     use_gating: bool = _field(True, "learn the gates; otherwise they stay at one half")
+    positional_attention: str = _field(
+        "gated",
+        "how GPSA layers add position to content. gated: two softmaxes, mixed by a gate (GPSA, "
+        "paper Eq. 7); vanilla: one softmax of the sum of both scores (PSA, paper Eq. 4 and Fig. "
+        "9), without gates",
+        one_of=("gated", "vanilla"),
+    )
     use_pos_embed: bool = _field(True, "add absolute positions to the patches")
     class_token_position: bool = _field(
         False,
@@ -97,7 +116,27 @@ class Architecture:
         expected = "False if all layers are GPSA, since there is no class token either"
         fits = not self.distillation_token or self.gpsa_layers < self.depth
         self._require(fits, "distillation_token", expected)
+        fits = self.use_gating or self.positional_attention == "gated"
+        expected = "True, or positional_attention='gated': vanilla attention has no gates"
+        self._require(fits, "use_gating", expected)
         _check_image_size(self.image_size, self.patch_size)
+        self._check_init()
+
+    def _check_init(self) -> None:
+        """Check that `init` suits the layers and contradicts no other field."""
+        if self.init == "convolutional":
+            self._require(self.gpsa_layers > 0, "init", "a model with GPSA layers")
+            self._require(self.conv_init, "init", "conv_init=True, or another init")
+        elif self.init in RIVALS:
+            expected = "a model without GPSA layers, such as a DeiT: they have a start of their own"
+            self._require(self.gpsa_layers == 0, "init", expected)
+            expected = f"a width (num_heads x head_dim) that is a multiple of 4, not {self.width}"
+            self._require(self.width % 4 == 0 or not self.use_pos_embed, "init", expected)
+        if self.init == "impulse":
+            expected = "use_pos_embed=True, since each head attends to a position"
+            self._require(self.use_pos_embed, "init", expected)
+            expected = f"at least 2 x 2 patches, not {self.grid[0]} x {self.grid[1]}"
+            self._require(min(self.grid) > 1, "init", expected)
 
     def _require(self, condition: bool, name: str, expected: str) -> None:
         if not condition:

@@ -1,11 +1,13 @@
 """Gated positional self-attention (GPSA), the layer of ConViT (d'Ascoli et al. 2021, §3).
 
 Each head attends by content, by position, or by a learned mixture of the two. It is initialised as
-one tap of a convolution and can learn to leave that locality.
+one tap of a convolution and can learn to leave that locality. The layer without a gate, vanilla
+positional self-attention (PSA, Eq. 4), is what the paper compares it with in its Fig. 9.
 """
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,21 +90,28 @@ def convolutional_positions(num_heads: int, locality_strength: float) -> np.ndar
     return np.float32(locality_strength) * v_pos
 
 
+def _positional_scores(
+    v1: jax.Array, v2: jax.Array, v3: jax.Array, grid: tuple[int, int]
+) -> jax.Array:
+    """v_pos · r_ij: float32 [H, N, N] of the components of v_pos, [H, 1, 1] each."""
+    d1, d2, squared = jnp.moveaxis(relative_positions(grid), -1, 0)
+    return v1 * d1 + v2 * d2 + v3 * squared
+
+
 def _identity(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
     """W_val = I, so that the layer is initially a pure convolution (paper Eq. 5)."""
     del key
     return jnp.eye(*shape, dtype=dtype)
 
 
-class GPSA(nnx.Module):
-    """Gated positional self-attention (paper Eq. 6 and 7).
+class PSA(nnx.Module):
+    """Vanilla positional self-attention: scores of content and position in one softmax (Eq. 4).
 
     Attributes:
         qk: W_qry and W_key as one projection, queries first.
         v: W_val; the identity at convolutional initialisation.
         pos_proj: v_pos of each head; its bias, part of the released weights, cancels in the
             softmax.
-        gating: λ of each head, or None if the mixture is fixed at one half (`use_gating` off).
         proj: W_out.
     """
 
@@ -114,7 +123,6 @@ class GPSA(nnx.Module):
         qkv_bias: bool = False,
         locality_strength: float = 1.0,
         conv_init: bool = True,
-        use_gating: bool = True,
         drop_rate: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         attend: kernels.Attention = kernels.DEFAULT_ATTENTION,
@@ -128,7 +136,6 @@ class GPSA(nnx.Module):
             qkv_bias: whether queries, keys and values have biases.
             locality_strength: α of the convolutional initialisation.
             conv_init: start as a convolution; otherwise from small random values.
-            use_gating: learn λ, initially 1; otherwise σ(λ) is fixed at one half.
             drop_rate: dropout of the output.
             dtype: type of the arithmetic; parameters are float32.
             attend: computes the attention, for the devices that the layer is compiled for.
@@ -148,15 +155,12 @@ class GPSA(nnx.Module):
         self.pos_proj = linear(3, num_heads, dtype=jnp.float32)
         if conv_init:
             self.pos_proj.kernel[...] = convolutional_positions(num_heads, locality_strength)
-        self.gating = nnx.Param(jnp.ones(num_heads)) if use_gating else None
         self.proj = linear(width, width)
         self.dropout = nnx.Dropout(drop_rate)
 
-    def gate(self) -> jax.Array:
-        """σ(λ): float32 [H], the weight of positional attention in each head."""
-        if self.gating is None:
-            return jnp.full((self.num_heads,), 0.5)
-        return jax.nn.sigmoid(self.gating[...])
+    def positional_scores(self, grid: tuple[int, int]) -> jax.Array:
+        """v_pos · r_ij: float32 [H, N, N], the same for every image (paper Eq. 4)."""
+        return _positional_scores(*self.pos_proj.kernel[...][:, :, None, None], grid)
 
     def positional_attention(self, grid: tuple[int, int]) -> jax.Array:
         """softmax(v_pos · r_ij): float32 [H, N, N], the same for every image (paper Eq. 7).
@@ -169,8 +173,7 @@ class GPSA(nnx.Module):
         row_sums = jax.nn.logsumexp(v2 * rows + v3 * rows**2, axis=-1)
         column_sums = jax.nn.logsumexp(v1 * columns + v3 * columns**2, axis=-1)
         sums = row_sums[:, :, None] + column_sums[:, None, :]
-        d1, d2, squared = jnp.moveaxis(relative_positions(grid), -1, 0)
-        scores = v1 * d1 + v2 * d2 + v3 * squared
+        scores = _positional_scores(v1, v2, v3, grid)
         return jnp.exp(scores - sums.reshape(self.num_heads, -1, 1))
 
     def _queries_keys(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -182,9 +185,8 @@ class GPSA(nnx.Module):
         return kernels.attention_map(*self._queries_keys(x))
 
     def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """A, the gated mixture (paper Eq. 7): [B, N, C] → float32 [B, H, N, N]."""
-        gate = self.gate()[:, None, None]
-        return (1 - gate) * self.content_attention(x) + gate * self.positional_attention(grid)
+        """softmax(Q Kᵀ / √D + v_pos · r_ij): [B, N, C] → float32 [B, H, N, N] (paper Eq. 4)."""
+        return kernels.attention_map(*self._queries_keys(x), self.positional_scores(grid))
 
     def __call__(
         self,
@@ -194,7 +196,7 @@ class GPSA(nnx.Module):
         key: jax.Array | None = None,
         num_outputs: int | None = None,
     ) -> jax.Array:
-        """concat_h(A_h X W_val) W_out (paper Eq. 6 and 2).
+        """concat_h(A_h X W_val) W_out (paper Eq. 2).
 
         Args:
             x: tokens, [B, N, C]; patches only, N = rows · columns of `grid`.
@@ -207,10 +209,46 @@ class GPSA(nnx.Module):
         """
         parts = self.qk.apply_in_parts(x, 2 if self.attend.separate_projections else 1)
         heads = self.attend(
-            (*parts, self.v(x)),
-            self.num_heads,
-            self.positional_attention(grid),
-            self.gate(),
-            num_outputs=num_outputs,
+            (*parts, self.v(x)), self.num_heads, **self._position(grid), num_outputs=num_outputs
         )
         return self.dropout(self.proj(heads), deterministic=key is None, rngs=key)
+
+    def _position(self, grid: tuple[int, int]) -> dict[str, jax.Array]:
+        """What `kernels.Attention` needs to know of the positions."""
+        return {"positional_scores": self.positional_scores(grid)}
+
+
+class GPSA(PSA):
+    """Gated positional self-attention (paper Eq. 6 and 7).
+
+    Attributes:
+        gating: λ of each head, or None if the mixture is fixed at one half (`use_gating` off).
+    """
+
+    def __init__(
+        self, num_heads: int, head_dim: int, *, use_gating: bool = True, **options: Any
+    ) -> None:
+        """Initialise the layer.
+
+        Args:
+            num_heads: H; a perfect square if `conv_init`.
+            head_dim: channels per head.
+            use_gating: learn λ, initially 1; otherwise σ(λ) is fixed at one half.
+            **options: those of `PSA`.
+        """
+        super().__init__(num_heads, head_dim, **options)
+        self.gating = nnx.Param(jnp.ones(num_heads)) if use_gating else None
+
+    def gate(self) -> jax.Array:
+        """σ(λ): float32 [H], the weight of positional attention in each head."""
+        if self.gating is None:
+            return jnp.full((self.num_heads,), 0.5)
+        return jax.nn.sigmoid(self.gating[...])
+
+    def attention_map(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """A, the gated mixture (paper Eq. 7): [B, N, C] → float32 [B, H, N, N]."""
+        gate = self.gate()[:, None, None]
+        return (1 - gate) * self.content_attention(x) + gate * self.positional_attention(grid)
+
+    def _position(self, grid: tuple[int, int]) -> dict[str, jax.Array]:
+        return {"positional": self.positional_attention(grid), "gate": self.gate()}

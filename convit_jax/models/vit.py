@@ -11,9 +11,15 @@ from flax import nnx
 
 from convit_jax import kernels
 from convit_jax.errors import InputError
-from convit_jax.models.architecture import Architecture
+from convit_jax.models.architecture import RIVALS, Architecture
 from convit_jax.models.eager import compiled_if_eager
-from convit_jax.models.gpsa import GPSA, LINEAR_STD
+from convit_jax.models.gpsa import GPSA, LINEAR_STD, PSA
+from convit_jax.models.initialization import (
+    impulse_queries_keys,
+    mimetic_queries_keys,
+    mimetic_values_output,
+    sinusoidal_positions,
+)
 from convit_jax.models.layers import LayerScale, Linear, PatchEmbedding, drop_path, gelu
 
 LAYER_NORM_EPSILON = 1e-6
@@ -73,18 +79,18 @@ class SelfAttention(nnx.Module):
 
 def attention_layer(
     architecture: Architecture, attend: kernels.Attention, *, gpsa: bool, rngs: nnx.Rngs
-) -> GPSA | SelfAttention:
+) -> PSA | SelfAttention:
     """Return the attention of one layer, with newly initialised parameters."""
     a = architecture
-    make_layer: Callable[..., GPSA | SelfAttention] = SelfAttention
+    make_layer: Callable[..., PSA | SelfAttention] = SelfAttention
     if gpsa:
+        gated = a.positional_attention == "gated"
         make_layer = functools.partial(
-            GPSA,
+            functools.partial(GPSA, use_gating=a.use_gating) if gated else PSA,
             locality_strength=a.locality_strength,
             conv_init=a.conv_init,
-            use_gating=a.use_gating,
         )
-    return make_layer(
+    layer = make_layer(
         a.num_heads,
         a.head_dim,
         qkv_bias=a.qkv_bias,
@@ -93,6 +99,21 @@ def attention_layer(
         attend=attend,
         rngs=rngs,
     )
+    if isinstance(layer, SelfAttention) and a.init in RIVALS:
+        _initialise(layer, a, rngs)
+    return layer
+
+
+def _initialise(layer: SelfAttention, architecture: Architecture, rngs: nnx.Rngs) -> None:
+    """Replace the weights of a plain layer by those of a rival of the convolutional start."""
+    a = architecture
+    values = layer.qkv.kernel[...][:, 2 * a.width :]
+    if a.init == "mimetic":
+        queries_keys = mimetic_queries_keys(rngs.params(), a.num_heads, a.head_dim)
+        values, layer.proj.kernel[...] = mimetic_values_output(rngs.params(), a.width)
+    else:
+        queries_keys = impulse_queries_keys(rngs.params(), a.grid, a.num_heads, a.head_dim)
+    layer.qkv.kernel[...] = jnp.concatenate([queries_keys, values], axis=1)
 
 
 class FeedForward(nnx.Module):
@@ -238,6 +259,10 @@ class VisionTransformer(nnx.Module):
             if a.use_pos_embed
             else None
         )
+        if self.pos_embed is not None and a.init in RIVALS:
+            class_rows = a.position_rows - a.grid[0] * a.grid[1]
+            positions = sinusoidal_positions(a.grid, a.width, class_rows)
+            self.pos_embed[...] = jnp.asarray(positions[None])
         self.dropout = nnx.Dropout(a.drop_rate)
         rates = np.linspace(0.0, a.drop_path_rate, a.depth)
         self.blocks = nnx.List(

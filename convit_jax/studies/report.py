@@ -1,18 +1,22 @@
 """Output files of a study: `results.csv`, `table.md` and figures."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from convit_jax.analysis import tfds_name
 from convit_jax.analysis.published import SAMPLE_EFFICIENCY
 from convit_jax.config import Config
-from convit_jax.studies import summaries
+from convit_jax.studies import histories, summaries
 from convit_jax.studies.cells import as_file_name
 from convit_jax.studies.results import Mean, Result, results_csv
 from convit_jax.studies.tables import grid_axes, grid_cell, markdown
 from convit_jax.system.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_tables(directory: str, results: Sequence[Result], configs: Mapping[str, Config]) -> str:
@@ -36,7 +40,7 @@ def write_tables(directory: str, results: Sequence[Result], configs: Mapping[str
 def write_figures(
     directory: str, results: Sequence[Result], configs: Mapping[str, Config]
 ) -> list[str]:
-    """Write the figures of the results: accuracy by amount of data, and Fig. 8a's heat maps.
+    """Write the figures of the results: accuracy by amount of data, during training, Fig. 8a, 8b.
 
     Returns:
         Names of the figures; each is written as PNG and SVG.
@@ -65,12 +69,36 @@ def write_figures(
                 values = [[grid_cell(cells, s, n) for s in strengths] for n in layers]
                 top1 = np.array([[np.nan if m is None else m.mean for m in row] for row in values])
                 plots[name] = figures.locality_grid(top1, strengths, layers, title)
+    plots |= _plots_of_training(directory, results, configs)
     for name, figure in plots.items():
         for kind in ("png", "svg"):
             content = render_figure(figure, kind)
             path = pathlib.Path(directory, f"{name}.{kind}")
             write_whole(path, content)
     return list(plots)
+
+
+def _plots_of_training(
+    directory: str, results: Sequence[Result], models: Iterable[str]
+) -> dict[str, "Figure"]:
+    """Return the figures of accuracy during training, by name: for each fraction, and Fig. 8b."""
+    from convit_jax.analysis import figures  # noqa: PLC0415
+
+    plots = {}
+    for fraction in summaries.fractions(results):
+        of_examples = f"{100 * fraction:g} % of the examples"
+        curves = histories.training_curves(directory, results, fraction)
+        if curves:
+            title = f"during training, {of_examples}"
+            plots[f"training_fraction{fraction:g}"] = figures.accuracy_over_training(curves, title)
+        for model in models:
+            by_layers = histories.curves_by_gpsa_layers(directory, results, model, fraction)
+            if by_layers:
+                layers, epochs, top1 = by_layers
+                name = f"gpsa_layers_{as_file_name(model)}_fraction{fraction:g}"
+                title = f"{model}, {of_examples}"
+                plots[name] = figures.accuracy_by_gpsa_layers(top1, layers, epochs, title)
+    return plots
 
 
 def _published_names(configs: Mapping[str, Config]) -> dict[str, str]:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from convit_jax.studies.results import Mean, Result
-from convit_jax.studies.variants import TABLE_3, UNCHANGED
+from convit_jax.studies.variants import RIVALS, ROWS, TABLE_3, UNCHANGED
 
+DEIT = "e"  # the row of Table 3 that is the DeiT
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -21,10 +22,30 @@ def efficiency(results: Iterable[Result], metric: str, model: str) -> dict[float
     return _means(selected, metric, lambda r: r.fraction)
 
 
+def full_name(result: Result) -> str:
+    """Return the name of a result's model and variant in figures."""
+    return (
+        result.model if result.variant in ("", UNCHANGED) else f"{result.model}, {result.variant}"
+    )
+
+
 def ablation(results: Iterable[Result], model: str) -> dict[tuple[str, float], Mean]:
     """Return mean top-1 by (row, fraction) of Table 3; empty if only the first row was trained."""
-    selected = [r for r in results if r.model == model and r.variant in TABLE_3]
-    if {r.variant for r in selected} <= {UNCHANGED}:
+    return _rows(results, model, tuple(TABLE_3), compared_with=(UNCHANGED,))
+
+
+def rivals(results: Iterable[Result], model: str) -> dict[tuple[str, float], Mean]:
+    """Return mean top-1 by (row, fraction) of ConViT, DeiT and `RIVALS`; empty without these."""
+    shown = (UNCHANGED, DEIT)
+    return _rows(results, model, (*shown, *RIVALS), compared_with=shown)
+
+
+def _rows(
+    results: Iterable[Result], model: str, rows: Sequence[str], compared_with: Sequence[str]
+) -> dict[tuple[str, float], Mean]:
+    """Return mean top-1 by (row, fraction); empty if only `compared_with` were trained."""
+    selected = [r for r in results if r.model == model and r.variant in rows]
+    if {r.variant for r in selected} <= set(compared_with):
         return {}
     return _means(selected, "top1", lambda r: (r.variant, r.fraction))
 
@@ -40,7 +61,7 @@ def grid(
         r
         for r in results
         if (r.model, r.fraction) == (model, fraction)
-        and (r.variant == UNCHANGED or r.variant not in ("", *TABLE_3))
+        and (r.variant == UNCHANGED or r.variant not in ("", *ROWS))
     ]
     strengths = [r.locality_strength for r in selected if r.gpsa_layers]
     # Without a convolutional initialisation there is no strength, and no such figure.

@@ -7,6 +7,13 @@ from convit_jax.studies import summaries
 from convit_jax.studies.results import Mean, Result
 from convit_jax.studies.variants import TABLE_3
 
+_RIVALS = {
+    "a": "ConViT",
+    "vanilla": "positional attention without a gate (paper Fig. 9)",
+    "e": "DeiT",
+    "mimetic": "DeiT, mimetic initialisation",
+    "impulse": "DeiT, impulse initialisation",
+}
 # Top-5 is reported from this number of classes on.
 _CLASSES_FOR_TOP5 = 20
 _CAPTION = (
@@ -36,6 +43,9 @@ def markdown(results: Sequence[Result], models: Sequence[str], zoo: Mapping[str,
         rows = list(_ablation_rows(results, model, zoo))
         if rows:
             parts += [f"# Ablations of {model} (paper Table 3)", "Top-1.", _markdown_table(rows)]
+        rows = list(_rival_rows(results, model))
+        if rows:
+            parts += [f"# Rivals of {model}", "Top-1.", _markdown_table(rows)]
         for fraction in summaries.fractions(results):
             cells = summaries.grid(results, model, fraction)
             if cells:
@@ -122,6 +132,18 @@ def _ablation_rows(
             flags = (row.train_gating, row.conv_init, row.train_gpsa, row.use_gpsa)
             marks = ["yes" if flag else "no" for flag in flags]
             yield [letter, *marks, *values, *references]
+
+
+def _rival_rows(results: Sequence[Result], model: str) -> Iterator[list[str]]:
+    cells = summaries.rivals(results, model)
+    if not cells:
+        return
+    fractions = sorted({fraction for _, fraction in cells}, reverse=True)
+    yield ["row", "model", *map(_format_percent, fractions)]
+    for row, description in _RIVALS.items():
+        values = [_format_mean(cells.get((row, f)), len(_seeds(results))) for f in fractions]
+        if any(values):
+            yield [row, description, *values]
 
 
 def _grid_rows(

@@ -1,4 +1,4 @@
-"""Variants of a model in a study: rows of the paper's Table 3 and points of its Fig. 8a."""
+"""Variants of a model in a study: the paper's Table 3, Fig. 8a and 9, and ConViT's rivals."""
 
 import dataclasses
 from typing import Any
@@ -11,20 +11,23 @@ from convit_jax.models.architecture import GPSA_FIELDS
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the paper's Table 3.
+    """A row of the paper's Table 3, or another change of a ConViT.
 
     Attributes:
         train_gating: learn the gates; otherwise they stay at one half (λ = 0).
         conv_init: start GPSA layers as convolutions.
         train_gpsa: train the GPSA layers; otherwise only the norms and feed-forward networks of
             those blocks are trained.
-        use_gpsa: have GPSA layers.
+        use_gpsa: have GPSA layers; otherwise it is the DeiT of the same heads and width.
+        init, positional_attention: fields of `Architecture`.
     """
 
     train_gating: bool
     conv_init: bool
     train_gpsa: bool
     use_gpsa: bool
+    init: str = "default"
+    positional_attention: str = "gated"
 
 
 TABLE_3 = {
@@ -37,15 +40,25 @@ TABLE_3 = {
     "g": Row(train_gating=False, conv_init=False, train_gpsa=False, use_gpsa=True),
 }
 UNCHANGED = "a"
+# Beyond Table 3: positional attention without a gate (paper Fig. 9), and the DeiT of row e with the
+# initialisations that give it a convolution's bias.
+_DEIT = TABLE_3["e"]
+RIVALS = {
+    "vanilla": Row(train_gating=False, conv_init=True, train_gpsa=True, use_gpsa=True,
+                   positional_attention="vanilla"),
+    "mimetic": dataclasses.replace(_DEIT, init="mimetic"),
+    "impulse": dataclasses.replace(_DEIT, init="impulse"),
+}  # fmt: skip
+ROWS = TABLE_3 | RIVALS
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A change of a model: a row of Table 3, or another point of Fig. 8a.
+    """A change of a model: one of `ROWS`, or another point of Fig. 8a.
 
     Attributes:
-        row: a to g, where a is the unchanged ConViT; "" for an unchanged model without GPSA
-            layers, and for points of Fig. 8a.
+        row: a key of `ROWS`, where a is the unchanged ConViT; "" for an unchanged model without
+            GPSA layers, and for points of Fig. 8a.
         locality_strength, gpsa_layers: values that differ from the model's, otherwise None.
     """
 
@@ -77,13 +90,13 @@ def unchanged_variant(config: Config) -> Variant:
 
 
 def row_variant(row: str, config: Config, model: str) -> Variant:
-    """Return the variant of a row of Table 3.
+    """Return the variant of a row, one of `ROWS`.
 
     Raises:
         InputError: an unknown row, or a model without GPSA layers.
     """
-    if row not in TABLE_3:
-        raise InputError(f"--variants: no row '{row}' in Table 3, {nearest(row, TABLE_3)}")
+    if row not in ROWS:
+        raise InputError(f"--variants: no row '{row}' in Table 3, {nearest(row, ROWS)}")
     _expect_gpsa(config, model, "--variants")
     return Variant(row)
 
@@ -127,12 +140,12 @@ def apply_variant(config: Config, variant: Variant) -> Config:
     if variant.unchanged:
         return config
     if variant.row:
-        return _apply_row(config, TABLE_3[variant.row])
+        return _apply_row(config, ROWS[variant.row])
     changes: dict[str, Any] = {}
     if variant.locality_strength is not None:
         changes["locality_strength"] = variant.locality_strength
     if variant.gpsa_layers == 0:
-        changes |= dict.fromkeys(GPSA_FIELDS)
+        changes |= dict.fromkeys((*GPSA_FIELDS, "init"))
     if variant.gpsa_layers is not None:
         changes["gpsa_layers"] = variant.gpsa_layers
     changed = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
@@ -142,31 +155,34 @@ def apply_variant(config: Config, variant: Variant) -> Config:
 
 def _apply_row(config: Config, row: Row) -> Config:
     if not row.use_gpsa:
-        return _deit_twin(config)
+        return _deit_twin(config, row.init)
     model, optimizer = config.model, config.optimizer
-    if not row.train_gating:
+    if row.positional_attention == "vanilla":
+        model = dataclasses.replace(model, positional_attention="vanilla", use_gating=None)
+    elif not row.train_gating:
         model = dataclasses.replace(model, use_gating=False)
     if not row.conv_init:
-        model = dataclasses.replace(model, conv_init=False, locality_strength=None)
+        model = dataclasses.replace(model, conv_init=False, locality_strength=None, init=None)
     if not row.train_gpsa:
         optimizer = dataclasses.replace(optimizer, frozen=(*optimizer.frozen, GPSA_ATTENTION))
     return dataclasses.replace(config, model=model, optimizer=optimizer)
 
 
-def _deit_twin(config: Config) -> Config:
-    """Return the config of the DeiT with the same heads and width.
+def _deit_twin(config: Config, init: str) -> Config:
+    """Return the config of the DeiT with the same heads and width, which starts by `init`.
 
     Raises:
         InputError: no such DeiT is known.
     """
     name = config.model.name.replace("convit", "deit")
     if name == config.model.name or name not in list_models():
-        raise InputError(f"--variants e: no DeiT is known for {config.model.name}")
+        raise InputError(f"--variants: no DeiT is known for {config.model.name}")
     # qkv_bias is reset too: the paper's row e is a DeiT, which has these biases.
     reset = dict.fromkeys((*GPSA_FIELDS, "gpsa_layers", "qkv_bias", "class_token_position"))
     a = _architecture(config)
     heads = {"num_heads": a.num_heads, "head_dim": a.head_dim}
-    model = dataclasses.replace(config.model, name=name, **reset, **heads)
+    start = {"init": None if init == "default" else init}
+    model = dataclasses.replace(config.model, name=name, **reset, **heads, **start)
     return dataclasses.replace(config, model=model)
 
 

@@ -10,8 +10,10 @@ import numpy as np
 from flax import nnx
 
 from convit_jax import models
+from convit_jax.errors import InputError
 from convit_jax.models import HEADS, VisionTransformer
 from convit_jax.weights.loading import Weights, open_weights
+from convit_jax.weights.model_checkpoints import find_checkpoint, read_run
 from convit_jax.weights.torch_names import load_tensors, to_torch
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,30 @@ def create_model(
         tensors = {**weights.tensors_for(model.architecture), **_new_head(weights, model, make)}
         load_tensors(model, tensors)
     return model
+
+
+def initial_model(weights: Weights) -> VisionTransformer:
+    """Return the model as it was before the training of which these are the weights.
+
+    Args:
+        weights: of a run's workdir or checkpoint, whose config has the seed.
+
+    Raises:
+        InputError: they are not from a run, or the run did not start from new parameters.
+    """
+    run = None if weights.directory is None else read_run(find_checkpoint(weights.directory))
+    if run is None or weights.card.architecture is None:
+        raise InputError(
+            f"{weights.name} is not a run of train.py, so its parameters before training are "
+            "unknown: expected a workdir"
+        )
+    start = run.config.get("init_from")
+    if start:
+        raise InputError(
+            f"the run {weights.name} did not start from new parameters but from {start}: compare "
+            "it with those weights"
+        )
+    return models.build(weights.card.architecture, run.config["seed"])
 
 
 def _new_head(

@@ -95,7 +95,7 @@ class Weights:
         card_architecture = self.card.architecture
         if card_architecture is not None:
             # The positions determine the image size only if the grid is square.
-            fields = ["num_heads", "image_size", "class_token_position"]
+            fields = ["num_heads", "image_size", "class_token_position", "positional_attention"]
             fields += ["layer_scale"] if card_architecture.has_layer_scale else []
             return {name: getattr(card_architecture, name) for name in fields}
         known: dict[str, Any] = {}

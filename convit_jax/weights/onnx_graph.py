@@ -131,7 +131,10 @@ def _attention(graph: Graph, x: str, name: str, a: Architecture, num_tokens: int
 
 
 def _gated_attention(graph: Graph, x: str, name: str, a: Architecture, num_tokens: int) -> str:
-    """((1 - σ(λ)) softmax(q kᵀ / √D) + σ(λ) softmax(v_pos · r)) v (paper Eq. 6 and 7)."""
+    """((1 - σ(λ)) softmax(q kᵀ / √D) + σ(λ) softmax(v_pos · r)) v (paper Eq. 6 and 7).
+
+    Or vanilla: softmax(q kᵀ / √D + v_pos · r) v (Eq. 4).
+    """
     q, k = _by_heads(graph, linear(graph, x, f"{name}.qk"), 2, a, num_tokens)
     (v,) = _by_heads(graph, linear(graph, x, f"{name}.v"), 1, a, num_tokens)
     # The bias of v_pos · r cancels in the softmax. Nothing here depends on the images, so runtimes
@@ -139,6 +142,10 @@ def _gated_attention(graph: Graph, x: str, name: str, a: Architecture, num_token
     r = graph.constant(np.asarray(relative_positions(a.grid)))
     scores = graph.add("MatMul", r, graph.weight(f"{name}.pos_proj.weight", transposed=True))
     scores = graph.add("Transpose", scores, perm=[2, 0, 1])
+    if a.positional_attention == "vanilla":
+        scores = graph.add("Add", _content_scores(graph, q, k, a), scores)
+        attention = graph.add("Softmax", scores, axis=-1)
+        return _output(graph, graph.add("MatMul", attention, v), name, a, num_tokens)
     positional = graph.add("Softmax", scores, axis=-1)
     gate = graph.constant(0.5)
     if a.use_gating:
@@ -162,9 +169,14 @@ def _by_heads(
 
 def _content(graph: Graph, q: str, k: str, a: Architecture) -> str:
     """softmax(q kᵀ / √D): q and k [B, H, N, D] → [B, H, N, N]."""
+    return graph.add("Softmax", _content_scores(graph, q, k, a), axis=-1)
+
+
+def _content_scores(graph: Graph, q: str, k: str, a: Architecture) -> str:
+    """q kᵀ / √D: q and k [B, H, N, D] → [B, H, N, N]."""
     q = graph.add("Mul", q, graph.constant(a.head_dim**-0.5))
     k = graph.add("Transpose", k, perm=[0, 1, 3, 2])
-    return graph.add("Softmax", graph.add("MatMul", q, k), axis=-1)
+    return graph.add("MatMul", q, k)
 
 
 def _output(graph: Graph, heads: str, name: str, a: Architecture, num_tokens: int) -> str:

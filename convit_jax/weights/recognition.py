@@ -71,7 +71,8 @@ def recognise(tensors: Mapping[str, np.ndarray], **overrides: Any) -> Architectu
     }
     if any(re.search(r"\.ls[12]\.gamma$", name) for name in tensors):
         fields["layer_scale"] = _LAYER_SCALE
-    if gpsa:
+    # Vanilla positional attention has no gates either, but the same tensors as fixed gates.
+    if gpsa and overrides.get("positional_attention", "gated") == "gated":
         fields["use_gating"] = "blocks.0.attn.gating_param" in tensors
     fields |= fields_from_shapes(tensors) | overrides
     for name in ("num_heads", "image_size"):
@@ -150,7 +151,7 @@ def named_model(architecture: Architecture) -> str | None:
     fields = (
         *("num_heads", "head_dim", "depth", "gpsa_layers", "mlp_ratio", "qkv_bias", "patch_size"),
         *("in_channels", "use_gating", "use_pos_embed", "class_token_position"),
-        *("distillation_token", "has_layer_scale"),
+        *("distillation_token", "has_layer_scale", "positional_attention"),
     )
     return _named(architecture, fields)
 

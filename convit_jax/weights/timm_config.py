@@ -28,7 +28,8 @@ def why_not_in_timm(a: Architecture) -> str:
     """Return why timm has no model of an architecture, or "" if it has one."""
     if a.gpsa_layers:
         reasons = {
-            "its ConViT has gates in every GPSA layer": not a.use_gating,
+            "its ConViT has gates in every GPSA layer": not a.use_gating
+            or a.positional_attention == "vanilla",
             "its ConViT takes square images only": a.grid[0] != a.grid[1],
             "its ConViT has no LayerScale": a.has_layer_scale,
             "its ConViT has no distillation token": a.distillation_token,

@@ -46,6 +46,12 @@ def write_weights(weights: Weights, path: epath.Path, architecture: Architecture
         return
     tensors = fitting_tensors(weights, architecture)
     if path.suffix in TORCH_SUFFIXES:
+        if architecture.positional_attention == "vanilla":
+            raise InputError(
+                f"{path}: PyTorch's ConViT has no vanilla positional attention, and a file without "
+                "a card would be taken for one with fixed gates: expected .safetensors, or no "
+                "suffix for a checkpoint"
+            )
         _write_torch(path, tensors)
     else:
         params = from_torch(tensors, architecture)

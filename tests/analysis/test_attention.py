@@ -57,3 +57,14 @@ def test_query_outside_the_grid(query):
 def test_nonexistent_layer():
     with pytest.raises(InputError, match="layer 13: the model's layers are 1 to 12"):
         attention.check_layers([1, 13], 12)
+
+
+def test_mean_attention_is_the_mean_over_all_images():
+    """In several batches, of which the last is smaller."""
+    model = make(num_heads=4, image_size=(16, 24))
+    images = np.random.default_rng(0).normal(size=(5, 16, 24, 3)).astype(np.float32)
+    expected = attention.attention_from(model, 2 * images, (1, 0)).mean(axis=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "images_at_once", lambda _: 2)
+        mean = attention.mean_attention_from(model, images, (1, 0), transform=lambda x: 2 * x)
+    np.testing.assert_allclose(mean, expected, rtol=1e-5)

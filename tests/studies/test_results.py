@@ -8,9 +8,11 @@ import json
 import numpy as np
 import pytest
 
+from convit_jax.analysis import figures
 from convit_jax.errors import RunError
 from convit_jax.studies import summaries
 from convit_jax.studies.cells import list_cells, make_jobs
+from convit_jax.studies.histories import curves_by_gpsa_layers, training_curves
 from convit_jax.studies.progress import Pace
 from convit_jax.studies.report import write_figures, write_tables
 from convit_jax.studies.results import Mean, read_result, read_results, results_csv, write_result
@@ -151,6 +153,64 @@ def test_grid_as_in_fig_8a_with_equal_values_without_gpsa_layers(make_result, tm
     ]
     names = write_figures(str(tmp_path), results, {"convit": twins["convit"]})
     assert names == ["efficiency", "locality_convit_fraction1"]
+
+
+def test_rivals_beside_convit_and_deit(make_result):
+    fields = {"a": 0.7, "b": 0.6, "e": 0.4, "vanilla": 0.5, "impulse": 0.45}
+    results = [make_result(variant=v, top1=t) for v, t in fields.items()]
+    rows = rows_of(markdown(results, ["convit"], {}), "# Rivals of convit")
+    assert [(row[0], row[-1]) for row in rows[1:]] == [
+        ("a", "70.0"), ("vanilla", "50.0"), ("e", "40.0"), ("impulse", "45.0"),
+    ]  # fmt: skip
+    table_3 = rows_of(markdown(results, ["convit"], {}), "# Ablations of convit")
+    assert [row[0] for row in table_3[1:]] == ["a", "b", "e"]
+    assert "# Rivals" not in markdown(results[:3], ["convit"], {})
+    assert summaries.grid(results, "convit", 1.0) == {}
+
+
+@pytest.fixture
+def trained(make_result, tmp_path):
+    """A study's directory and results: two seeds of a ConViT, two of fewer layers, one rival."""
+    accuracies = {
+        ("a", 0): [0.2, 0.6, 0.8], ("a", 1): [0.4, 0.8, 0.8], ("gpsa1", 0): [0.1, 0.5, 0.7],
+        ("gpsa0", 0): [0.0, 0.3, 0.6], ("mimetic", 0): [0.1, 0.2, 0.3],
+    }  # fmt: skip
+    results = []
+    for (variant, seed), values in accuracies.items():
+        layers = {"a": 2, "gpsa1": 1}.get(variant, 0)
+        cell = f"{variant}_{seed}"
+        results.append(make_result(cell=cell, variant=variant, seed=seed, gpsa_layers=layers))
+        lines = [{"step": 0, "epoch": 0.0, "train/loss": 1.0}]
+        pairs = zip((1.0, 2.0, 4.0), values, strict=True)
+        lines += [{"epoch": epoch, "eval/accuracy": value} for epoch, value in pairs]
+        (tmp_path / "cells" / cell).mkdir(parents=True)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "cells" / cell / "metrics.jsonl").write_text(text)
+    return tmp_path, results
+
+
+def test_accuracy_during_training_is_the_mean_over_seeds(trained):
+    curves = training_curves(str(trained[0]), trained[1], 1.0)
+    assert curves.keys() == {"convit", "convit, gpsa1", "convit, gpsa0", "convit, mimetic"}
+    spread = 0.1 * 2**0.5
+    expected = [[1, 0.3, spread], [2, 0.7, spread], [4, 0.8, 0]]
+    np.testing.assert_allclose(curves["convit"], expected, atol=1e-9)
+    assert np.isnan(curves["convit, mimetic"][:, 2]).all()
+    assert training_curves(str(trained[0]), trained[1], 0.1) == {}
+
+
+def test_accuracy_by_gpsa_layers_as_in_fig_8b(trained, twins):
+    directory, results = trained
+    layers, epochs, top1 = curves_by_gpsa_layers(str(directory), results, "convit", 1.0)
+    assert (layers, epochs.tolist()) == ([0, 1, 2], [1, 2, 4])
+    np.testing.assert_allclose(top1, [[0, 0.3, 0.6], [0.1, 0.5, 0.7], [0.3, 0.7, 0.8]])
+    assert curves_by_gpsa_layers(str(directory), results[:2], "convit", 1.0) is None
+    figure = figures.accuracy_by_gpsa_layers(top1, layers, epochs)
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
+    assert lines.keys() == {"1", "2", "4"}
+    np.testing.assert_allclose(lines["2"], [30, 50, 70])
+    names = write_figures(str(directory), results, {"convit": twins["convit"]})
+    assert {"training_fraction1", "gpsa_layers_convit_fraction1"} <= set(names)
 
 
 def test_no_grid_without_a_locality_strength(make_result):

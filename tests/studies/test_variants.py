@@ -11,7 +11,15 @@ from convit_jax import models
 from convit_jax.config import architecture, resolve
 from convit_jax.errors import InputError
 from convit_jax.models.gpsa import convolutional_positions
-from convit_jax.studies.variants import TABLE_3, Variant, apply_variant, grid_variant, row_variant
+from convit_jax.studies.variants import (
+    RIVALS,
+    ROWS,
+    TABLE_3,
+    Variant,
+    apply_variant,
+    grid_variant,
+    row_variant,
+)
 from convit_jax.training import make_experiment
 from convit_jax.training.optimizer import match_parameters, parameter_names
 from tests.helpers import load_module
@@ -68,6 +76,26 @@ def test_row_trains_what_the_paper_says(row, convit):
     assert unchanged == ({n for n in gpsa if not n.endswith("pos_proj.bias")} if frozen else set())
     if frozen:
         assert not gpsa & changed
+
+
+@pytest.mark.parametrize("row", RIVALS)
+def test_rivals_change_what_they_are_named_for(row, twins):
+    changed = architecture(apply_variant(twins["convit"], Variant(row)), 10)
+    unchanged = architecture(twins["convit" if row == "vanilla" else "deit"], 10)
+    field = {"vanilla": "positional_attention"}.get(row, "init")
+    assert changed == dataclasses.replace(unchanged, **{field: row})
+
+
+def test_variants_of_a_config_that_says_convolutional(convit):
+    """Where the convolutional start is gone, so is the word for it."""
+    model = dataclasses.replace(convit.model, init="convolutional", use_gating=True)
+    convit = dataclasses.replace(convit, model=model)
+    starts = {row: architecture(apply_variant(convit, Variant(row)), 10).init for row in ROWS}
+    assert starts.pop("mimetic") == "mimetic"
+    assert starts.pop("impulse") == "impulse"
+    convolutional = {row for row, init in starts.items() if init == "convolutional"}
+    assert convolutional == {"a", "b", "f", "vanilla"}
+    apply_variant(convit, Variant("", None, 0))
 
 
 def test_gates_that_are_not_trained_are_one_half(convit):

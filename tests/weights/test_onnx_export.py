@@ -23,6 +23,7 @@ TINY = {"depth": 2, "num_classes": 3, "image_size": 16, "patch_size": 4, "head_d
 # Between them they have every operator.
 MODELS = {
     "class token after GPSA": ("convit_tiny", {"gpsa_layers": 1}),
+    "vanilla PSA": ("convit_tiny", {"gpsa_layers": 1, "positional_attention": "vanilla"}),
     "GPSA only": ("convit_tiny", {"gpsa_layers": 2, "use_gating": False, "qkv_bias": True}),
     "two tokens after GPSA": ("convit_tiny", {"gpsa_layers": 1, "distillation_token": True}),
     "DeiT": ("deit_tiny", {"image_size": (16, 24), "in_channels": 1}),

@@ -14,3 +14,4 @@ from convit_jax.analysis.figures.efficiency import locality_grid, sample_efficie
 from convit_jax.analysis.figures.maps import AttentionRow, attention_maps, positional_maps
 from convit_jax.analysis.figures.masks import accuracy_under_masks
 from convit_jax.analysis.figures.overlays import Overlay, overlays
+from convit_jax.analysis.figures.training import accuracy_by_gpsa_layers, accuracy_over_training

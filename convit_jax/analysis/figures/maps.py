@@ -33,23 +33,27 @@ class AttentionRow:
 
 
 @style.styled
-def attention_maps(image: np.ndarray, rows: Sequence[AttentionRow]) -> Figure:
+def attention_maps(image: np.ndarray | None, rows: Sequence[AttentionRow]) -> Figure:
     """Plot a row for each layer: the image, and the attention of each head on a log scale.
 
     Args:
-        image: uint8 [height, width, channels], the model's input.
+        image: uint8 [height, width, channels], the model's input; None for a mean over images
+            (paper Fig. 15).
         rows: layers of one or several models.
     """
     num_heads = max(len(row.attention) for row in rows)
     cell = _cell_size(num_heads)
     figure = Figure(figsize=(_figure_width(num_heads, cell), (cell + 0.2) * len(rows) + 0.35))
-    panels = figure.subplots(len(rows), num_heads + 1, squeeze=False)
+    first_head = 0 if image is None else 1  # the image has the first column
+    panels = figure.subplots(len(rows), num_heads + first_head, squeeze=False)
     norm = log_norm([row.attention for row in rows])
     previous = None
     for row, axes in zip(rows, panels, strict=True):
-        _show_image(axes[0], image, row)
-        axes[0].set_ylabel(row.label.replace(" layer", "\nlayer"), fontsize=7)
-        for head, panel in enumerate(axes[1:]):
+        if image is not None:
+            _show_image(axes[0], image, row)
+        label = row.label.replace(" before", "\nbefore").replace(" layer", "\nlayer")
+        axes[0].set_ylabel(label, fontsize=7)
+        for head, panel in enumerate(axes[first_head:]):
             if head >= len(row.attention):
                 panel.set_axis_off()
                 continue
