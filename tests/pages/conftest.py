@@ -203,6 +203,7 @@ def inputs(checkout, run):
         python -m convit_jax.convert W.safetensors convit_tiny.onnx
         python train.py --config configs/digits.py --workdir runs/convit
         python train.py --config configs/digits.py:deit --workdir runs/deit
+        cp -r runs/deit runs/deit_distilled
         python train.py --config configs/finetune.py:data=folder:IMAGES,weights=W.safetensors \\
             --workdir runs/mine""")
     assert made.returncode == 0, made.stdout[-1000:]
