@@ -129,7 +129,7 @@ class Attention:
         )
         if positional is not None:
             positional = positional[:, :num_outputs]
-        compute = cudnn_attention if use_cudnn else self._xla_form()
+        compute: Callable[..., jax.Array] = cudnn_attention if use_cudnn else self._xla_form()
         if positional_scores is not None:
             scores = positional_scores[:, :num_outputs]
             compute = functools.partial(compute, positional_scores=scores)

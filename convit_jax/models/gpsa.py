@@ -160,7 +160,8 @@ class PSA(nnx.Module):
 
     def positional_scores(self, grid: tuple[int, int]) -> jax.Array:
         """v_pos · r_ij: float32 [H, N, N], the same for every image (paper Eq. 4)."""
-        return _positional_scores(*self.pos_proj.kernel[...][:, :, None, None], grid)
+        v1, v2, v3 = self.pos_proj.kernel[...][:, :, None, None]
+        return _positional_scores(v1, v2, v3, grid)
 
     def positional_attention(self, grid: tuple[int, int]) -> jax.Array:
         """softmax(v_pos · r_ij): float32 [H, N, N], the same for every image (paper Eq. 7).

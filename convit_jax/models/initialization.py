@@ -144,7 +144,7 @@ def _impulse_solutions(grid: tuple[int, int], width: int, head_dim: int) -> np.n
         factors = np.stack([left * root, right * root])
         padding = head_dim - factors.shape[-1]  # for more channels than patches
         solutions.append(np.pad(factors, ((0, 0), (0, 0), (0, padding))))
-    return np.float32(solutions)
+    return np.array(solutions, np.float32)
 
 
 def _one_hot_map(grid: tuple[int, int], x: int, y: int) -> np.ndarray:
