@@ -255,8 +255,8 @@ def test_help_includes_ranges_and_conditions():
     for words in (
         "optimizer.b1 (float, default 0.9; at least 0, below 1)",
         "seed (int, default 0; at least 0, below 4294967296)",
-        "augment.crop (str, default 'none'; 'random_resized' or 'pad' or 'none')",
-        "Read where augment.crop is 'pad'.",
+        "augment.crop (str, default 'none'; 'random_resized' or 'simple' or 'pad' or 'none')",
+        "Read where augment.crop is 'pad' or 'simple'.",
         "model.depth (int, default the model's own; 1 to 256)",
     ):
         assert words in text, words

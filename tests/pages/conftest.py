@@ -38,7 +38,7 @@ PLACEHOLDERS = {
 WEIGHTS = Architecture(
     num_heads=4, head_dim=4, depth=2, gpsa_layers=1, patch_size=8, image_size=(16, 16)
 )
-SMALL = "model.depth=2", "model.gpsa_layers=1", "model.head_dim=4", "data.image_size=32"
+SMALL = "model.depth=2", "model.head_dim=4", "data.image_size=32"
 BATCHES = "batch_size=8", "eval_batch_size=8"
 SHORT = ("train_for=2 steps", "eval_every=2 steps", "checkpoint.every=2 steps",
          "optimizer.warmup=0 steps", "attention_images=4")  # fmt: skip
@@ -57,6 +57,7 @@ def shortened(command):
     ):
         keys += SHORT if "preview" not in line and "plan" not in line else ()
         keys += SMALL if re.search(r"configs/(convit|deit)_", line) else ()
+        keys += ["model.gpsa_layers=1"] if "configs/convit_" in line else []
         keys += BATCHES if "plan" not in line else ()
         keys += ["batch_size=24"] if "preview" in line else []
         keys += ["batch_size=32"] if "fsdp" in line else []
@@ -67,7 +68,7 @@ def shortened(command):
     flags = [f"--config.{key}" for key in keys]
     for pattern, more in {
         r"-m convit_jax\.study": ["--fractions=0.1", "--seeds=1"],
-        r"-m convit_jax\.study .*configs/convit_": ["--models=convit_small"],
+        r"-m convit_jax\.study .*configs/convit_": ["--models=convit_small", "--fractions=1"],
         r"-m convit_jax\.study .*--variants": ["--variants=a,e"],
         r"-m convit_jax\.benchmark (model|attention|input)": ["--seconds=0.01"],
         r"-m convit_jax\.benchmark (model|attention)": ["--batch-size=2", "--image-size=32"],

@@ -69,11 +69,14 @@ def _split(text):
 
 
 def programs(repository):
-    """Return the Python programs: for each page, its blocks in Python, without those for timm."""
+    """Return the Python programs: for each page, its blocks in Python.
+
+    Those for timm and letters are left out: their packages are not among the requirements.
+    """
     python = [
         (page, text)
         for page, _, language, text in blocks(repository)
-        if language == "python" and "import timm" not in text
+        if language == "python" and not re.search('import timm|"letters"', text)
     ]
     groups = itertools.groupby(python, key=lambda block: block[0])
     return {page: "\n".join(text for _, text in group) for page, group in groups}
