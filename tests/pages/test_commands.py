@@ -43,7 +43,7 @@ NOT_RUN = {
 
 
 def reason_not_to_run(text):
-    reasons = (why for pattern, why in NOT_RUN.items() if re.match(pattern, text))
+    reasons = (why for pattern, why in NOT_RUN.items() if re.match(pattern, text, re.DOTALL))
     if "| jq" in text and not shutil.which("jq"):
         return "jq is not installed"
     return next(reasons, None)
@@ -88,4 +88,4 @@ def test_reasons_not_to_run_a_command_are_needed():
     texts = [statement.text for statement in STATEMENTS]
     for pattern in NOT_RUN:
         for part in pattern.split("|") if "(" not in pattern else [pattern]:
-            assert any(re.match(part, text) for text in texts), part
+            assert any(re.match(part, text, re.DOTALL) for text in texts), part

@@ -48,8 +48,8 @@ def subset(source: Source, *, fraction: float, choice: str, classes: int, seed: 
         count = int(len(members) * fraction)
         if not len(members):
             raise InputError(
-                f"{source.name} has no example of class '{source.class_names[label]}', expected some "
-                f"of each of the {num_classes} classes"
+                f"{source.name} has no example of class '{source.class_names[label]}', expected "
+                f"some of each of the {num_classes} classes"
             )
         if not count:
             raise InputError(
