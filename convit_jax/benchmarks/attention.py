@@ -13,7 +13,7 @@ from convit_jax import kernels, models
 from convit_jax.benchmarks.timing import best_time
 from convit_jax.errors import InputError
 from convit_jax.kernels.attention import one_product, two_products
-from convit_jax.models.vit import attention_layer
+from convit_jax.models.block import attention_layer
 
 
 def released_formula(

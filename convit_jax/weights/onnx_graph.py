@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 
 from convit_jax.models import Architecture
+from convit_jax.models.block import LAYER_NORM_EPSILON
 from convit_jax.models.gpsa import relative_positions
-from convit_jax.models.vit import LAYER_NORM_EPSILON
 
 # LayerNormalization is an operator since 17, Gelu since 20.
 OPSET, IR_VERSION = 20, 10

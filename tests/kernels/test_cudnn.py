@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from convit_jax import kernels, models
 from convit_jax.errors import InputError
 from convit_jax.kernels import choice, cudnn
-from convit_jax.models.vit import attention_layer
+from convit_jax.models.block import attention_layer
 from tests.helpers import assert_trees_close
 from tests.kernels.test_attention import expected_output, make_inputs
 
