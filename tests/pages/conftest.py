@@ -36,8 +36,9 @@ PLACEHOLDERS = {
     r"(?<![\w.])/tmp/": "tmp/",
 }
 WEIGHTS = Architecture(
-    num_heads=4, head_dim=4, depth=2, gpsa_layers=1, patch_size=8, image_size=(16, 16)
+    num_heads=4, head_dim=4, depth=4, gpsa_layers=3, patch_size=8, image_size=(16, 16)
 )
+TEN_CLASSES = "tfds:imagenet2012:train"
 SMALL = "model.depth=2", "model.head_dim=4", "data.image_size=32"
 BATCHES = "batch_size=8", "eval_batch_size=8"
 SHORT = ("train_for=2 steps", "eval_every=2 steps", "checkpoint.every=2 steps",
@@ -70,6 +71,9 @@ def shortened(command):
         r"-m convit_jax\.study": ["--fractions=0.1", "--seeds=1"],
         r"-m convit_jax\.study .*configs/convit_": ["--models=convit_small", "--fractions=1"],
         r"-m convit_jax\.study .*--variants": ["--variants=a,e"],
+        r"-m convit_jax\.study .*--gpsa-layers 0,3": ["--gpsa-layers=0,1"],
+        # The images here are of ten of ImageNet's classes, those for evaluation of others.
+        r".*data\.classes=100": ["--config.data.classes=10", f"--config.data.eval={TEN_CLASSES}"],
         r"-m convit_jax\.benchmark (model|attention|input)": ["--seconds=0.01"],
         r"-m convit_jax\.benchmark (model|attention)": ["--batch-size=2", "--image-size=32"],
         r"-m convit_jax\.embed|-m convit_jax\.evaluate": ["--batch-size=8"],
