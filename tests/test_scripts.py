@@ -62,7 +62,9 @@ def launch(repository, tmp_path):
     (tmp_path / "state").write_text("NONE\n")
 
     def run(*arguments, script=(), **variables):
-        (tmp_path / "script").write_text("\n".join(script) + "\n")
+        # In one go, because a worker that was just started may be reading the earlier one.
+        (tmp_path / "script.new").write_text("\n".join(script) + "\n")
+        (tmp_path / "script.new").replace(tmp_path / "script")
         environment = {
             "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "POLL": "0.05",
             "TMPDIR": str(tmp_path), "CLOUD": str(tmp_path), **TPU, **variables,

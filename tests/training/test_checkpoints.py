@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import logging
 import pathlib
@@ -106,8 +107,20 @@ def metadata_of(checkpoint):
 
 
 def data_files(checkpoint):
-    paths = (checkpoint / "state" / "ocdbt.process_0" / "d").iterdir()
-    return sorted(paths, key=lambda path: -path.stat().st_size)
+    """The files that hold the arrays; orbax may leave some of them unused, and the largest, too."""
+    return sorted((checkpoint / "state" / "ocdbt.process_0" / "d").iterdir())
+
+
+def for_each_file(damage):
+    """A damage to all files of a checkpoint; its arguments are a file and those of another."""
+
+    def damage_all(checkpoint, other):
+        for path, replacement in zip(
+            data_files(checkpoint), itertools.cycle(data_files(other)), strict=False
+        ):
+            damage(path, replacement)
+
+    return damage_all
 
 
 def exchange_the_state(checkpoint, other):
@@ -118,11 +131,9 @@ def exchange_the_state(checkpoint, other):
 # Functions of the damaged checkpoint and of another one.
 DAMAGES = {
     "truncated arrays": truncate_arrays,
-    "an empty file": lambda checkpoint, other: data_files(checkpoint)[0].write_bytes(b""),
-    "no file": lambda checkpoint, other: data_files(checkpoint)[0].unlink(),
-    "another file": lambda checkpoint, other: shutil.copyfile(
-        data_files(other)[0], data_files(checkpoint)[0]
-    ),
+    "empty files": for_each_file(lambda path, other: path.write_bytes(b"")),
+    "no files": for_each_file(lambda path, other: path.unlink()),
+    "other files": for_each_file(lambda path, other: shutil.copyfile(other, path)),
     "garbled metadata": lambda checkpoint, other: metadata_of(checkpoint).write_text("{"),
     "no metadata": lambda checkpoint, other: metadata_of(checkpoint).unlink(),
     "no state": lambda checkpoint, other: shutil.rmtree(checkpoint / "state"),
