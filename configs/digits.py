@@ -17,16 +17,36 @@ from convit_jax.errors import InputError, nearest
 
 def get_config(variant: str = "convit") -> ml_collections.ConfigDict:
     """Return the experiment; `variant` is convit or deit."""
-    if variant not in ("convit", "deit"):
-        raise InputError(f"configs/digits.py:{variant}: {nearest(variant, ('convit', 'deit'))}")
-    config = template()
+    config = small_recipe("digits", variant)
     config.train_for = "2800 steps"
-    config.batch_size = 64
     config.eval_batch_size = 400  # all test images at once, on up to 16 devices
     config.eval_every = "700 steps"
+    config.checkpoint.every = "700 steps"
+
+    config.model.patch_size = 2
+    config.data.image_size = (8,)
+    config.data.mean = (0.305,)
+    config.data.std = (0.376,)
+    config.augment.rotate = 10.0
+    return config
+
+
+def small_recipe(data: str, variant: str) -> ml_collections.ConfigDict:
+    """Return what the small grey datasets of this package, digits and letters, share.
+
+    Args:
+        data: digits or letters; their config has the same name.
+        variant: convit or deit.
+
+    Raises:
+        InputError: another variant.
+    """
+    if variant not in ("convit", "deit"):
+        raise InputError(f"configs/{data}.py:{variant}: {nearest(variant, ('convit', 'deit'))}")
+    config = template()
+    config.batch_size = 64
     config.ema_decay = 0.998
     config.log_every = "50 steps"
-    config.checkpoint.every = "700 steps"
 
     config.model.name = f"{variant}_tiny"
     config.model.num_heads = 9
@@ -35,17 +55,12 @@ def get_config(variant: str = "convit") -> ml_collections.ConfigDict:
     if variant == "convit":
         config.model.gpsa_layers = 3
     config.model.drop_path_rate = 0.1
-    config.model.patch_size = 2
     config.model.in_channels = 1
 
-    config.data.train = "digits:train"
-    config.data.eval = "digits:test"
-    config.data.image_size = (8,)
+    config.data.train = f"{data}:train"
+    config.data.eval = f"{data}:test"
     config.data.eval_crop = 1.0
-    config.data.mean = (0.305,)
-    config.data.std = (0.376,)
 
-    config.augment.rotate = 10.0
     config.augment.zoom = 0.1
     config.augment.shear = 10.0
     config.augment.translate = 0.08
