@@ -3,20 +3,35 @@
     python train.py --config configs/digits.py --workdir /tmp/digits
     python train.py --config configs/digits.py:deit --workdir /tmp/digits-deit
 
-`deit` trains a DeiT of the same width, depth, data and budget, with plain attention. With seeds 0,
+`deit` trains a DeiT of the same width, depth, data and budget, with plain attention; the other
+models of `MODELS` are between the two (docs/comparison.md). With seeds 0,
 1 and 2 the ConViT ended at 98.2, 98.5 and 98.7 % of the 397 test images, the DeiT at 96.0, 97.2 and
 96.0 %. One image is 0.25 %; results on another CPU differ by rounding. The recipe was tuned for
 ConViT on the last 350 training images, then its learning rate for both models (docs/study.md).
 """
+
+from typing import Any
 
 import ml_collections
 
 from convit_jax.config import template
 from convit_jax.errors import InputError, nearest
 
+# The models of one width and depth that can be compared: a family, and what is changed in it.
+# Rows a, b, c and e of the paper's Table 3, and the DeiT with a convolution's bias by
+# initialisation alone.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "convit": ("convit", {}),
+    "convit_no_gating": ("convit", {"use_gating": False}),
+    "convit_no_conv_init": ("convit", {"conv_init": False}),
+    "deit": ("deit", {}),
+    "deit_mimetic": ("deit", {"init": "mimetic"}),
+    "deit_impulse": ("deit", {"init": "impulse"}),
+}
+
 
 def get_config(variant: str = "convit") -> ml_collections.ConfigDict:
-    """Return the experiment; `variant` is convit or deit."""
+    """Return the experiment; `variant` is one of `MODELS`."""
     config = small_recipe("digits", variant)
     config.train_for = "2800 steps"
     config.eval_batch_size = 400  # all test images at once, on up to 16 devices
@@ -36,24 +51,26 @@ def small_recipe(data: str, variant: str) -> ml_collections.ConfigDict:
 
     Args:
         data: digits or letters; their config has the same name.
-        variant: convit or deit.
+        variant: one of `MODELS`.
 
     Raises:
         InputError: another variant.
     """
-    if variant not in ("convit", "deit"):
-        raise InputError(f"configs/{data}.py:{variant}: {nearest(variant, ('convit', 'deit'))}")
+    if variant not in MODELS:
+        raise InputError(f"configs/{data}.py:{variant}: {nearest(variant, MODELS)}")
+    family, changes = MODELS[variant]
     config = template()
     config.batch_size = 64
     config.ema_decay = 0.998
     config.log_every = "50 steps"
 
-    config.model.name = f"{variant}_tiny"
+    config.model.name = f"{family}_tiny"
     config.model.num_heads = 9
     config.model.head_dim = 8
     config.model.depth = 4
-    if variant == "convit":
+    if family == "convit":
         config.model.gpsa_layers = 3
+    config.model.update(changes)
     config.model.drop_path_rate = 0.1
     config.model.in_channels = 1
 

@@ -16,7 +16,7 @@ from configs.digits import small_recipe
 
 
 def get_config(variant: str = "convit") -> ml_collections.ConfigDict:
-    """Return the experiment; `variant` is convit or deit."""
+    """Return the experiment; `variant` is one of `MODELS` in configs/digits.py."""
     config = small_recipe("letters", variant)
     config.train_for = "2000 steps"
     config.eval_batch_size = 576  # the test images in three steps

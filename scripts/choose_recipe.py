@@ -1,12 +1,13 @@
-"""Choose a learning rate (and a weight decay) for the digits, shared by all models:
+"""Choose a learning rate (and a weight decay) for the models of configs/digits.py or letters.py:
 
-    python scripts/choose_recipe.py OUT --learning-rates 1e-3,3e-3,1e-2 --weight-decays 0.05,0.1
+    python scripts/choose_recipe.py OUT --data digits --learning-rates 1e-3,3e-3,1e-2
 
-Each setting is tried with each model by `convit_jax.study`, trained on the first 1,050 training
-images and evaluated on the other 350: the test images are not used. The score of a setting is the
-mean accuracy over models and fractions, so that all models have the same weight; the best setting
-of each model is also reported. OUT gets a study for each setting and `choice.md`. The same command
-continues where it was stopped.
+Each setting is tried with each model by `convit_jax.study`, trained on the first three quarters of
+the training images and evaluated on the others: the test images are not used. The score of a
+setting is the mean accuracy over models and fractions, so that all models have the same weight; the
+best setting of each model is also reported. OUT gets a study for each setting and `choice.md`. The
+same command continues where it was stopped; several may share OUT. --config.key=value changes a key
+of all runs.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
-TRAIN, HELD_OUT = "digits:train[:1050]", "digits:train[1050:]"
+PART = "75%"
 
 Setting = tuple[str, str]
 
@@ -33,12 +34,14 @@ def try_setting(out: pathlib.Path, setting: Setting, arguments: argparse.Namespa
     rate, decay = setting
     directory = out / f"rate{rate}_decay{decay}"
     command = [
-        *(sys.executable, "-m", "convit_jax.study", "--config=configs/digits.py"),
+        *(sys.executable, "-m", "convit_jax.study", f"--config=configs/{arguments.data}.py"),
         *(f"--models={arguments.models}", f"--fractions={arguments.fractions}"),
         *(f"--seeds={arguments.seeds}", f"--out={directory.resolve()}"),
-        *(f"--config.data.train={TRAIN}", f"--config.data.eval={HELD_OUT}"),
-        *("--config.eval_batch_size=350", "--config.attention_images=0"),
+        f"--config.data.train={arguments.data}:train[:{PART}]",
+        f"--config.data.eval={arguments.data}:train[{PART}:]",
+        "--config.attention_images=0",
         *(f"--config.optimizer.learning_rate={rate}", f"--config.optimizer.weight_decay={decay}"),
+        *arguments.overrides,
     ]
     subprocess.run(command, cwd=ROOT, check=True)
     return directory
@@ -80,12 +83,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--data", default="digits", choices=("digits", "letters"))
     parser.add_argument("--learning-rates", default="1e-3,3e-3,1e-2")
     parser.add_argument("--weight-decays", default="0.1")
     parser.add_argument("--models", default="convit,deit")
     parser.add_argument("--fractions", default="0.1,1")
     parser.add_argument("--seeds", type=int, default=1)
-    arguments = parser.parse_args(argv)
+    arguments, arguments.overrides = parser.parse_known_args(argv)
     settings = itertools.product(
         arguments.learning_rates.split(","), arguments.weight_decays.split(",")
     )

@@ -40,7 +40,9 @@ def test_test_images_are_not_used(script, tmp_path, monkeypatch):
 
     commands = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
-    flags = types.SimpleNamespace(models="convit,deit", fractions="0.1,1", seeds=1)
+    flags = types.SimpleNamespace(
+        data="digits", models="convit,deit", fractions="0.1,1", seeds=1, overrides=[]
+    )
     script.try_setting(tmp_path / "out", ("1e-3", "0.05"), flags)
     monkeypatch.undo()
     (command,) = commands
@@ -48,6 +50,6 @@ def test_test_images_are_not_used(script, tmp_path, monkeypatch):
     assert study.main([*arguments, "--dry-run"]) == 0
     data = dict(argument.split("=", 1) for argument in arguments if "data." in argument)
     assert data == {
-        "--config.data.train": "digits:train[:1050]",
-        "--config.data.eval": "digits:train[1050:]",
+        "--config.data.train": "digits:train[:75%]",
+        "--config.data.eval": "digits:train[75%:]",
     }
