@@ -333,11 +333,20 @@ def test_models_are_zoo_models_or_arguments_of_the_config(repository, tmp_path, 
     assert "deit_tiny_fraction1_seed0: 1,400 examples, 26,100 steps" in output.out
 
 
+def test_a_fraction_smaller_than_a_batch_sees_as_many_images(run_study, tmp_path):
+    code, output = run_study(tmp_path / "x", fractions="0.01,1", models="deit")
+    assert code == 0, output.err
+    small, full = sorted(results(tmp_path / "x"), key=lambda row: float(row["fraction"]))
+    assert (small["examples"], full["examples"]) == ("10", "1400")
+    assert small["steps"] == full["steps"]
+    assert small["seen"] == full["seen"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"fractions": "0.001,1"}, "--fractions=0.001: config.data.fraction=0.001 leaves none of"),
-        ({"fractions": "0.01"}, "config.batch_size=16 is more than the 10 training examples"),
+        ({"config.batch_size": "1500"}, "config.batch_size=1500 is more than the 1400 training ex"),
         ({"fractions": "0.1,2"}, "--fractions=0.1,2: expected fractions such as 0.05,1"),
         ({"fractions": "0.1,0.10"}, "--fractions=0.1,0.10: expected each only once"),
         ({"fractions": "all"}, "--fractions=all: expected fractions"),

@@ -26,20 +26,25 @@ class EpochOrder:
     an epoch has the same number of rows, so it contains the first third of the shuffled examples,
     each in three views. There is no state: any position can be looked up at the same small cost.
 
+    Fewer examples than a batch are refused, unless `fill_batches`: then each batch continues the
+    epochs where the one before ended, and a batch is counted as an epoch.
+
     Attributes:
         num_examples: number of examples in the dataset.
         batch_size: number of rows in a global batch.
         seed: the run's seed.
         repeats: number of views of each example, which are near each other in a batch.
+        fill_batches: let a batch have examples of several epochs, if they are fewer than a batch.
     """
 
     num_examples: int
     batch_size: int
     seed: int
     repeats: int = 1
+    fill_batches: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size > self.num_examples:
+        if self.batch_size > self.num_examples and not self.fill_batches:
             raise InputError(
                 f"config.batch_size={self.batch_size} is more than the {self.num_examples} "
                 f"training examples: expected at most {self.num_examples}"
@@ -47,19 +52,23 @@ class EpochOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of whole batches in an epoch."""
-        return self.num_examples // self.batch_size
+        """Number of whole batches in an epoch, at least 1."""
+        return max(1, self.num_examples // self.batch_size)
 
     def locate(self, step: int, row: int) -> Row:
         """Return the content of a row of a step's global batch."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        position = step_in_epoch * self.batch_size + row
-        view = 0
+        position = step * self.batch_size + row
+        whole_batches = self.batch_size <= self.num_examples
+        epoch, view = 0, 0
+        if whole_batches:
+            epoch, position = divmod(position, self.steps_per_epoch * self.batch_size)
         if self.repeats > 1:
             layout = views_layout(self.repeats)
             block, offset = divmod(position, len(layout))
             image, view = layout[offset]
             position = block * (len(layout) // self.repeats) + image
+        if not whole_batches:
+            epoch, position = divmod(position, self.num_examples)
         index = _shuffled_index(position, self.num_examples, _epoch_seed(self.seed, epoch))
         return Row(index, epoch, view)
 

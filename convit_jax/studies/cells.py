@@ -110,13 +110,13 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
     """Return the jobs of all cells, after checking that each can be trained.
 
     Raises:
-        InputError: a fraction leaves a class without examples or is smaller than a batch, or a
-            variant does not fit its model.
+        InputError: a fraction leaves a class without examples, the dataset is smaller than a
+            batch, or a variant does not fit its model.
     """
     cells = list(cells)
     sizes = {f: _dataset_size(configs, f) for f in {1.0} | {cell.fraction for cell in cells}}
     full_size, classes = sizes[1.0]
-    smallest = min(sizes[cell.fraction][0] for cell in cells)
+    smallest = min(cell.fraction for cell in cells)
     experiments: dict[tuple[str, Variant], tuple[Config, Experiment]] = {}
     jobs = []
     for cell in cells:
@@ -124,17 +124,18 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
         if key not in experiments:
             config = apply_variant(configs[cell.model], cell.variant)
             config = _with_durations_in_steps(config, full_size)
+            config = _of_fraction(config, smallest)
             with naming(f"cell {cell.name}"):
-                experiment = make_experiment(config, num_examples=smallest, num_classes=classes)
+                experiment = make_experiment(
+                    config, num_examples=sizes[smallest][0], num_classes=classes
+                )
             experiments[key] = config, experiment
         config, experiment = experiments[key]
-        data = dataclasses.replace(config.data, fraction=cell.fraction)
         a = experiment.architecture
         jobs.append(
             Job(
                 cell=cell,
-                # Durations are in steps: runs of all fractions see the same number of examples.
-                config=dataclasses.replace(config, seed=cell.seed, data=data, keep_budget=True),
+                config=dataclasses.replace(_of_fraction(config, cell.fraction), seed=cell.seed),
                 steps=experiment.total_steps,
                 examples=sizes[cell.fraction][0],
                 classes=classes,
@@ -148,9 +149,9 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
 def _with_durations_in_steps(config: Config, examples: int) -> Config:
     """Return the config with all durations in steps, taking epochs as those of the full dataset.
 
-    As in the paper, a fraction f is trained for 1/f as many epochs, that is, for as many steps. The
-    paper does not mention the warm-up; it is kept as long too, so that cells differ only in their
-    images.
+    So runs of all fractions see the same number of images: as in the paper, a fraction f is trained
+    for 1/f as many epochs. The paper does not mention the warm-up; it is kept as long too, so that
+    cells differ only in their images.
     """
     steps_per_epoch = max(1, examples // config.batch_size)
 
@@ -167,6 +168,12 @@ def _with_durations_in_steps(config: Config, examples: int) -> Config:
     )
 
 
+def _of_fraction(config: Config, fraction: float) -> Config:
+    """Return the config of a fraction; a batch may have its images several times."""
+    data = dataclasses.replace(config.data, fraction=fraction)
+    return dataclasses.replace(config, data=data, keep_budget=True)
+
+
 def jobs_of_worker(jobs: Sequence[Job], worker: int, workers: int) -> list[Job]:
     """Return the jobs of one of several workers, counted from 1: every `workers`-th job."""
     return list(jobs[worker - 1 :: workers])
@@ -179,10 +186,9 @@ def _dataset_size(configs: Mapping[str, Config], fraction: float) -> tuple[int, 
     with naming(f"--fractions={fraction:g}"):
         examples, _ = open_training_data(config)
         batch_size = max(config.batch_size for config in configs.values())
-        if batch_size > len(examples):
+        if fraction == 1 and batch_size > len(examples):
             raise InputError(
-                f"config.batch_size={batch_size} is more than the {len(examples)} training "
-                "examples of this fraction"
+                f"config.batch_size={batch_size} is more than the {len(examples)} training examples"
             )
     return len(examples), len(examples.class_names)
 

@@ -105,12 +105,16 @@ def make_experiment(
     """
     _check_class_weights(config, num_classes)
     a, augment = architecture(config, num_classes), config.augment
-    order = EpochOrder(num_examples, config.batch_size, config.seed, augment.repeats)
+    fill_batches = config.keep_budget and config.data.fraction < 1
+    order = EpochOrder(num_examples, config.batch_size, config.seed, augment.repeats, fill_batches)
 
     def steps(key: str) -> int:
         return duration_in_steps(config, key, order.steps_per_epoch)
 
-    full_epoch = order.steps_per_epoch / (config.data.fraction if config.keep_budget else 1)
+    full_epoch: float = order.steps_per_epoch
+    if config.keep_budget:
+        # Less than 1 if a batch has several epochs of the fraction.
+        full_epoch = min(full_epoch, num_examples / config.batch_size) / config.data.fraction
     total_steps = duration_in_steps(config, "train_for", full_epoch)
     warmup_steps = steps("optimizer.warmup")
     _check_length(config, total_steps, warmup_steps)

@@ -166,3 +166,24 @@ def test_small_datasets_have_every_view_in_range(size):
 def test_a_batch_larger_than_the_dataset_is_an_input_error():
     with pytest.raises(InputError, match="batch_size=64 is more than the 30 training examples"):
         EpochOrder(num_examples=30, batch_size=64, seed=0)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_on_request_a_batch_larger_than_the_dataset_has_whole_epochs(repeats):
+    order = EpochOrder(10, 64, seed=0, repeats=repeats, fill_batches=True)
+    assert order.steps_per_epoch == 1
+    rows = [order.locate(step, row) for step in range(15) for row in range(64)]
+    assert len(set(rows)) == len(rows) == 960  # each view of each example once
+    views_of_epoch = 10 * repeats
+    assert {row.epoch for row in rows} == set(range(960 // views_of_epoch))
+    assert collections.Counter(row.epoch for row in rows)[3] == views_of_epoch
+    if repeats == 1:
+        orders = [tuple(row.example for row in rows[k : k + 10]) for k in range(0, 960, 10)]
+        assert all(sorted(examples) == list(range(10)) for examples in orders)
+        assert len(set(orders)) == len(orders)
+
+
+def test_filling_batches_changes_nothing_where_the_dataset_has_a_batch():
+    plain, filled = (EpochOrder(100, 8, seed=3, fill_batches=fill) for fill in (False, True))
+    positions = [(step, row) for step in range(40) for row in range(8)]
+    assert [plain.locate(*at) for at in positions] == [filled.locate(*at) for at in positions]

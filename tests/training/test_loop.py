@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from convit_jax.errors import InputError, RunError
-from convit_jax.training import loop, signals
+from convit_jax.training import loop, make_experiment, signals
 from tests.helpers import read_metrics
 from tests.processes import wait_until
 
@@ -212,6 +212,19 @@ def test_fewer_examples_than_a_batch_are_an_input_error(make_config, tmp_path):
     config = make_config(data__train="digits:train[:10]")
     with pytest.raises(InputError, match="batch_size=16 is more than the 10 training examples"):
         loop.train(config, str(tmp_path))
+
+
+def test_the_budget_of_a_fraction_smaller_than_a_batch_is_that_of_the_dataset(make_config):
+    config = make_config(
+        data__fraction=0.01, keep_budget=True, batch_size=64, train_for="100 epochs",
+        optimizer__warmup="1 steps",
+    )  # fmt: skip
+    experiment = make_experiment(config, num_examples=10, num_classes=10)
+    assert experiment.total_steps == round(100 * 10 / 64 / 0.01)
+    for changes in ({"keep_budget": False}, {"data__fraction": 1.0}):
+        config = make_config(batch_size=64, **{"keep_budget": True} | changes)
+        with pytest.raises(InputError, match="batch_size=64 is more than the 10 training examples"):
+            make_experiment(config, num_examples=10, num_classes=10)
 
 
 def test_a_profile_is_recorded_on_request(make_config, tmp_path):
