@@ -22,9 +22,9 @@ def training_curves(
         fraction: fraction of the training examples.
 
     Returns:
-        For each model and variant by name, [T, 3] of epoch, mean and standard deviation (NaN for a
-        single seed), at the evaluations that all seeds have; those without evaluations are left
-        out.
+        For each model and variant by name, [T, 3] of epoch, mean and half the width of its
+        confidence interval (NaN for a single seed), at the evaluations that all seeds have; those
+        without evaluations are left out.
     """
     cells: dict[str, list[dict[float, float]]] = {}
     for result in (r for r in results if r.fraction == fraction):
@@ -69,7 +69,7 @@ def _means(histories: Sequence[dict[float, float]]) -> np.ndarray:
     epochs = sorted(set.intersection(*map(set, histories)))
     means = [Mean.from_values([history[epoch] for history in histories]) for epoch in epochs]
     rows = [
-        (epoch, m.mean, np.nan if m.spread is None else m.spread)
+        (epoch, m.mean, np.nan if m.half_width is None else m.half_width)
         for epoch, m in zip(epochs, means, strict=True)
     ]
     return np.array(rows, float).reshape(-1, 3)

@@ -9,7 +9,7 @@ import numpy as np
 from convit_jax.analysis import tfds_name
 from convit_jax.analysis.published import SAMPLE_EFFICIENCY
 from convit_jax.config import Config
-from convit_jax.studies import histories, summaries
+from convit_jax.studies import comparison, histories, summaries
 from convit_jax.studies.cells import as_file_name
 from convit_jax.studies.results import Mean, Result, results_csv
 from convit_jax.studies.tables import grid_axes, grid_cell, markdown
@@ -31,7 +31,7 @@ def write_tables(directory: str, results: Sequence[Result], configs: Mapping[str
         The content of `table.md`.
     """
     root = pathlib.Path(directory)
-    text = markdown(results, list(configs), _published_names(configs))
+    text = markdown(results, configs, _published_names(configs))
     write_whole(root / "results.csv", results_csv(results))
     write_whole(root / "table.md", text)
     return text
@@ -40,7 +40,7 @@ def write_tables(directory: str, results: Sequence[Result], configs: Mapping[str
 def write_figures(
     directory: str, results: Sequence[Result], configs: Mapping[str, Config]
 ) -> list[str]:
-    """Write the figures of the results: accuracy by amount of data, during training, Fig. 8a, 8b.
+    """Write the figures of the results: by amount of data, during training, Fig. 8a, 8b.
 
     Returns:
         Names of the figures; each is written as PNG and SVG.
@@ -49,16 +49,7 @@ def write_figures(
     from convit_jax.analysis import figures  # noqa: PLC0415
     from convit_jax.analysis.figures.style import render_figure  # noqa: PLC0415
 
-    plots = {}
-    means = {model: summaries.efficiency(results, "top1", model) for model in configs}
-    curves = {model: _curve_points(m) for model, m in means.items() if m}
-    if curves:
-        reference = {
-            model: np.array([(f, top1 / 100) for f, (top1, _) in SAMPLE_EFFICIENCY[name].items()])
-            for model, name in _published_names(configs).items()
-            if name in SAMPLE_EFFICIENCY
-        }
-        plots["efficiency"] = figures.sample_efficiency(curves, reference)
+    plots = _plots_by_amount_of_data(results, configs)
     for model in configs:
         for fraction in summaries.fractions(results):
             cells = summaries.grid(results, model, fraction)
@@ -76,6 +67,33 @@ def write_figures(
             path = pathlib.Path(directory, f"{name}.{kind}")
             write_whole(path, content)
     return list(plots)
+
+
+def _plots_by_amount_of_data(
+    results: Sequence[Result], configs: Mapping[str, Config]
+) -> dict[str, "Figure"]:
+    """Return the figures of accuracy, and of errors relative to a DeiT's, by name."""
+    from convit_jax.analysis import figures  # noqa: PLC0415
+
+    groups = comparison.group_by_model(results, list(configs))
+    plots = {}
+    if groups:
+        reference = {
+            model: np.array([(f, top1 / 100) for f, (top1, _) in SAMPLE_EFFICIENCY[name].items()])
+            for model, name in _published_names(configs).items()
+            if name in SAMPLE_EFFICIENCY
+        }
+        means = {name: summaries.by_fraction(group, "top1") for name, group in groups.items()}
+        curves = {name: _curve_points(m) for name, m in means.items()}
+        plots["efficiency"] = figures.sample_efficiency(curves, reference)
+    deit = comparison.plain_transformer(groups, configs)
+    if deit is not None and len(groups) > 1:
+        errors = {
+            name: _curve_points(comparison.relative_errors(group, groups[deit]))
+            for name, group in groups.items()
+        }
+        plots["relative_errors"] = figures.relative_errors(errors, deit)
+    return plots
 
 
 def _plots_of_training(
@@ -112,9 +130,9 @@ def _published_names(configs: Mapping[str, Config]) -> dict[str, str]:
 
 
 def _curve_points(means: Mapping[float, Mean]) -> np.ndarray:
-    """Return [points, 3]: fraction, mean and standard deviation (NaN if unknown)."""
+    """Return [points, 3]: fraction, mean and half its confidence interval (NaN if unknown)."""
     rows = [
-        (fraction, m.mean, np.nan if m.spread is None else m.spread)
+        (fraction, m.mean, np.nan if m.half_width is None else m.half_width)
         for fraction, m in sorted(means.items())
     ]
-    return np.array(rows, float)
+    return np.array(rows, float).reshape(-1, 3)

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
+
+from scipy import special
 
 from convit_jax.analysis.findings import as_csv
 from convit_jax.analysis.history import read_metrics
@@ -13,6 +16,7 @@ from convit_jax.studies.cells import Job
 from convit_jax.system.whole_file import write_whole
 
 _FILE = "result.json"
+CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +59,32 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """Mean over seeds.
+    """Mean over seeds, with its confidence interval.
 
     Attributes:
         mean: mean of the values.
-        spread: standard deviation of the values (n - 1); None for a single value.
+        half_width: half the width of the 95 % confidence interval of the mean, by Student's t; None
+            for a single value.
         count: number of values.
     """
 
     mean: float
-    spread: float | None
+    half_width: float | None
     count: int
 
     @classmethod
     def from_values(cls, values: Sequence[float]) -> "Mean":
         """Return the mean of at least one value."""
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        return cls(statistics.fmean(values), spread, len(values))
+        half_width = None
+        if len(values) > 1:
+            quantile = special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
+            half_width = float(quantile) * statistics.stdev(values) / math.sqrt(len(values))
+        return cls(statistics.fmean(values), half_width, len(values))
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the confidence interval does not contain 0."""
+        return self.half_width is not None and abs(self.mean) > self.half_width
 
 
 def write_result(directory: pathlib.Path, job: Job, *, seconds: float, timed_steps: int) -> Result:

@@ -19,7 +19,12 @@ def efficiency(results: Iterable[Result], metric: str, model: str) -> dict[float
         model: name of the model.
     """
     selected = [r for r in results if r.model == model and r.variant in ("", UNCHANGED)]
-    return _means(selected, metric, lambda r: r.fraction)
+    return by_fraction(selected, metric)
+
+
+def by_fraction(results: Sequence[Result], metric: str) -> dict[float, Mean]:
+    """Return the mean metric of one model's results by fraction, smallest first."""
+    return _means(results, metric, lambda r: r.fraction)
 
 
 def full_name(result: Result) -> str:

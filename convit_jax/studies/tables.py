@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from convit_jax.analysis.published import ABLATIONS, SAMPLE_EFFICIENCY
-from convit_jax.studies import summaries
+from convit_jax.config import Config
+from convit_jax.studies import comparison, summaries
 from convit_jax.studies.results import Mean, Result
 from convit_jax.studies.variants import TABLE_3
 
@@ -17,20 +18,30 @@ _RIVALS = {
 # Top-5 is reported from this number of classes on.
 _CLASSES_FOR_TOP5 = 20
 _CAPTION = (
-    "In percent, at the end of training; mean ± standard deviation over seeds {seeds}. Every cell "
-    "saw {seen} images, including repetitions."
+    "In percent, at the end of training; mean over seeds {seeds} ± half of its 95 % confidence "
+    "interval (Student's t). Every cell saw {seen} images, including repetitions."
+)
+
+_DIFFERENCES = (
+    "Points of top-1, paired by seed: mean ± half of its 95 % confidence interval (Student's t). "
+    "Bold where the interval does not contain 0; of twenty differences that are only noise, one "
+    "would be bold. The choice of the test images is not part of the interval."
 )
 
 
-def markdown(results: Sequence[Result], models: Sequence[str], zoo: Mapping[str, str]) -> str:
+def markdown(
+    results: Sequence[Result], configs: Mapping[str, Config], zoo: Mapping[str, str]
+) -> str:
     """Return all tables of the results, with headings.
 
     Args:
         results: results of the finished cells.
-        models: names of all models, in order; gaps are those of the first to each other model.
+        configs: config of each model by name, in order; gaps are those of the first to each other
+            model.
         zoo: for ImageNet, the name in `list_models()` of each model, to add published results;
             otherwise empty.
     """
+    models = list(configs)
     parts = ["# Sample efficiency (paper Table 2)", _caption(results)]
     metrics = {"top1": "top-1"}
     if max((r.classes for r in results), default=0) >= _CLASSES_FOR_TOP5:
@@ -39,6 +50,7 @@ def markdown(results: Sequence[Result], models: Sequence[str], zoo: Mapping[str,
         rows = list(_efficiency_rows(results, models, zoo, metric, name))
         if len(rows) > 1:
             parts.append(_markdown_table(rows))
+    parts += _difference_tables(results, configs)
     for model in models:
         rows = list(_ablation_rows(results, model, zoo))
         if rows:
@@ -111,6 +123,42 @@ def _efficiency_rows(
         yield row
 
 
+def _difference_tables(results: Sequence[Result], configs: Mapping[str, Config]) -> Iterator[str]:
+    """Return headings and tables: the first model minus each other, and each minus the DeiT."""
+    groups = comparison.group_by_model(results, list(configs))
+    if len(groups) < 2:
+        return
+    first, *others = groups
+    rows = {name: comparison.differences(groups[first], groups[name]) for name in others}
+    yield from _difference_table(f"# {first} minus each other model", rows)
+    deit = comparison.plain_transformer(groups, configs)
+    if deit in others and len(others) > 1:
+        rest = [name for name in groups if name != deit]
+        rows = {name: comparison.differences(groups[name], groups[deit]) for name in rest}
+        yield from _difference_table(f"# Each other model minus {deit}", rows)
+
+
+def _difference_table(
+    heading: str, differences: Mapping[str, Mapping[float, Mean]]
+) -> Iterator[str]:
+    """Return a heading and a table of differences; nothing if no model has two seeds."""
+    if not any(m.count > 1 for means in differences.values() for m in means.values()):
+        return
+    fractions = sorted({fraction for means in differences.values() for fraction in means})
+    rows = [["model", *map(_format_percent, fractions)]]
+    for name, means in differences.items():
+        rows.append([name, *(_format_difference(means.get(f)) for f in fractions)])
+    yield from (heading, _DIFFERENCES, _markdown_table(rows))
+
+
+def _format_difference(value: Mean | None) -> str:
+    """Return mean ± half its interval in points, bold if it is beyond the noise."""
+    if value is None or value.half_width is None:
+        return ""
+    text = f"{100 * value.mean:+.1f} ± {100 * value.half_width:.1f}"
+    return f"**{text}**" if value.beyond_noise else text
+
+
 def _ablation_rows(
     results: Sequence[Result], model: str, zoo: Mapping[str, str]
 ) -> Iterator[list[str]]:
@@ -156,12 +204,12 @@ def _grid_rows(
 
 
 def _format_mean(value: Mean | None, num_seeds: int) -> str:
-    """Return mean ± spread in percent; with the number of seeds if it is not `num_seeds`."""
+    """Return mean ± half its interval in percent; and the count if it is not `num_seeds`."""
     if value is None:
         return ""
     text = f"{100 * value.mean:.1f}"
-    if value.spread is not None:
-        text += f" ± {100 * value.spread:.1f}"
+    if value.half_width is not None:
+        text += f" ± {100 * value.half_width:.1f}"
     return text if value.count == num_seeds else f"{text} (n={value.count})"
 
 

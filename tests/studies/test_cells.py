@@ -82,8 +82,9 @@ def test_impossible_cells_are_rejected_before_training(twins):
     cells = list_cells(twins, [1.0, 0.001], 1)
     with pytest.raises(InputError, match=r"--fractions=0.001: .*leaves none of the \d+ examples"):
         make_jobs(twins, cells)
-    with pytest.raises(InputError, match=r"--fractions=0.01: config.batch_size=16 is more than"):
-        make_jobs(twins, list_cells(twins, [1.0, 0.01], 1))
+    large = {name: dataclasses.replace(c, batch_size=1500) for name, c in twins.items()}
+    with pytest.raises(InputError, match=r"--fractions=1: config.batch_size=1500 is more than"):
+        make_jobs(large, list_cells(large, [0.5], 1))
     broken = dataclasses.replace(
         twins["deit"], optimizer=dataclasses.replace(twins["deit"].optimizer, frozen=("nothing",))
     )

@@ -65,14 +65,15 @@ def test_run_without_its_last_evaluation_is_not_finished(job, tmp_path):
         read_result(tmp_path)
 
 
-def test_mean_and_spread_over_seeds(make_result):
+def test_mean_and_confidence_interval_over_seeds(make_result):
     values = [0.9, 0.8, 0.85]
     results = [make_result(seed=n, top1=v) for n, v in enumerate(values)]
     results += [make_result(variant="b", top1=0.1), make_result(model="deit", top1=0.2)]
     means = summaries.efficiency(results, "top1", "convit")
     assert means.keys() == {1.0}
     assert means[1.0].mean == pytest.approx(np.mean(values))
-    assert means[1.0].spread == pytest.approx(np.std(values, ddof=1))
+    # Student's t with 2 degrees of freedom: 4.3027 for 95 %.
+    assert means[1.0].half_width == pytest.approx(4.3027 * 0.05 / 3**0.5, rel=1e-4)
     assert Mean.from_values([0.3]) == Mean(0.3, None, 1)
 
 
@@ -90,30 +91,31 @@ def results(make_result):
     ]  # fmt: skip
 
 
-def test_table_2_has_means_spreads_and_the_relative_gap(results):
-    text = markdown(results, ["convit", "deit"], {})
+def test_table_2_has_means_intervals_and_the_relative_gap(results, twins):
+    text = markdown(results, twins, {})
     header, tenth, full = rows_of(text, "# Sample efficiency")
     assert header == ["train fraction", "examples", "convit top-1", "deit top-1", "gap"]
-    # 0.61 is 45 % more than 0.42; the standard deviations are 0.01 √2 and 0.02 √2.
-    assert tenth == ["10 %", "100", "61.0 ± 1.4", "42.0 ± 2.8", "+45 %"]
-    assert full == ["100 %", "1,000", "90.0 ± 0.0", "87.0 ± 1.4", "+3 %"]
+    # 0.61 is 45 % more than 0.42. For two seeds, t is 12.7 and the standard errors 0.01 and 0.02.
+    assert tenth == ["10 %", "100", "61.0 ± 12.7", "42.0 ± 25.4", "+45 %"]
+    assert full == ["100 %", "1,000", "90.0 ± 0.0", "87.0 ± 12.7", "+3 %"]
     assert "seeds 0, 1" in text
     assert "192 images" in text
     assert "Ablations" not in text
     assert "Fig. 8a" not in text
 
 
-def test_missing_cells_are_empty(results):
-    text = markdown([r for r in results if r.model == "convit"][1:], ["convit", "deit"], {})
+def test_missing_cells_are_empty(results, twins):
+    text = markdown([r for r in results if r.model == "convit"][1:], twins, {})
     # Only one of two seeds is finished.
     assert rows_of(text, "# Sample efficiency")[1] == ["10 %", "100", "62.0 (n=1)", "", ""]
-    assert "No cell is finished yet" in markdown([], ["convit", "deit"], {})
+    assert "No cell is finished yet" in markdown([], twins, {})
 
 
-def test_published_values_are_shown_for_imagenet(make_result):
+def test_published_values_are_shown_for_imagenet(make_result, twins):
     zoo = {"ours": "convit_small", "theirs": "deit_small"}
     results = [make_result(model=m, variant="", fraction=0.05, classes=1000) for m in zoo]
-    text = markdown(results, list(zoo), zoo)
+    configs = {"ours": twins["convit"], "theirs": twins["deit"]}
+    text = markdown(results, configs, zoo)
     assert "top-5" in text
     assert rows_of(text, "# Sample efficiency")[1][-2:] == ["47.8", "34.8"]
     # The paper's gaps follow from its accuracies.
@@ -126,14 +128,16 @@ def test_published_values_are_shown_for_imagenet(make_result):
         assert np.allclose(gaps, published, atol=0.75)
 
 
-def test_ablations_as_in_table_3(make_result):
+def test_ablations_as_in_table_3(make_result, twins):
     results = [make_result(variant=v, fraction=0.1, seed=s, top1=t)
                for v, s, t in (("a", 0, 0.6), ("a", 1, 0.7), ("f", 0, 0.5))]  # fmt: skip
-    header, first, frozen = rows_of(markdown(results, ["convit"], {}), "# Ablations of convit")
+    header, first, frozen = rows_of(
+        markdown(results, {"convit": twins["convit"]}, {}), "# Ablations of convit"
+    )
     assert header == ["row", "train gating", "conv init", "train GPSA", "use GPSA", "10 %"]
-    assert first == ["a", "yes", "yes", "yes", "yes", "65.0 ± 7.1"]
+    assert first == ["a", "yes", "yes", "yes", "yes", "65.0 ± 63.5"]
     assert frozen == ["f", "no", "yes", "no", "yes", "50.0 (n=1)"]
-    text = markdown(results, ["convit"], {"convit": "convit_small_plus"})
+    text = markdown(results, {"convit": twins["convit"]}, {"convit": "convit_small_plus"})
     assert rows_of(text, "# Ablations")[2][-1] == "54.3"
 
 
@@ -144,7 +148,7 @@ def test_grid_as_in_fig_8a_with_equal_values_without_gpsa_layers(make_result, tm
                     variant="a" if (s, n) == (1.0, 2) else f"strength{s}_gpsa{n}")
         for (s, n), t in points.items()
     ]  # fmt: skip
-    rows = rows_of(markdown(results, ["convit"], {}), "(paper Fig. 8a)")
+    rows = rows_of(markdown(results, {"convit": twins["convit"]}, {}), "(paper Fig. 8a)")
     assert rows == [
         ["GPSA layers", "strength 0.1", "strength 1"],
         ["2", "50.0", "60.0"],
@@ -155,16 +159,16 @@ def test_grid_as_in_fig_8a_with_equal_values_without_gpsa_layers(make_result, tm
     assert names == ["efficiency", "locality_convit_fraction1"]
 
 
-def test_rivals_beside_convit_and_deit(make_result):
+def test_rivals_beside_convit_and_deit(make_result, twins):
     fields = {"a": 0.7, "b": 0.6, "e": 0.4, "vanilla": 0.5, "impulse": 0.45}
     results = [make_result(variant=v, top1=t) for v, t in fields.items()]
-    rows = rows_of(markdown(results, ["convit"], {}), "# Rivals of convit")
+    rows = rows_of(markdown(results, {"convit": twins["convit"]}, {}), "# Rivals of convit")
     assert [(row[0], row[-1]) for row in rows[1:]] == [
         ("a", "70.0"), ("vanilla", "50.0"), ("e", "40.0"), ("impulse", "45.0"),
     ]  # fmt: skip
-    table_3 = rows_of(markdown(results, ["convit"], {}), "# Ablations of convit")
+    table_3 = rows_of(markdown(results, {"convit": twins["convit"]}, {}), "# Ablations of convit")
     assert [row[0] for row in table_3[1:]] == ["a", "b", "e"]
-    assert "# Rivals" not in markdown(results[:3], ["convit"], {})
+    assert "# Rivals" not in markdown(results[:3], {"convit": twins["convit"]}, {})
     assert summaries.grid(results, "convit", 1.0) == {}
 
 
@@ -192,9 +196,9 @@ def trained(make_result, tmp_path):
 def test_accuracy_during_training_is_the_mean_over_seeds(trained):
     curves = training_curves(str(trained[0]), trained[1], 1.0)
     assert curves.keys() == {"convit", "convit, gpsa1", "convit, gpsa0", "convit, mimetic"}
-    spread = 0.1 * 2**0.5
-    expected = [[1, 0.3, spread], [2, 0.7, spread], [4, 0.8, 0]]
-    np.testing.assert_allclose(curves["convit"], expected, atol=1e-9)
+    half_width = 12.7062 * 0.1  # Student's t for two seeds
+    expected = [[1, 0.3, half_width], [2, 0.7, half_width], [4, 0.8, 0]]
+    np.testing.assert_allclose(curves["convit"], expected, atol=1e-5)
     assert np.isnan(curves["convit, mimetic"][:, 2]).all()
     assert training_curves(str(trained[0]), trained[1], 0.1) == {}
 
@@ -226,9 +230,11 @@ def test_tables_and_figures_are_written(results, tmp_path, twins):
     assert (tmp_path / "table.md").read_text() == text
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert [float(row["top1"]) for row in rows] == [r.top1 for r in results]
-    assert write_figures(str(tmp_path), results, twins) == ["efficiency"]
+    assert write_figures(str(tmp_path), results, twins) == ["efficiency", "relative_errors"]
     files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"table.md", "results.csv", "efficiency.png", "efficiency.svg"}
+    names = ("efficiency", "relative_errors")
+    figure_files = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert files == {"table.md", "results.csv"} | figure_files
 
 
 def test_results_are_sorted(make_result, tmp_path):

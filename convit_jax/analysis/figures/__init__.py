@@ -10,7 +10,7 @@ from convit_jax.analysis.figures.curves import (
     nonlocality_by_layer,
     nonlocality_over_training,
 )
-from convit_jax.analysis.figures.efficiency import locality_grid, sample_efficiency
+from convit_jax.analysis.figures.efficiency import locality_grid, relative_errors, sample_efficiency
 from convit_jax.analysis.figures.maps import AttentionRow, attention_maps, positional_maps
 from convit_jax.analysis.figures.masks import accuracy_under_masks
 from convit_jax.analysis.figures.overlays import Overlay, overlays

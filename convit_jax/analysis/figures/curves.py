@@ -73,10 +73,10 @@ def nonlocality_by_layer(nonlocality: Mapping[str, np.ndarray]) -> Figure:
     """
     figure, axes = style.new_figure(2.4)
     for index, (name, values) in enumerate(nonlocality.items()):
-        colour, marker = style.model_style(index)
+        look = style.model_style(index)
         layers = np.arange(1, len(values) + 1)
-        axes.plot(layers, values.mean(axis=1), marker=marker, color=colour, label=name)
-        _plot_dots(axes, values, [colour] * values.shape[1], index, len(nonlocality))
+        axes.plot(layers, values.mean(axis=1), label=name, **look)
+        _plot_dots(axes, values, [look["color"]] * values.shape[1], index, len(nonlocality))
     axes.set(xlabel="layer", ylabel=_NONLOCALITY, ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(nonlocality) > 1:

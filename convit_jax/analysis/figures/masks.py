@@ -22,7 +22,7 @@ def accuracy_under_masks(top1: Mapping[tuple[str, int], float], chance: float) -
     figure, axes = style.new_figure(2.4)
     for index, (kind, (label, marker)) in enumerate(_CURVES.items()):
         points = [(n, 100 * accuracy) for (k, n), accuracy in top1.items() if k in (kind, "none")]
-        colour, _ = style.model_style(index)
+        colour = style.model_style(index)["color"]
         axes.plot(*zip(*sorted(points), strict=True), marker=marker, color=colour, label=label)
     if ("pos_embed", 0) in top1:
         accuracy, label = 100 * top1["pos_embed", 0], "masking absolute positions"

@@ -27,7 +27,7 @@ def resources_over_steps(samples: Mapping[str, np.ndarray]) -> Figure:
     x = _spread_samples(samples["step"])
     for axes, (unit, names) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
         for index, (name, label) in enumerate(names.items()):
-            colour, _ = style.model_style(index)
+            colour = style.model_style(index)["color"]
             axes.plot(x, samples[name], color=colour, label=label, linewidth=0.7)
         axes.set(xlabel="step", ylabel=unit, ylim=(0, 1.6 * max(samples[n].max() for n in names)))
         axes.legend(loc="upper left")

@@ -22,9 +22,10 @@ _LIGHTEST = 0.9
 ATTENTION = mpl.colormaps["magma_r"]
 # Colours of attention over a grey photograph: the strongest is the lightest.
 OVERLAY = mpl.colormaps["inferno"]
-# Models differ in colour, in lightness, and in their markers.
-_MODEL_COLOURS = ("#31688e", "#d1495b", "#7a9e00", "#000000")
-_MARKERS = ("o", "s", "^", "D")
+# Models differ in colour, in lightness, and in their markers; after six, in their lines.
+_MODEL_COLOURS = ("#31688e", "#d1495b", "#7a9e00", "#000000", "#e8a33d", "#9a5fb5")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_LINES = ("-", "--", ":")
 
 _SETTINGS: dict[Any, Any] = {
     "font.size": 8,
@@ -76,9 +77,14 @@ def ordered_colours(count: int) -> np.ndarray:
     return _ORDERED(np.linspace(0, _LIGHTEST, count))
 
 
-def model_style(index: int) -> tuple[str, str]:
-    """Return colour and marker of a model."""
-    return _MODEL_COLOURS[index % len(_MODEL_COLOURS)], _MARKERS[index % len(_MARKERS)]
+def model_style(index: int) -> dict[str, Any]:
+    """Return colour, marker and line style of a model, as arguments of `Axes.plot`."""
+    group, number = divmod(index, len(_MODEL_COLOURS))
+    return {
+        "color": _MODEL_COLOURS[number],
+        "marker": _MARKERS[number],
+        "linestyle": _LINES[group % len(_LINES)],
+    }
 
 
 @styled

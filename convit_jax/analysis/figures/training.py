@@ -11,25 +11,23 @@ from convit_jax.analysis.figures import style
 
 # Epochs that Fig. 8b shows: evenly spaced evaluations, the last one among them.
 _EPOCHS_SHOWN = 6
-_LINES = ("-", "--", ":")
 
 
 @style.styled
 def accuracy_over_training(curves: Mapping[str, np.ndarray], title: str = "") -> Figure:
-    """Plot top-1 accuracy during training, a line for each model, its spread shaded.
+    """Plot top-1 accuracy during training, a line for each model, intervals shaded.
 
     Args:
-        curves: for each model by name, [T, 3] of epoch, mean and standard deviation, both in
-            [0, 1]; NaN for an unknown standard deviation.
+        curves: for each model by name, [T, 3] of epoch, mean and half the width of its confidence
+            interval, both in [0, 1]; NaN for an unknown interval.
         title: title of the figure.
     """
     figure, axes = style.new_figure(2.6 + 0.07 * len(curves))
     for index, (name, points) in enumerate(curves.items()):
-        colour, marker = style.model_style(index)
-        line = _LINES[index // 4 % len(_LINES)]  # the colours repeat after four
-        epoch, mean, spread = np.asarray(points, float).T * [[1], [100], [100]]
-        axes.plot(epoch, mean, marker=marker, color=colour, ls=line, label=name)
-        axes.fill_between(epoch, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
+        look = style.model_style(index)
+        epoch, mean, half = np.asarray(points, float).T * [[1], [100], [100]]
+        axes.plot(epoch, mean, label=name, **look)
+        axes.fill_between(epoch, mean - half, mean + half, color=look["color"], alpha=0.2, lw=0)
     axes.set(xlabel="epoch", ylabel="top-1 (%)", title=title)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
