@@ -17,6 +17,8 @@ _RIVALS = {
 }
 # Top-5 is reported from this number of classes on.
 _CLASSES_FOR_TOP5 = 20
+# More models than this have a row each in Table 2, rather than a column.
+_MAX_COLUMNS = 2
 _CAPTION = (
     "In percent, at the end of training; mean over seeds {seeds} ± half of its 95 % confidence "
     "interval (Student's t). Every cell saw {seen} images, including repetitions."
@@ -47,7 +49,8 @@ def markdown(
     if max((r.classes for r in results), default=0) >= _CLASSES_FOR_TOP5:
         metrics["top5"] = "top-5"
     for metric, name in metrics.items():
-        rows = list(_efficiency_rows(results, models, zoo, metric, name))
+        make_rows = _efficiency_rows if len(models) <= _MAX_COLUMNS else _efficiency_rows_by_model
+        rows = list(make_rows(results, models, zoo, metric, name))
         if len(rows) > 1:
             parts.append(_markdown_table(rows))
     parts += _difference_tables(results, configs)
@@ -98,8 +101,7 @@ def _efficiency_rows(
 ) -> Iterator[list[str]]:
     means = {model: summaries.efficiency(results, metric, model) for model in models}
     published = {model: SAMPLE_EFFICIENCY.get(zoo.get(model, ""), {}) for model in models}
-    others = models[1:]
-    gaps = [f"gap to {other}" if len(others) > 1 else "gap" for other in others]
+    gaps = ["gap"] * len(models[1:])
     references = [f"{model}, paper" for model in models if published[model]]
     yield ["train fraction", "examples", *(f"{m} {name}" for m in models), *gaps, *references]
     examples = {r.fraction: r.examples for r in results}
@@ -121,6 +123,24 @@ def _efficiency_rows(
                 value = top1 if metric == "top1" else top5
                 row.append("" if value is None else f"{value:.1f}")
         yield row
+
+
+def _efficiency_rows_by_model(
+    results: Sequence[Result], models: Sequence[str], zoo: Mapping[str, str], metric: str, name: str
+) -> Iterator[list[str]]:
+    examples = {r.fraction: r.examples for r in results}
+    fractions = summaries.fractions(results)
+    shown = [f"{_format_percent(f)} ({examples[f]:,} examples)" for f in fractions]
+    yield [f"{name}, trained on", *shown]
+    num_seeds = len(_seeds(results))
+    for model in models:
+        means = summaries.efficiency(results, metric, model)
+        if means:
+            yield [model, *(_format_mean(means.get(f), num_seeds) for f in fractions)]
+        published = SAMPLE_EFFICIENCY.get(zoo.get(model, ""), {})
+        if published:
+            values = [published.get(f, ("", ""))[metric == "top5"] for f in fractions]
+            yield [f"{model}, paper", *map(str, values)]
 
 
 def _difference_tables(results: Sequence[Result], configs: Mapping[str, Config]) -> Iterator[str]:

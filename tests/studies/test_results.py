@@ -104,6 +104,19 @@ def test_table_2_has_means_intervals_and_the_relative_gap(results, twins):
     assert "Fig. 8a" not in text
 
 
+def test_more_than_two_models_have_a_row_each(results, make_result, twins):
+    configs = {**twins, "third": twins["convit"], "fourth": twins["convit"]}
+    text = markdown([*results, make_result(model="third", top1=0.5)], configs, {})
+    assert rows_of(text, "# Sample efficiency") == [
+        ["top-1, trained on", "10 % (100 examples)", "100 % (1,400 examples)"],
+        ["convit", "61.0 ± 12.7", "90.0 ± 0.0"],
+        ["deit", "42.0 ± 25.4", "87.0 ± 12.7"],
+        ["third", "", "50.0 (n=1)"],
+    ]
+    zoo = {"convit": "convit_small"}
+    assert ["convit, paper", "59.6", "81.4"] in rows_of(markdown(results, configs, zoo), "# Sample")
+
+
 def test_missing_cells_are_empty(results, twins):
     text = markdown([r for r in results if r.model == "convit"][1:], twins, {})
     # Only one of two seeds is finished.
