@@ -4,6 +4,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from convit_jax.errors import InputError
@@ -12,13 +13,23 @@ from convit_jax.planning.program import read_cost
 from convit_jax.planning.schedules import count_cycles
 from convit_jax.planning.topologies import CHIPS, TOPOLOGIES, describe_topologies, find_topology
 from convit_jax.training.placement import memory_advice
-from tests.helpers import COMPILER_ENVIRONMENT, compiler_only
+from tests.helpers import (
+    COMPILER_ENVIRONMENT,
+    compiler_only,
+    random_parameters,
+    write_random_weights,
+)
 
 SMALL = [
     "--config.model.num_heads=4", "--config.model.head_dim=16", "--config.model.depth=2",
     "--config.model.gpsa_layers=1", "--config.model.patch_size=8",
     "--config.eval_batch_size=64",
 ]  # fmt: skip
+
+STUDENT = architecture(
+    "convit_tiny", num_classes=10, image_size=32, num_heads=4, head_dim=16, depth=2, gpsa_layers=1,
+    patch_size=8,
+)  # fmt: skip
 
 
 def run_plan(run_python, *arguments, image_size=32, batch_size=64):
@@ -58,13 +69,29 @@ def test_figures_of_a_plan_add_up(run_python):
     assert plan["hours"] == pytest.approx(300 * 100 * seconds / 3600)
     assert plan["images_per_second_per_host"] == plan["images_per_second"]
     # A forward pass, and twice that backward; kernels and accumulation change nothing.
-    a = architecture(
-        "convit_tiny", num_classes=10, image_size=32, num_heads=4, head_dim=16, depth=2,
-        gpsa_layers=1, patch_size=8,
-    )  # fmt: skip
-    assert plan["gflops_per_image"] == pytest.approx(3 * forward_flops(a) / 1e9)
+    assert plan["gflops_per_image"] == pytest.approx(3 * forward_flops(STUDENT) / 1e9)
     share = 1e9 * plan["gflops_per_image"] * 16 / seconds / CHIPS["v5e"].peak_flops
     assert plan["mfu"] == pytest.approx(share)
+
+
+@compiler_only
+def test_a_plan_counts_the_teacher(run_python, tmp_path):
+    teacher = architecture(
+        "deit_tiny", num_classes=10, image_size=32, num_heads=2, head_dim=8, depth=1, patch_size=8
+    )
+    write_random_weights(teacher, tmp_path / "teacher.safetensors")
+    result = run_plan(
+        run_python, "--topology=v5e-4", "--json", "--classes=10", "--config.mesh.fsdp=2",
+        f"--config.distill.teacher={tmp_path / 'teacher.safetensors'}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
+    gflops = forward_flops(teacher) / 1e9
+    assert plan["teacher_gflops_per_image"] == pytest.approx(gflops)
+    assert plan["gflops_per_image"] == pytest.approx(3 * forward_flops(STUDENT) / 1e9 + gflops)
+    # Half of nearly all float32 parameters on each chip of a pair.
+    bytes_of_all = 4 * sum(p.size for p in jax.tree.leaves(random_parameters(teacher)))
+    assert 0.5 * bytes_of_all <= plan["teacher_bytes"] < 0.7 * bytes_of_all
 
 
 # Runs in a subprocess: once the TPU compiler is loaded, JAX's profiler, which other tests use,

@@ -39,13 +39,18 @@ def metrics_of(workdir, prefixes=COMPARED):
 
 
 def test_two_processes_stop_together_and_another_mesh_resumes_to_the_same_result(
-    make_config, start, tmp_path
+    make_config, workdir, start, tmp_path
 ):
-    """2 x 4 devices in groups of 2, SIGTERM to one process, then one process of one device."""
+    """2 x 4 devices in groups of 2, SIGTERM to one process, then one process of one device.
+
+    They have a teacher, which is sharded as the student is.
+    """
+    teacher = workdir
     config = make_config(
         train_for="40 steps", eval_every="20 steps", log_every="1 steps", ema_decay=0.9,
         checkpoint__every="40 steps", optimizer__accumulate=2, batch_size=32, attention_images=100,
         augment={"rotate": 10.0, "mixup": 0.8, "cutmix": 1.0, "erase": 0.3},
+        distill={"teacher": str(teacher), "kind": "soft"},
     )  # fmt: skip
     uninterrupted = tmp_path / "uninterrupted"
     loop.train(config, str(uninterrupted))
@@ -73,6 +78,7 @@ def test_two_processes_stop_together_and_another_mesh_resumes_to_the_same_result
     assert metrics.keys() == expected.keys()
     assert metrics == pytest.approx(expected, rel=2e-4, abs=1e-6)
     assert metrics[40, "eval/examples"] == 397
+    assert 0 < metrics[40, "eval/agreement"] <= 1
     assert metrics[40, "gate/layer_01/head_04"] != metrics[20, "gate/layer_01/head_04"]
     stalls = metrics_of(workdir, ("checkpoint/stall_seconds",))
     assert {step for step, _ in stalls} >= {saved, 40}

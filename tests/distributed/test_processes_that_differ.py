@@ -6,6 +6,8 @@ import re
 import pytest
 
 from convit_jax.training import loop
+from convit_jax.weights import load_model
+from convit_jax.weights.exporting import export_logits
 from tests.field.builders import folder
 
 
@@ -65,6 +67,28 @@ def test_differing_data_are_reported_before_the_first_step(
     for log in logs:
         assert "config.data.train=folder:images is not the same for all processes" in log
         assert message in log
+    assert "step 1/" not in "".join(logs)
+
+
+def test_differing_teachers_are_reported_before_the_first_step(
+    make_config, workdir, start, tmp_path
+):
+    for index, scale in enumerate((1.0, 1.001)):
+        (tmp_path / str(index)).mkdir()
+        model = load_model(workdir)
+        model.head.bias[...] = scale * (model.head.bias[...] + 1)
+        (tmp_path / str(index) / "teacher.stablehlo").write_bytes(export_logits(model))
+    config = make_config(
+        train_for="100000 steps", log_every="1 steps", batch_size=32,
+        distill={"teacher": "teacher.stablehlo"},
+    )  # fmt: skip
+    codes, _, logs = wait_for_end(
+        start(config, tmp_path / "run", 2, separate_directories=True), tmp_path
+    )
+    assert codes == [2, 2], logs
+    for log in logs:
+        assert "config.distill.teacher=teacher.stablehlo is not the same for all processes" in log
+        assert "process 1 has another one than process 0" in log
     assert "step 1/" not in "".join(logs)
 
 
