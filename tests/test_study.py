@@ -355,6 +355,10 @@ def test_a_fraction_smaller_than_a_batch_sees_as_many_images(run_study, tmp_path
         ({"models": "convit,convit"}, "--models=convit,convit: expected each only once"),
         ({"models": "convit,other"}, "'convit' has config.train_for='8 steps' and 'other' '9 st"),
         ({"variants": "a,h"}, "--variants=a,h: expected rows of Table 3, a to g"),
+        (
+            {"config.distill.teacher": "/none.npz"},
+            "config.distill.teacher: no weights at /none.npz",
+        ),
         ({"variants": "b"}, "--variants: the model 'deit' has no GPSA layers"),
         ({"gpsa-layers": "0,9", "models": "convit"}, "gpsa_layers=9: expected 0 to 2"),
         ({"locality-strengths": "-1"}, "--locality-strengths=-1: expected numbers above 0"),

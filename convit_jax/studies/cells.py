@@ -14,6 +14,7 @@ from convit_jax.studies.variants import (
     unchanged_variant,
 )
 from convit_jax.training import Experiment, make_experiment, open_training_data
+from convit_jax.training.distillation import open_config_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +112,14 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
 
     Raises:
         InputError: a fraction leaves a class without examples, the dataset is smaller than a
-            batch, or a variant does not fit its model.
+            batch, a variant does not fit its model, or a teacher cannot be used.
     """
     cells = list(cells)
-    sizes = {f: _dataset_size(configs, f) for f in {1.0} | {cell.fraction for cell in cells}}
-    full_size, classes = sizes[1.0]
+    data = {f: _open_data(configs, f) for f in {1.0} | {cell.fraction for cell in cells}}
+    full_size, class_names = data[1.0]
+    classes = len(class_names)
+    for config in {config.distill.teacher: config for config in configs.values()}.values():
+        open_config_teacher(config, classes, class_names)  # otherwise each cell would fail
     smallest = min(cell.fraction for cell in cells)
     experiments: dict[tuple[str, Variant], tuple[Config, Experiment]] = {}
     jobs = []
@@ -127,7 +131,7 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
             config = _of_fraction(config, smallest)
             with naming(f"cell {cell.name}"):
                 experiment = make_experiment(
-                    config, num_examples=sizes[smallest][0], num_classes=classes
+                    config, num_examples=data[smallest][0], num_classes=classes
                 )
             experiments[key] = config, experiment
         config, experiment = experiments[key]
@@ -137,7 +141,7 @@ def make_jobs(configs: Mapping[str, Config], cells: Iterable[Cell]) -> list[Job]
                 cell=cell,
                 config=dataclasses.replace(_of_fraction(config, cell.fraction), seed=cell.seed),
                 steps=experiment.total_steps,
-                examples=sizes[cell.fraction][0],
+                examples=data[cell.fraction][0],
                 classes=classes,
                 locality_strength=a.locality_strength if a.gpsa_layers and a.conv_init else None,
                 gpsa_layers=a.gpsa_layers,
@@ -179,8 +183,8 @@ def jobs_of_worker(jobs: Sequence[Job], worker: int, workers: int) -> list[Job]:
     return list(jobs[worker - 1 :: workers])
 
 
-def _dataset_size(configs: Mapping[str, Config], fraction: float) -> tuple[int, int]:
-    """Return the numbers of training examples and classes; all models share the same data."""
+def _open_data(configs: Mapping[str, Config], fraction: float) -> tuple[int, tuple[str, ...]]:
+    """Return the number of training examples and the classes; all models share the same data."""
     config = next(iter(configs.values()))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, fraction=fraction))
     with naming(f"--fractions={fraction:g}"):
@@ -190,7 +194,7 @@ def _dataset_size(configs: Mapping[str, Config], fraction: float) -> tuple[int, 
             raise InputError(
                 f"config.batch_size={batch_size} is more than the {len(examples)} training examples"
             )
-    return len(examples), len(examples.class_names)
+    return len(examples), tuple(examples.class_names)
 
 
 def as_file_name(text: str) -> str:
