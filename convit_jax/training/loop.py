@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import signal
 import time
@@ -127,7 +128,6 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
         stack.enter_context(saving.closing_checkpoints(checkpoints))
         with _explaining_out_of_memory(config):
             state, start = _initial_state(run, checkpoints)
-            teacher_params = place_teacher(experiment, run.placement)
         if jax.process_index() == 0:
             workdirs.write_config(directory, experiment)
         workdirs.log_beginning(experiment, state, start, run.placement)
@@ -145,16 +145,7 @@ def train(config: Config, workdir: str, screen: Screen | None = None) -> Outcome
             batches = stack.enter_context(contextlib.closing(run.train_batches(start)))
             with _explaining_out_of_memory(config):
                 outcome = _take_steps(
-                    run,
-                    state,
-                    start,
-                    teacher_params,
-                    batches,
-                    checkpoints,
-                    writer,
-                    screen,
-                    stop,
-                    progress,
+                    run, state, start, batches, checkpoints, writer, screen, stop, progress
                 )
         saving.finish_saving(checkpoints)
         if tracking is not None:
@@ -195,6 +186,11 @@ class _Run:
     def local_rows(self) -> Sequence[int]:
         """This process's rows of the global batch."""
         return meshes.local_rows(self.placement.rows, self.experiment.config.batch_size)
+
+    @functools.cached_property
+    def teacher_params(self) -> tuple[Any, ...]:
+        """The teacher's parameters on the devices, the last argument of a step; () without one."""
+        return place_teacher(self.experiment, self.placement)
 
     def train_batches(self, start: int) -> Generator[data.Batch, None, None]:
         """Yield this process's rows of the batches of steps `start` + 1 to the last."""
@@ -248,7 +244,6 @@ def _take_steps(
     run: _Run,
     state: TrainState,
     start: int,
-    teacher_params: tuple[Any, ...],
     batches: Iterator[data.Batch],
     checkpoints: ocp.CheckpointManager,
     writer: metric_writers.MetricWriter,
@@ -281,7 +276,7 @@ def _take_steps(
         nonlocal progress
         screen.show("evaluating", step, total)
         sums = sum_over_examples(
-            lambda params, batch: placement.eval_step(params, batch, *teacher_params),
+            lambda params, batch: placement.eval_step(params, batch, *run.teacher_params),
             state.eval_params,
             run.eval_batches(),
         )
@@ -306,7 +301,7 @@ def _take_steps(
             write_beginning(
                 writer, experiment, local_batch, run.local_rows, run.examples.class_names
             )
-        state, metrics = placement.train_step(state, batch, *teacher_params)
+        state, metrics = placement.train_step(state, batch, *run.teacher_params)
         step += 1
         if step == start + 1:
             clock.restart(step)  # exclude the compilation
