@@ -52,7 +52,7 @@ Combination = frozenset[tuple[str, int]]  # some of a row's items
 VALUES: dict[str, tuple[Any, ...]] = {
     "source": ("folder", "digits"),
     "evaluation": ("own", "holdout"),
-    "data.fraction": (1.0, 0.5),
+    "data.fraction": (1.0, 0.5, 0.1),  # a tenth is less than a batch
     "data.fraction_choice": ("first", "random"),
     "data.classes": (0, 2),
     "data.image_size": ((16,), (16, 24)),
@@ -94,6 +94,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "model.qkv_bias": (None, True),
     "model.use_gating": (None, False),
     "model.conv_init": (None, False),
+    "model.positional_attention": (None, "vanilla"),
+    "model.init": (None, "convolutional", "mimetic", "impulse"),
     "model.use_pos_embed": (None, False),
     "model.mlp_ratio": (None, 1.5),
     "model.drop_rate": (None, 0.1),
