@@ -15,8 +15,8 @@ from convit_jax.weights import open_weights
 from tests.helpers import load_module
 
 VARIANTS = {
-    "digits": ["", "convit", "deit"],
-    "letters": ["", "deit"],
+    "digits": ["", "convit", "deit", "deit_impulse"],
+    "letters": ["", "deit", "convit_no_gating"],
     "convit_ti": [""],
     "convit_ti_plus": ["", "cifar100"],
     "convit_s": [
@@ -93,19 +93,6 @@ def test_a_step_of_every_variant(name, argument, repository):
     assert not all(jax.tree.leaves(unchanged))
 
 
-@pytest.mark.parametrize("name", ["digits", "letters"])
-def test_the_two_models_of_a_small_config_differ_in_attention_only(name, repository):
-    module = load(repository, name)
-    convit, deit = (resolve(module.get_config(name)) for name in ("convit", "deit"))
-    differing = {
-        name
-        for name in (field.name for field in dataclasses.fields(convit))
-        if getattr(convit, name) != getattr(deit, name)
-    }
-    assert differing == {"model"}
-    assert (convit.model.num_heads, convit.model.depth) == (deit.model.num_heads, deit.model.depth)
-
-
 def test_the_demo_runs_on_eight_devices_in_two_parts(repository):
     """As in docs/tpu.md, and with the recipe's mixing in pairs."""
     config = load(repository, "digits").get_config()
@@ -166,6 +153,36 @@ def test_an_argument_changes_only_its_own_keys(argument, changes, repository):
     module = load(repository, "convit_s")
     plain, changed = (resolve(module.get_config(a)) for a in ("", argument))
     assert {name: after for name, _, after, _ in differences(plain, changed)} == changes
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("convit_no_gating", {"model.use_gating": False}),
+        ("convit_no_conv_init", {"model.conv_init": False}),
+        ("deit", {"model.name": "deit_tiny", "model.gpsa_layers": None}),
+        (
+            "deit_mimetic",
+            {"model.name": "deit_tiny", "model.gpsa_layers": None, "model.init": "mimetic"},
+        ),
+        (
+            "deit_impulse",
+            {"model.name": "deit_tiny", "model.gpsa_layers": None, "model.init": "impulse"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["digits", "letters"])
+def test_compared_models_differ_in_one_thing_and_their_learning_rate(
+    name, model, changes, repository
+):
+    module = load(repository, name)
+    plain, changed = (resolve(module.get_config(m)) for m in ("convit", model))
+    rate = changed.optimizer.learning_rate
+    assert rate == module.LEARNING_RATES[model]
+    if rate != plain.optimizer.learning_rate:
+        changes = changes | {"optimizer.learning_rate": rate}
+    assert {key: after for key, _, after, _ in differences(plain, changed)} == changes
+    assert module.LEARNING_RATES.keys() == module.MODELS.keys()
 
 
 @pytest.mark.parametrize(
