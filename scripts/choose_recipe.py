@@ -5,9 +5,10 @@
 Each setting is tried with each model by `convit_jax.study`, trained on the first three quarters of
 the training images and evaluated on the others: the test images are not used. The score of a
 setting is the mean accuracy over models and fractions, so that all models have the same weight; the
-best setting of each model is also reported. OUT gets a study for each setting and `choice.md`. The
-same command continues where it was stopped; several may share OUT. --config.key=value changes a key
-of all runs.
+best setting of each model is also reported. OUT gets a study for each setting, and `choice.md` of
+all settings that were ever tried there: where a model is best at an end of the grid, run it again
+with --models and the next value. The same command continues where it was stopped; several may share
+OUT. --config.key=value changes a key of all runs.
 """
 
 import argparse
@@ -25,8 +26,8 @@ PART = "75%"
 Setting = tuple[str, str]
 
 
-def try_setting(out: pathlib.Path, setting: Setting, arguments: argparse.Namespace) -> pathlib.Path:
-    """Train all models with a learning rate and a weight decay; return the study's directory.
+def try_setting(out: pathlib.Path, setting: Setting, arguments: argparse.Namespace) -> None:
+    """Train all models with a learning rate and a weight decay, as a study in a directory of `out`.
 
     Raises:
         CalledProcessError: the study failed or was stopped.
@@ -44,32 +45,44 @@ def try_setting(out: pathlib.Path, setting: Setting, arguments: argparse.Namespa
         *arguments.overrides,
     ]
     subprocess.run(command, cwd=ROOT, check=True)
-    return directory
 
 
 def read_scores(directory: pathlib.Path) -> dict[str, float]:
-    """Return each model's mean accuracy of the last evaluation over fractions and seeds."""
+    """Return each model's mean accuracy of the last evaluation over fractions and seeds.
+
+    Models of which fewer runs are finished than of another are left out.
+    """
     accuracies: dict[str, list[float]] = {}
     with (directory / "results.csv").open() as file:
         for row in csv.DictReader(file):
             accuracies.setdefault(row["model"], []).append(float(row["top1"]))
-    return {model: statistics.fmean(values) for model, values in accuracies.items()}
+    runs = max(map(len, accuracies.values()), default=0)
+    return {model: statistics.fmean(v) for model, v in accuracies.items() if len(v) == runs}
 
 
 def choice(scores: Mapping[Setting, Mapping[str, float]]) -> str:
-    """Return the settings as markdown, best first, and the best setting for all and each model."""
-    ranked = sorted(scores, key=lambda setting: -statistics.fmean(scores[setting].values()))
-    models = list(scores[ranked[0]])
+    """Return the settings as markdown, and the best setting for all and each model.
+
+    Settings with all models are first, the best first; then those with some of the models.
+    """
+    models = list(dict.fromkeys(model for of_setting in scores.values() for model in of_setting))
+    means = {
+        setting: statistics.fmean(of_setting.values())
+        for setting, of_setting in scores.items()
+        if len(of_setting) == len(models)
+    }
+    ranked = sorted(means, key=lambda setting: -means[setting])
     lines = [
         f"| learning rate | weight decay | {' | '.join(models)} | mean |",
         "|" + " --- |" * (len(models) + 3),
     ]
-    for setting in ranked:
-        values = [*scores[setting].values(), statistics.fmean(scores[setting].values())]
-        percents = " | ".join(f"{100 * value:.2f}" for value in values)
+    for setting in [*ranked, *(s for s in scores if s not in means)]:
+        values = [scores[setting].get(model) for model in models] + [means.get(setting)]
+        percents = " | ".join("" if value is None else f"{100 * value:.2f}" for value in values)
         lines.append(f"| {setting[0]} | {setting[1]} | {percents} |")
-    best = {"all": ranked[0]}
-    best |= {model: max(scores, key=lambda s, m=model: scores[s][m]) for model in models}
+    best = {"all": ranked[0]} if ranked else {}
+    for model in models:
+        best[model] = max(scores, key=lambda s, m=model: scores[s].get(m, 0.0))
     lines.append("")
     lines += [
         f"best for {name}: rate {rate}, decay {decay}" for name, (rate, decay) in best.items()
@@ -93,8 +106,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = itertools.product(
         arguments.learning_rates.split(","), arguments.weight_decays.split(",")
     )
-    directories = {setting: try_setting(arguments.out, setting, arguments) for setting in settings}
-    text = choice({setting: read_scores(directory) for setting, directory in directories.items()})
+    for setting in settings:
+        try_setting(arguments.out, setting, arguments)
+    scores = {}
+    for directory in sorted(arguments.out.glob("rate*_decay*/")):
+        rate, _, decay = directory.name.removeprefix("rate").partition("_decay")
+        scores[rate, decay] = read_scores(directory)
+    text = choice(scores)
     (arguments.out / "choice.md").write_text(text)
     print(text)
 

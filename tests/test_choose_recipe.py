@@ -30,8 +30,33 @@ def test_models_have_equal_weight_and_each_model_s_best_is_reported(script):
 
 
 def test_scores_are_means_over_fractions_and_seeds(script, tmp_path):
-    (tmp_path / "results.csv").write_text("model,top1\na,0.5\nb,0.1\na,0.7\n")
-    assert script.read_scores(tmp_path) == {"a": pytest.approx(0.6), "b": 0.1}
+    (tmp_path / "results.csv").write_text("model,top1\na,0.5\nb,0.1\na,0.7\nb,0.3\n")
+    assert script.read_scores(tmp_path) == {"a": pytest.approx(0.6), "b": pytest.approx(0.2)}
+
+
+def test_a_model_with_fewer_runs_than_others_is_not_scored_yet(script, tmp_path):
+    (tmp_path / "results.csv").write_text("model,top1\na,0.5\na,0.7\nb,0.9\n")
+    assert script.read_scores(tmp_path) == {"a": pytest.approx(0.6)}
+
+
+def test_a_setting_tried_with_some_of_the_models_is_shown_and_can_be_their_best(script):
+    scores = {("1e-3", "0.1"): {"convit": 0.9, "deit": 0.6}, ("3e-4", "0.1"): {"deit": 0.7}}
+    lines = script.choice(scores).splitlines()
+    assert lines[2:4] == ["| 1e-3 | 0.1 | 90.00 | 60.00 | 75.00 |", "| 3e-4 | 0.1 |  | 70.00 |  |"]
+    assert lines[-3:] == [
+        "best for all: rate 1e-3, decay 0.1",
+        "best for convit: rate 1e-3, decay 0.1",
+        "best for deit: rate 3e-4, decay 0.1",
+    ]
+
+
+def test_the_choice_is_among_all_settings_that_were_tried(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "try_setting", lambda *_: None)
+    for rate, top1 in (("1e-3", 0.5), ("3e-3", 0.6)):
+        (tmp_path / f"rate{rate}_decay0.1").mkdir()
+        (tmp_path / f"rate{rate}_decay0.1" / "results.csv").write_text(f"model,top1\na,{top1}\n")
+    script.main([str(tmp_path), "--learning-rates", "1e-3"])
+    assert "best for a: rate 3e-3, decay 0.1" in (tmp_path / "choice.md").read_text()
 
 
 def test_test_images_are_not_used(script, tmp_path, monkeypatch):
