@@ -31,7 +31,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-# The best of four for each model, on held-out training images (docs/comparison.md).
+# The best of four or five for each model, on held-out training images (docs/comparison.md).
 LEARNING_RATES = {
     "convit": 3e-3,
     "convit_no_gating": 3e-3,
