@@ -63,7 +63,9 @@ def relative_errors(curves: Mapping[str, np.ndarray], baseline: str) -> Figure:
         fraction, ratio, half = np.asarray(points, float).T
         x = 100 * fraction * np.exp(shifts[index])
         axes.errorbar(x, ratio, np.nan_to_num(half), label=name, capsize=2, **look)
-    axes.set_ylabel(f"error relative to {baseline}")
+    # Intervals of few seeds may be wider than the figure.
+    highest = max(points[:, 1].max(initial=1.0) for points in curves.values())
+    axes.set(ylabel=f"error relative to {baseline}", ylim=(0, 1.25 * highest))
     _set_fractions(axes, {float(f) for points in curves.values() for f in points[:, 0]})
     figure.legend(loc="outside lower center", ncols=2)
     return figure
