@@ -182,7 +182,7 @@ def test_compared_models_differ_in_one_thing_and_their_learning_rate(
     if rate != plain.optimizer.learning_rate:
         changes = changes | {"optimizer.learning_rate": rate}
     assert {key: after for key, _, after, _ in differences(plain, changed)} == changes
-    assert module.LEARNING_RATES.keys() == module.MODELS.keys()
+    assert module.LEARNING_RATES.keys() == load(repository, "digits").MODELS.keys()
 
 
 @pytest.mark.parametrize(
