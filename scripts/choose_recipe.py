@@ -26,11 +26,11 @@ PART = "75%"
 Setting = tuple[str, str]
 
 
-def try_setting(out: pathlib.Path, setting: Setting, arguments: argparse.Namespace) -> None:
+def try_setting(out: pathlib.Path, setting: Setting, arguments: argparse.Namespace) -> int:
     """Train all models with a learning rate and a weight decay, as a study in a directory of `out`.
 
-    Raises:
-        CalledProcessError: the study failed or was stopped.
+    Returns:
+        The study's exit code; it has reported an error itself.
     """
     rate, decay = setting
     directory = out / f"rate{rate}_decay{decay}"
@@ -44,7 +44,7 @@ def try_setting(out: pathlib.Path, setting: Setting, arguments: argparse.Namespa
         *(f"--config.optimizer.learning_rate={rate}", f"--config.optimizer.weight_decay={decay}"),
         *arguments.overrides,
     ]
-    subprocess.run(command, cwd=ROOT, check=True)
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 def read_scores(directory: pathlib.Path) -> dict[str, float]:
@@ -90,8 +90,8 @@ def choice(scores: Mapping[Setting, Mapping[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Try all settings and write `choice.md`."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Try all settings and write `choice.md`; return the first study's exit code that is not 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -107,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.learning_rates.split(","), arguments.weight_decays.split(",")
     )
     for setting in settings:
-        try_setting(arguments.out, setting, arguments)
+        exit_code = try_setting(arguments.out, setting, arguments)
+        if exit_code:
+            return exit_code
     scores = {}
     for directory in sorted(arguments.out.glob("rate*_decay*/")):
         rate, _, decay = directory.name.removeprefix("rate").partition("_decay")
@@ -115,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = choice(scores)
     (arguments.out / "choice.md").write_text(text)
     print(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -51,7 +51,7 @@ def test_a_setting_tried_with_some_of_the_models_is_shown_and_can_be_their_best(
 
 
 def test_the_choice_is_among_all_settings_that_were_tried(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "try_setting", lambda *_: None)
+    monkeypatch.setattr(script, "try_setting", lambda *_: 0)
     for rate, top1 in (("1e-3", 0.5), ("3e-3", 0.6)):
         (tmp_path / f"rate{rate}_decay0.1").mkdir()
         (tmp_path / f"rate{rate}_decay0.1" / "results.csv").write_text(f"model,top1\na,{top1}\n")
@@ -59,12 +59,30 @@ def test_the_choice_is_among_all_settings_that_were_tried(script, tmp_path, monk
     assert "best for a: rate 3e-3, decay 0.1" in (tmp_path / "choice.md").read_text()
 
 
+def test_it_ends_with_the_study_that_fails(script, tmp_path, monkeypatch, capsys):
+    """The study has said what was wrong; a traceback or a choice without it would hide that."""
+    commands = []
+    monkeypatch.setattr(subprocess, "run", _study_that_ends(2, commands))
+    assert script.main([str(tmp_path), "--models", "convti", "--learning-rates", "1e-3,3e-3"]) == 2
+    assert len(commands) == 1
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr() == ("", "")
+
+
+def _study_that_ends(exit_code, commands):
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, exit_code)
+
+    return run
+
+
 def test_test_images_are_not_used(script, tmp_path, monkeypatch):
     """The study that it starts is valid and uses only training images."""
     from convit_jax import study
 
     commands = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(subprocess, "run", _study_that_ends(0, commands))
     flags = types.SimpleNamespace(
         data="digits", models="convit,deit", fractions="0.1,1", seeds=1, overrides=[]
     )
