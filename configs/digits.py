@@ -3,11 +3,11 @@
     python train.py --config configs/digits.py --workdir /tmp/digits
     python train.py --config configs/digits.py:deit --workdir /tmp/digits-deit
 
-`deit` trains a DeiT of the same width, depth, data and budget, with plain attention; the other
-models of `MODELS` are between the two. With seeds 0, 1 and 2 the ConViT ended at 98.0, 98.7 and
-98.0 % of the 397 test images, the DeiT at 95.2, 95.7 and 94.0 %. One image is 0.25 %; results on
-another CPU differ by rounding. The recipe was tuned for ConViT on the last 350 training images,
-then the learning rate for each model (docs/comparison.md).
+`deit` trains a DeiT of the same width, depth, data and budget, with plain attention; other models
+are in `MODELS`. With seeds 0, 1 and 2 the ConViT ended at 98.0, 98.7 and 98.0 % of the 397 test
+images, the DeiT at 95.2, 95.7 and 94.0 %. One image is 0.25 %; results on another CPU differ by
+rounding. The recipe was tuned for ConViT on the last 350 training images, then the learning rate
+for each model (docs/comparison.md).
 """
 
 from collections.abc import Mapping
